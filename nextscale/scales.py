@@ -1,0 +1,128 @@
+"""Geometry of the token pyramid: how many tokens each scale has and where they lie in one flat sequence.
+
+Everything else about the pyramid (offsets, levels, masks, lengths) is derived from the sizes and stored nowhere else.
+Pixels, codes and weights are not known here; torch is imported only by what returns a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Size = tuple[int, int]
+
+
+class Scales:
+    """The K token maps of an image, coarse to fine: `Scales([1, 2, 3, (4, 6)])`.
+
+    Arguments:
+        sizes: an int s for a square s x s map, a pair for (height, width). Neither side may shrink from a scale to the next.
+
+    Raises `InputError` for an empty list, sides that are not positive integers, or scales that shrink.
+
+    Immutable and hashable. L = `total` tokens in all; the last size is the latent's own (h_K, w_K).
+    """
+
+    __slots__ = ("sizes",)
+    sizes: tuple[Size, ...]
+
+    def __init__(self, sizes: Iterable[int | Iterable[int]]) -> None:
+        try:
+            pairs = tuple((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
+        except TypeError:
+            raise InputError(f"scales: expected a list of ints or (height, width) pairs, got {sizes!r}") from None
+        for pair in pairs:
+            if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+                raise InputError(f"scales: expected positive ints or (height, width) pairs, got {pair!r}")
+        if not pairs:
+            raise InputError("scales: expected at least one scale, got none")
+        for (h, w), (next_h, next_w) in zip(pairs, pairs[1:], strict=False):
+            if next_h < h or next_w < w:
+                raise InputError(f"scales: expected coarse to fine, got {h}x{w} before {next_h}x{next_w}")
+        object.__setattr__(self, "sizes", pairs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Scales is immutable")
+
+    def __len__(self) -> int:
+        """K, the number of scales."""
+        return len(self.sizes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scales) and self.sizes == other.sizes
+
+    def __hash__(self) -> int:
+        return hash(self.sizes)
+
+    def __repr__(self) -> str:
+        return f"Scales({self.to_list()})"
+
+    def __reduce__(self) -> tuple[type[Scales], tuple[list[int | list[int]]]]:
+        return Scales, (self.to_list(),)
+
+    def __str__(self) -> str:
+        """`1 2 3 4x6`, as tables print it."""
+        return " ".join(str(h) if h == w else f"{h}x{w}" for h, w in self.sizes)
+
+    def to_list(self) -> list[int | list[int]]:
+        """The sizes as JSON can hold them; `Scales(scales.to_list()) == scales`."""
+        return [h if h == w else [h, w] for h, w in self.sizes]
+
+    @property
+    def height(self) -> int:
+        """h_K, rows of the last map and of the latent."""
+        return self.sizes[-1][0]
+
+    @property
+    def width(self) -> int:
+        """w_K, columns of the last map and of the latent."""
+        return self.sizes[-1][1]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """h_k * w_k, the number of tokens at each scale."""
+        return tuple(h * w for h, w in self.sizes)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Index of each scale's first token in the flat sequence."""
+        return (0, *accumulate(self.lengths[:-1]))
+
+    @property
+    def total(self) -> int:
+        """L, the number of tokens of one image."""
+        return sum(self.lengths)
+
+    def slices(self) -> tuple[slice, ...]:
+        """Where each scale lies in the flat sequence."""
+        return tuple(slice(start, start + length) for start, length in zip(self.offsets, self.lengths, strict=True))
+
+    def split(self, tokens_BL: Tensor) -> list[Tensor]:
+        """(B, L) tokens, of any dtype -> K views (B, h_k, w_k), coarse to fine.
+
+        Raises `InputError` when the last dimension is not L.
+        """
+        if tokens_BL.ndim != 2 or tokens_BL.shape[1] != self.total:
+            raise InputError(f"tokens: expected shape (batch, {self.total}), got {tuple(tokens_BL.shape)}")
+        return [tokens_BL[:, part].unflatten(1, size) for part, size in zip(self.slices(), self.sizes, strict=True)]
+
+    def level_ids(self) -> Tensor:
+        """(L,) int64: the 0-based scale every token belongs to."""
+        import torch
+
+        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))
+
+    def block_causal_mask(self) -> Tensor:
+        """(L, L) bool: True where the token of a row may attend to the token of a column, that is to scales <= its own."""
+        level_L = self.level_ids()
+        return level_L[:, None] >= level_L[None, :]
+
+    def __iter__(self) -> Iterator[Size]:
+        """The (h_k, w_k), coarse to fine."""
+        return iter(self.sizes)
