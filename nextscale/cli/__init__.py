@@ -1,0 +1,177 @@
+"""The command line: a table of commands, each a frozen dataclass with a `run()` in a file of its own.
+
+A command's module is imported when the command is called, and torch when it runs, so that every help text is instant.
+Mistakes of the user end here as one line and exit status 2; anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from itertools import takewhile
+from typing import Any
+
+from nextscale.errors import InputError
+
+#   name: (module under nextscale.cli, dataclass, help line)
+COMMANDS = {
+    "demo": ("demo", "Demo", "both stages from scratch on the embedded pictures"),
+    "sample": ("sample", "Sample", "images from a model"),
+    "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
+    "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
+    "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
+    "presets": ("presets", "Presets", "the models that have names"),
+}
+
+INTERRUPTED = 128 + 2  # as shells report SIGINT
+READER_GONE = 128 + 13  # and SIGPIPE
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+WORDING = (
+    (r"^Error parsing ([^:]+): invalid literal for int\(\) with base 10: ", r"\1: expected an integer, got "),
+    (r"^Error parsing ([^:]+): could not convert string to float: ", r"\1: expected a number, got "),
+    (r"^Error parsing ", ""),
+    (r"^Missing value for argument '([^']+)'\..*$", r"\1: expected a value, got none"),
+    (
+        r"^invalid choice ('.*') for argument '([^']+)'\. Expected one of \((.*?),?\)\.$",
+        r"\2: expected one of \3, got \1",
+    ),
+    (r"\.$", ""),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `nextscale` with these arguments (default: the process's own).
+
+    Returns the exit status: 0; 2 after a mistake of the user's, told in one line on stderr; 130 when interrupted; 141 when
+    whoever read the output went away.
+    """
+    try:
+        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except InputError as error:
+        print("nextscale: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nextscale: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(COMMANDS))
+    elif arguments[0] == "--version":
+        from nextscale import __version__
+
+        print(f"nextscale {__version__}")
+    elif _group(arguments[0]) and arguments[1:2] in (["-h"], ["--help"]):
+        print(_help(_group(arguments[0])))
+    else:
+        name, rest = _find(arguments)
+        command = _parse(name, rest)
+        if command is not None:
+            command.run()
+
+
+def _help(names: Iterable[str]) -> str:
+    """What `nextscale --help` prints, for these commands."""
+    lines = [f"  {name:<20}{COMMANDS[name][2]}" for name in names]
+    return "\n".join(
+        [
+            "usage: nextscale COMMAND [OPTIONS]",
+            "",
+            "Visual autoregressive modelling: images generated coarse to fine.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            f"  {'-h, --help':<20}this text; after a command, its options",
+            f"  {'--version':<20}the version",
+        ]
+    )
+
+
+def _group(word: str) -> list[str]:
+    """The commands of two words that begin with this one."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
+
+
+def _find(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name and what follows it. Raises `InputError`, with the nearest name, when there is none."""
+    for words in (1, 2):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return name, arguments[words:]
+    first, both = arguments[0], " ".join(arguments[:2])
+    close = get_close_matches(both, COMMANDS, n=1) or get_close_matches(first, COMMANDS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    if group := _group(first):
+        raise InputError(f"command: expected {' or '.join(group)}, got {both!r}{hint if both != first else ''}")
+    raise InputError(f"command: expected one of {', '.join(COMMANDS)}, got {first!r}{hint}")
+
+
+def _parse(name: str, arguments: list[str]) -> Any:
+    """The command as its dataclass, or None when only its help was wanted. Raises `InputError` for what does not parse."""
+    import tyro
+
+    module, kind, _ = COMMANDS[name]
+    command = getattr(import_module(f"nextscale.cli.{module}"), kind)
+    _refuse_repeats(arguments)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(
+                command,
+                prog=f"nextscale {name}",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise InputError(f"{_one_line(complaint.getvalue())}; see nextscale {name} --help") from None
+    if unknown:
+        raise InputError(f"{_unknown(command, unknown)}; see nextscale {name} --help")
+    return parsed
+
+
+def _refuse_repeats(arguments: list[str]) -> None:
+    """tyro lets the last of two win in silence."""
+    given = Counter(word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--"))
+    for option, times in given.items():
+        if times > 1:
+            raise InputError(f"{option}: expected once, with all its values after it, got it {times} times")
+
+
+def _unknown(command: type, words: list[str]) -> str:
+    """What to say about arguments that the command does not have."""
+    word = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}"
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(command)]
+    close = get_close_matches(word.replace("_", "-"), [f"--{name}" for name in names], n=1)
+    return f"unknown option {word}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph of tyro's box of complaint, as a line that says what was expected and what was given."""
+    rows = [row.strip("│ ") for row in ESCAPES.sub("", box).splitlines() if row.startswith("│")]
+    line = " ".join(takewhile(lambda row: not row.startswith("─"), rows))
+    for pattern, replacement in WORDING:
+        line = re.sub(pattern, replacement, line)
+    return line
