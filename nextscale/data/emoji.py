@@ -1,0 +1,105 @@
+"""The embedded data set: 3,777 emoji in two drawing styles, nine Unicode groups as classes.
+
+The pack beside this file holds 64 px WebP pictures and an index; `scripts/make_emoji_pack.py` made it and its README says
+how the split was drawn. This room decodes the pack at one size. Random crops shift a picture by at most 1/16 of its side;
+there is no mirroring, since letters and flags have a right way round.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nextscale import images
+from nextscale.data.pictures import DataSet, Split, fingerprint, from_memory, in_threads
+
+PACK = Path(__file__).with_name("emoji_pack")
+SHIFT = 16  # the largest shift is the side divided by this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the index: `subject` and `family` are code points joined by dashes, `bytes` the length in the pack."""
+
+    subject: str
+    style: str
+    name: str
+    group: str
+    family: str
+    split: str
+    bytes: int
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """The index of the pack, in the order of the pictures."""
+    header, *rows = (PACK / "index.tsv").read_text(encoding="utf-8").splitlines()
+    columns = header.split("\t")
+    records = (dict(zip(columns, row.split("\t"), strict=True)) for row in rows)
+    return tuple(
+        Entry(
+            subject=record["subject"],
+            style=record["style"],
+            name=record["name"],
+            group=record["group"],
+            family=record["family"],
+            split=record["split"],
+            bytes=int(record["bytes"]),
+        )
+        for record in records
+    )
+
+
+def classes() -> tuple[str, ...]:
+    """The nine groups, in Unicode's order."""
+    return tuple(dict.fromkeys(entry.group for entry in entries()))
+
+
+def load(*, height: int, width: int) -> DataSet:
+    """The embedded pictures at a size of your choice; where it is not square, the picture stands in the middle of white."""
+    stored = decoded(height, width)
+    train, validation = (_split(name, stored, height=height, width=width) for name in ("train", "validation"))
+    return DataSet(train=train, validation=validation, classes=classes(), unreadable=[])
+
+
+@lru_cache(maxsize=4)
+def decoded(height: int, width: int) -> Tensor:
+    """All pictures, (N, 3, H + 2·(H // 16), W + 2·(W // 16)) uint8, with the white border that shifts need."""
+    packed = (PACK / "pictures.bin").read_bytes()
+    ends = accumulate((entry.bytes for entry in entries()), initial=0)
+    blobs = [packed[start:end] for start, end in pairwise(ends)]
+    return torch.stack(list(in_threads(partial(_decode, height=height, width=width), blobs)))
+
+
+def _decode(blob: bytes, *, height: int, width: int) -> Tensor:
+    side = min(height, width)
+    small = images.open_rgb(io.BytesIO(blob)).resize((side, side), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (width + 2 * (width // SHIFT), height + 2 * (height // SHIFT)), "white")
+    sheet.paste(small, (width // SHIFT + (width - side) // 2, height // SHIFT + (height - side) // 2))
+    return images.uint8_from_pil(sheet)
+
+
+def _split(name: str, stored: Tensor, *, height: int, width: int) -> Split:
+    chosen = [index for index, entry in enumerate(entries()) if entry.split == name]
+    groups = classes()
+    return Split(
+        classes=groups,
+        labels=torch.tensor([groups.index(entries()[index].group) for index in chosen]),
+        names=tuple(entries()[index].name for index in chosen),
+        fingerprint=fingerprint(["emoji", name, height, width, _pack_hash()]),
+        fetch=from_memory(stored[chosen]),
+        height=height,
+        width=width,
+    )
+
+
+@cache
+def _pack_hash() -> str:
+    return fingerprint((PACK / name).read_bytes() for name in ("index.tsv", "pictures.bin"))

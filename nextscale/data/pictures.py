@@ -1,0 +1,139 @@
+"""What every data set gives: two splits of pictures at one size, handed out in batches.
+
+Crops are drawn here, once for all data sets: a picture is kept a little larger than asked for, and a batch takes the
+centre or, with a generator, a random window. Nothing here reads files.
+
+Shapes: N pictures of a split, n of a batch, H height, W width in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from nextscale import images
+
+Progress = Callable[[int, int], None]  # called with (done, total)
+Fetch = Callable[[list[int]], tuple[list[int], list[Tensor]]]  # indices -> the indices shown, (3, h, w) uint8 of each
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_CHUNK = 1024  # items handed to the threads at a time: a million waiting jobs would take a gigabyte
+
+
+class Pictures(Protocol):
+    """One split of a data set at one size.
+
+    `labels` is (N,) int64, `names` one name a picture; `fingerprint` is a hex string that changes when the pictures,
+    their size or the split change.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(
+        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (n, 3, H, W) float32 in [-1, 1] and labels (n,) int64.
+
+        With a generator (on the CPU) the crops are random and depend on its state alone; without one they are centred.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Two splits without a picture in common; `unreadable` grows if a large folder turns out to hold broken files."""
+
+    train: Pictures
+    validation: Pictures
+    classes: tuple[str, ...]
+    unreadable: list[str]
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Names of the pictures that could not be read, as far as is known by now."""
+        return tuple(sorted(set(self.unreadable)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """`Pictures` whose reading is left to `fetch`: the pictures of some indices, each at least height × width."""
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    names: tuple[str, ...]
+    fingerprint: str
+    fetch: Fetch
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(
+        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Pictures.batch`."""
+        wanted = torch.arange(len(self))[torch.as_tensor(indices, dtype=torch.int64)]  # refuses what is out of range
+        shown, pictures = self.fetch(wanted.tolist())
+        return windows(pictures, height=self.height, width=self.width, generator=generator), self.labels[shown]
+
+
+def from_memory(stored: Sequence[Tensor]) -> Fetch:
+    """A `fetch` for pictures that are all decoded."""
+    return lambda wanted: (wanted, [stored[index] for index in wanted])
+
+
+def windows(pictures: Sequence[Tensor], *, height: int, width: int, generator: torch.Generator | None) -> Tensor:
+    """One window of each (3, h, w) uint8 picture, random or centred: (n, 3, height, width) float32 in [-1, 1]."""
+    positions = torch.full((len(pictures), 2), 0.5)
+    if generator is not None:
+        positions = torch.rand((len(pictures), 2), generator=generator)
+    cut = [
+        images.crop(picture, height=height, width=width, position=(down, right))
+        for picture, (down, right) in zip(pictures, positions.tolist(), strict=True)
+    ]
+    return images.from_uint8(torch.stack(cut) if cut else torch.empty((0, 3, height, width)))
+
+
+def in_threads(
+    function: Callable[[_Item], _Result], items: Sequence[_Item], *, progress: Progress | None = None
+) -> Iterator[_Result]:
+    """`map` over a pool of threads; results keep the order of the items. Pillow decodes without holding the lock."""
+    done, waiting = 0, iter(items)
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        while chunk := list(islice(waiting, _CHUNK)):
+            for result in pool.map(function, chunk):
+                done += 1
+                if progress is not None:
+                    progress(done, len(items))
+                yield result
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """A hex string of 16 digits that changes with any of the parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else str(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,264 @@
+"""Pictures in and out: the only room that knows pixel ranges.
+
+A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models. Whatever
+a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`.
+
+Shapes: B pictures, H height, W width in pixels; channels come first and are red, green, blue.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from nextscale.errors import InputError
+
+Source = str | Path | BinaryIO
+
+# A broken file can raise any of these out of Pillow's decoders.
+_DECODING_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def open_rgb(source: Source) -> Image.Image:
+    """The picture of a file as upright 8-bit RGB; transparency shows white, of an animation the first frame is taken.
+
+    Raises `InputError` for a file that is missing, is no picture, is cut short, or is larger than Pillow's limit
+    (about 179 million pixels).
+    """
+    with _opened(source) as image:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        rgb = to_rgb(image)
+        return rgb.transpose(turn) if turn is not None else rgb
+
+
+def stored_size(source: Source) -> tuple[int, int]:
+    """(height, width) by the file's header, before any EXIF rotation. Raises `InputError` like `open_rgb`."""
+    with _opened(source) as image:
+        return image.height, image.width
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB: transparency on white, 16 bits scaled to 8. `ValueError` for float pixels."""
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def read(source: Source, *, height: int, width: int) -> Tensor:
+    """A file as one picture of a given size: covered, centre-cropped, (3, H, W) float32 in [-1, 1]."""
+    return center_crop(
+        from_pil(resize_to_cover(open_rgb(source), height=height, width=width)), height=height, width=width
+    )
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+    """The file opened by Pillow; whatever decoding raises inside the block becomes an `InputError` that names it."""
+    name = getattr(source, "name", "the given bytes") if not isinstance(source, str | Path) else source
+    try:
+        with _quiet, Image.open(source) as image:
+            yield image
+    except FileNotFoundError:
+        raise InputError(f"expected a picture, found no file at {name}") from None
+    except IsADirectoryError:
+        raise InputError(f"expected a picture, got the folder {name}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"expected a picture, got {name}, which is in no known format") from None
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"expected a readable picture, got {name}: {reason}") from error
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"expected grey values of 16 bits, got {values.min()} to {values.max()}")
+    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")  # 257 · 255 = 65535
+
+
+class _Quiet:
+    """Silences Pillow's remarks about odd files while at least one thread decodes.
+
+    `warnings.catch_warnings` in each thread would not do: it swaps a global list, so that two overlapping threads can
+    leave the filters changed for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._caught = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 in [0, 255], any shape, to float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1], any shape, to uint8: rounded to the nearest level, clamped outside."""
+    return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_unit(images: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1]."""
+    return images * 2 - 1
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1], clamped outside."""
+    return ((images + 1) / 2).clamp(0, 1)
+
+
+def uint8_from_pil(image: Image.Image) -> Tensor:
+    """A Pillow image of any mode as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).contiguous()
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """A Pillow image of any mode as (3, H, W) float32 in [-1, 1]."""
+    return from_uint8(uint8_from_pil(image))
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, H, W), float in [-1, 1] or uint8, as a Pillow RGB image. Raises `InputError` for another shape."""
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise InputError(f"expected one picture of shape (3, H, W), got {tuple(image.shape)}")
+    levels = image if image.dtype == torch.uint8 else to_uint8(image.detach())
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+def cover_size(image_size: tuple[int, int], *, height: int, width: int, margin: float = 1.0) -> tuple[int, int]:
+    """(height, width) of the smallest scaling that covers `margin` times the target and keeps the aspect."""
+    scale = max(margin * height / image_size[0], margin * width / image_size[1])
+    return max(height, round(image_size[0] * scale)), max(width, round(image_size[1] * scale))
+
+
+def resize_to_cover(image: Image.Image, *, height: int, width: int, margin: float = 1.0) -> Image.Image:
+    """The picture scaled with Lanczos so that it just covers `margin` times the target; nothing is cut off yet."""
+    tall, wide = cover_size((image.height, image.width), height=height, width=width, margin=margin)
+    return image.resize((wide, tall), Image.Resampling.LANCZOS)
+
+
+def crop(images: Tensor, *, height: int, width: int, position: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """A window of (..., H, W). `position` says how far down and right it sits: 0 first, towards 1 last, 0.5 centre.
+
+    Raises `InputError` if the window is larger than the picture.
+    """
+    free_down, free_right = images.shape[-2] - height, images.shape[-1] - width
+    if free_down < 0 or free_right < 0:
+        raise InputError(f"expected at least {height}×{width} pixels, got {images.shape[-2]}×{images.shape[-1]}")
+    top, left = int(position[0] * (free_down + 1)), int(position[1] * (free_right + 1))
+    return images[..., top : top + height, left : left + width]
+
+
+def center_crop(images: Tensor, *, height: int, width: int) -> Tensor:
+    """The middle of (..., H, W)."""
+    return crop(images, height=height, width=width)
+
+
+def grid(images_B3HW: Tensor, *, columns: int, gap: int = 2) -> Tensor:
+    """Pictures side by side, row after row, on white: (3, H', W') in the range that came, [-1, 1] or [0, 1]."""
+    count, channels, height, width = images_B3HW.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = images_B3HW.new_ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for index, image in enumerate(images_B3HW):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save(path: str | Path, image: Image.Image | Tensor) -> None:
+    """Write one picture, a Pillow image or (3, H, W) in [-1, 1]; the suffix decides the format, parents are made.
+
+    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format.
+    """
+    path = Path(path)
+    picture_format = Image.registered_extensions().get(path.suffix.lower())
+    if picture_format not in Image.SAVE:
+        raise InputError(f"expected a picture's suffix such as .png, .jpg or .webp, got {path.name!r}")
+    picture = to_pil(image) if isinstance(image, Tensor) else image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        picture.save(partial, picture_format, quality=95)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def data_uri(image: Image.Image | Tensor) -> str:
+    """A picture as `data:image/png;base64,…`, to stand inside an HTML page."""
+    buffer = io.BytesIO()
+    (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

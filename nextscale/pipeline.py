@@ -1,0 +1,220 @@
+"""Pipeline: a tokenizer, the transformer that goes with it, and the names of the classes.
+
+What people hold in their hands: generate, stream, reconstruct, save, load. Images leave it in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextscale import checkpoint, presets, sampling
+from nextscale.config import TokenizerConfig, TransformerConfig, check_pair, from_json, to_json
+from nextscale.errors import InputError
+from nextscale.images import to_unit
+from nextscale.precision import Precision, find_device, find_dtype, lowered
+from nextscale.sampling import Choice, Painted, linear_guidance
+from nextscale.tokenizer import MultiScaleVQVAE, model as tokenizer_files
+from nextscale.transformer import VAR, model as transformer_files
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `Pipeline.generate` gives."""
+
+    images: Tensor
+    """(B, 3, H, W) float32 in [0, 1]."""
+    tokens: Tensor
+    """(B, L) int64."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `Pipeline.stream` yields after each scale."""
+
+    scale: int
+    """0-based."""
+    tokens: Tensor
+    """(B, h_k, w_k) int64, the tokens of this scale."""
+    _pipeline: Pipeline
+    _canvas: Tensor
+
+    def preview(self) -> Tensor:
+        """The images so far, (B, 3, H, W) float32 in [0, 1]."""
+        return self._pipeline.show(self._canvas)
+
+
+class Pipeline:
+    """A tokenizer and a transformer on one device.
+
+    Arguments:
+        tokenizer, transformer: models that belong together (same scales and codebook), else `InputError`.
+        classes: a name a class; their numbers when None.
+        device: where both go.
+        precision: "auto" takes bfloat16 where the hardware multiplies it fast. The transformer's blocks are then *held*
+            in bfloat16; the tokenizer's weights stay float32 and its decoder runs in bfloat16.
+    """
+
+    def __init__(
+        self,
+        tokenizer: MultiScaleVQVAE,
+        transformer: VAR,
+        *,
+        classes: Sequence[str] | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+    ) -> None:
+        check_pair(tokenizer.config, transformer.config)
+        names = tuple(map(str, range(transformer.config.classes))) if classes is None else tuple(classes)
+        if len(names) != transformer.config.classes:
+            raise InputError(f"classes: expected {transformer.config.classes} names, got {len(names)}")
+        self.device = find_device(device)
+        self.dtype = find_dtype(precision, self.device)
+        self.tokenizer = tokenizer.to(self.device)
+        self.transformer = transformer.to(self.device)
+        if self.dtype != torch.float32:
+            self.transformer.lower_precision(self.dtype)
+        self.classes = names
+
+    # -- where pipelines come from and go ------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(
+        cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
+    ) -> Pipeline:
+        """Random weights in the shape of a preset. Raises `InputError` for an unknown name."""
+        preset = presets.get(name)
+        models = MultiScaleVQVAE(preset.tokenizer, seed=seed), VAR(preset.transformer, seed=seed)
+        return cls(*models, device=device, precision=precision)
+
+    @classmethod
+    def load(
+        cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
+    ) -> Pipeline:
+        """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote.
+
+        Raises `InputError` when files are missing, damaged, or do not fit each other.
+        """
+        if model is None:
+            raise InputError(
+                "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
+            )
+        sections = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
+        tokenizer = MultiScaleVQVAE.load(model)
+        transformer = VAR(from_json(TransformerConfig, sections["transformer"]), seed=None)
+        checkpoint.assign(transformer, checkpoint.read_tensors(Path(model) / transformer_files.WEIGHTS))
+        return cls(
+            tokenizer, transformer, classes=_names(model, sections["classes"]), device=device, precision=precision
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in."""
+        config = {
+            "tokenizer": to_json(self.tokenizer.config),
+            "transformer": to_json(self.transformer.config),
+            "classes": list(self.classes),
+        }
+        files = {
+            tokenizer_files.WEIGHTS: self.tokenizer.state_dict(),
+            transformer_files.WEIGHTS: self.transformer.state_dict(),
+        }
+        checkpoint.save(directory, config, files)
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        labels: Sequence[int | str],
+        seeds: Sequence[int] | None = None,
+        *,
+        guidance: float = 1.5,
+        top_k: int = 900,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+        smooth: bool = False,
+    ) -> Generated:
+        """Sample one image a label.
+
+        Arguments:
+            labels: class names or numbers; the number of classes itself means "no class".
+            seeds: one integer an image, 0, 1, 2 ... when None. Seed i and label i alone decide image i.
+            guidance: at the last scale; it grows linearly from 0 at the first.
+            top_k, top_p, temperature, smooth: see `sampling.Choice`.
+
+        Raises `InputError` for an unknown label, a value out of range, or another number of seeds than of labels.
+        """
+        choice = Choice(top_k, top_p, temperature, smooth)
+        steps = list(self._walk(labels, seeds, guidance, choice))
+        tokens = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
+        # made outside of inference mode, so that the caller may differentiate through them
+        return Generated(self.show(steps[-1].canvas).clone(), tokens.clone())
+
+    def stream(
+        self,
+        labels: Sequence[int | str],
+        seeds: Sequence[int] | None = None,
+        *,
+        guidance: float = 1.5,
+        top_k: int = 900,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+        smooth: bool = False,
+    ) -> Iterator[Step]:
+        """`generate`, scale by scale: yields a `Step` after each."""
+        for step in self._walk(labels, seeds, guidance, Choice(top_k, top_p, temperature, smooth)):
+            yield Step(step.scale, step.tokens, self, step.canvas)
+
+    def _walk(
+        self, labels: Sequence[int | str], seeds: Sequence[int] | None, guidance: float, choice: Choice
+    ) -> Iterator[Painted]:
+        numbers = [self.label(label) for label in labels]
+        seeds = range(len(numbers)) if seeds is None else seeds
+        if len(seeds) != len(numbers):
+            raise InputError(f"seeds: expected one a label, {len(numbers)}, got {len(seeds)}")
+        if not numbers:
+            raise InputError("labels: expected at least one, got none")
+        return sampling.generate(
+            self.transformer,
+            self.tokenizer.quantizer,
+            numbers,
+            seeds,
+            guidance=linear_guidance(guidance),
+            choice=choice,
+        )
+
+    @torch.inference_mode()
+    def show(self, canvas_BCHW: Tensor) -> Tensor:
+        """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
+        with lowered(self.device, self.dtype):
+            return to_unit(self.tokenizer.paint(canvas_BCHW))
+
+    @torch.no_grad()
+    def reconstruct(self, images_B3HW: Tensor, through: int | None = None) -> Tensor:
+        """Images in [-1, 1] through the tokens (of the first `through` scales) and back, in [-1, 1] and float32."""
+        tokens_BL = self.tokenizer.encode(images_B3HW.to(self.device))
+        return self.tokenizer.decode(tokens_BL, through)
+
+    def label(self, name: int | str) -> int:
+        """The number of a class, from its name or number; the number of classes itself means "no class"."""
+        if isinstance(name, str) and name in self.classes:
+            return self.classes.index(name)
+        try:
+            number = int(name)
+        except ValueError:
+            raise InputError(f"label: expected one of {', '.join(self.classes[:12])}, got {name!r}") from None
+        if not 0 <= number <= len(self.classes):
+            raise InputError(
+                f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {number}"
+            )
+        return number
+
+
+def _names(model: str | Path, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{model}: expected classes to be a list of names, got {value!r}")
+    return value

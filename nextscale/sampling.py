@@ -1,0 +1,188 @@
+"""One loop over scales: predict a scale, choose its tokens, paint them, pool the canvas, go on.
+
+Two models come in, neither knows the other; tokens, canvas and cache belong to the loop. What others want to change is a
+function: the guidance schedule, the choice of tokens, and `edit`, which may replace what is about to be painted.
+
+Randomness is a pure function of (seed of the image, position, code): no generator has a state, so image i depends on
+seed i and label i alone, whatever the batch, the order, the device, or what else was sampled before.
+
+Shapes: B batch, L positions of all scales, l positions of one scale, V codes, C code channels, n candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nextscale.errors import InputError
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer
+from nextscale.transformer import VAR, KeyValueCache
+
+Guidance = Callable[[int, int], float]
+"""(scale k, number of scales K) -> weight t; logits are (1 + t) * conditional - t * unconditional."""
+
+Edit = Callable[[int, Tensor], Tensor]
+"""(scale k, codes (B, C, h_k, w_k)) -> the codes to paint instead."""
+
+
+def linear_guidance(guidance: float) -> Guidance:
+    """The release's schedule: t = guidance * k / (K - 1), nothing at the first scale."""
+    return lambda k, scales: guidance * k / max(scales - 1, 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a token is drawn from its logits. Raises `InputError` for values out of range."""
+
+    top_k: int = 900
+    """Only the k most likely codes; 0 for all."""
+    top_p: float = 0.96
+    """Inside them, only the likeliest that together reach this probability; at least one always stays."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely code."""
+    smooth: bool = False
+    """Paint a Gumbel-softmax mixture of codes instead of one: smoother pictures, for show only."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise InputError(f"top_k: expected 0 (all codes) or more, got {self.top_k}")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p: expected 0 .. 1, got {self.top_p}")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: expected 0 or more, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What the loop yields after each scale."""
+
+    scale: int
+    """k, 0-based."""
+    tokens: Tensor
+    """(B, h_k, w_k) int64, as the transformer chose them (before any edit)."""
+    canvas: Tensor
+    """(B, C, h_K, w_K) float32, f_hat so far; `MultiScaleVQVAE.paint` shows it."""
+
+
+@torch.inference_mode()
+def generate(
+    transformer: VAR,
+    quantizer: MultiScaleQuantizer,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    guidance: Guidance,
+    choice: Choice,
+    edit: Edit | None = None,
+) -> Iterator[Painted]:
+    """Sample images coarse to fine; yields after each scale.
+
+    Arguments:
+        labels: B class numbers; the number of classes itself means "no class".
+        seeds: B integers; seed i alone decides the randomness of image i.
+        guidance: the schedule of the guidance weight; a schedule that is 0 throughout costs no second row an image.
+        choice: truncation, temperature, smoothness.
+        edit: may replace the codes of a scale before they are painted.
+    """
+    scales, batch = transformer.config.scales, len(labels)
+    device = transformer.positions.device
+    weights = [guidance(k, len(scales)) for k in range(len(scales))]
+    unconditional = [transformer.config.classes] * batch if any(weights) else []
+    rows = [*labels, *unconditional]
+    condition = transformer.condition(torch.tensor(rows, device=device))
+    cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device)
+    keys_BL = random_keys(seeds, scales.total).to(device)
+    canvas, codes_BlC = quantizer.blank(batch), None
+    for k, part in enumerate(scales.slices()):
+        logits_BlV = guided(transformer.step(k, codes_BlC, condition, cache), batch, weights[k])
+        tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choice, progress=k / max(len(scales) - 1, 1))
+        tokens_Bhw = tokens_Bl.unflatten(1, scales.sizes[k])
+        codes_BChw = (
+            quantizer.lookup(tokens_Bhw) if mixture_BlV is None else mixed(quantizer, mixture_BlV, scales.sizes[k])
+        )
+        canvas = canvas + quantizer.contribution(edit(k, codes_BChw) if edit else codes_BChw, k)
+        if k + 1 < len(scales):
+            codes_BlC = quantizer.pool(canvas, k + 1).flatten(2).transpose(1, 2)
+            codes_BlC = codes_BlC.repeat(len(rows) // batch, 1, 1)
+        yield Painted(k, tokens_Bhw, canvas)
+
+
+def guided(logits_RlV: Tensor, batch: int, t: float) -> Tensor:
+    """Classifier-free guidance: (1 + t) * conditional - t * unconditional; the latter in the rows after `batch`."""
+    if len(logits_RlV) == batch:
+        return logits_RlV
+    return (1 + t) * logits_RlV[:batch] - t * logits_RlV[batch:]
+
+
+def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: float) -> tuple[Tensor, Tensor | None]:
+    """Draw a code for every position from the truncated softmax of its logits.
+
+    The winner of log p_v + g_v with independent Gumbel noise g is distributed as p (Gumbel-max); the noise of a code
+    does not depend on which codes are candidates, so rounding of the logits changes a draw only at a near tie.
+
+    Arguments:
+        logits_BlV: (B, l, V) float32.
+        keys_Bl: (B, l) int64, from `random_keys`.
+        progress: k / (K - 1), for the mixture of smooth sampling.
+
+    Returns tokens (B, l) int64 and, for smooth sampling, the mixture (B, l, V) float32 to paint instead.
+    """
+    temperature, top_k = (choice.temperature, choice.top_k) if choice.temperature else (1.0, 1)
+    candidates = min(top_k or logits_BlV.shape[-1], logits_BlV.shape[-1])
+    values_Bln, codes_Bln = logits_BlV.div(temperature).topk(
+        candidates, dim=-1
+    )  # sorted: top-p needs no sort of its own
+    p_Bln = values_Bln.softmax(dim=-1)
+    outside = p_Bln.cumsum(dim=-1) - p_Bln >= choice.top_p
+    outside[..., 0] = False
+    values_Bln = values_Bln.masked_fill(outside, -torch.inf)
+    noise_Bln = gumbel(keys_Bl[..., None], codes_Bln)
+    tokens_Bl = codes_Bln.gather(-1, (values_Bln + noise_Bln).argmax(dim=-1, keepdim=True)).squeeze(-1)
+    if not choice.smooth:
+        return tokens_Bl, None
+    tau = max(0.27 * (1 - 0.95 * progress), 0.005)
+    mixture_Bln = ((values_Bln * (1 + progress) + noise_Bln) / tau).softmax(dim=-1)
+    return tokens_Bl, torch.zeros_like(logits_BlV).scatter(-1, codes_Bln, mixture_Bln)
+
+
+def mixed(quantizer: MultiScaleQuantizer, mixture_BlV: Tensor, size: tuple[int, int]) -> Tensor:
+    """Weights over all codes -> the mixture of their vectors, (B, C, h, w)."""
+    return (mixture_BlV @ quantizer.codebook.weight).transpose(1, 2).unflatten(2, size)
+
+
+# -- randomness as a function of its place ---------------------------------------------------------------------------------
+
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio as int64: the increment of SplitMix64
+
+
+def random_keys(seeds: Sequence[int], total: int) -> Tensor:
+    """A stream for each position of each image: (B, total) int64."""
+    seeds_B1 = torch.tensor([_wrap(seed) for seed in seeds], dtype=torch.int64)[:, None]
+    return _mix(_mix(seeds_B1 + _GOLDEN) + torch.arange(1, total + 1) * _GOLDEN)
+
+
+def gumbel(keys: Tensor, codes: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32, a pure function of the key of a position and the number of a code (broadcast)."""
+    bits = _mix(keys + (codes + 1) * _GOLDEN)
+    u = (bits.bitwise_right_shift(11).bitwise_and((1 << 53) - 1).double() + 0.5) * 2.0**-53
+    return -(-u.log()).log().float()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): int64 -> int64, arithmetic modulo 2^64."""
+    x = (x ^ _shift(x, 30)) * -4658895280553007687
+    x = (x ^ _shift(x, 27)) * -7723592293110705685
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return x.bitwise_right_shift(bits).bitwise_and((1 << (64 - bits)) - 1)
+
+
+def _wrap(seed: int) -> int:
+    """Any Python integer as int64, modulo 2^64."""
+    return (seed + 2**63) % 2**64 - 2**63

@@ -1,0 +1,120 @@
+"""MultiScaleVQVAE: images to tokens and back. Convnet, quantizer, and the two convolutions between them.
+
+Shapes: B batch, H W pixels, C code channels, L tokens of all scales.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nextscale import checkpoint, config
+from nextscale.config import TokenizerConfig
+from nextscale.errors import InputError
+from nextscale.tokenizer.convnet import Decoder, Encoder
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Quantized, check_tokens
+
+WEIGHTS = "tokenizer.safetensors"
+
+
+class MultiScaleVQVAE(nn.Module):
+    """The tokenizer (paper, section 3.2).
+
+    Arguments:
+        config: the architecture.
+        seed: of the random weights. None leaves the weights on the meta device, for a state dict to be assigned to.
+    """
+
+    def __init__(self, config: TokenizerConfig, *, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.encoder = Encoder(config)
+            self.pre_quantizer = nn.Conv2d(config.code_channels, config.code_channels, 3, padding=1)
+            self.quantizer = MultiScaleQuantizer(config)
+            self.post_quantizer = nn.Conv2d(config.code_channels, config.code_channels, 3, padding=1)
+            self.decoder = Decoder(config)
+        if seed is not None:
+            self.to_empty(device="cpu")
+            initialize(self, torch.Generator().manual_seed(seed))
+
+    # -- doors ---------------------------------------------------------------------------------------------------------
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Images, float in [-1, 1], -> tokens (B, L) int64. Raises `InputError` when the size is not the scales'."""
+        return self.quantizer.encode(self.features(images_B3HW))
+
+    def decode(self, tokens_BL: Tensor, through: int | None = None) -> Tensor:
+        """Tokens (B, L) int64 -> images (B, 3, H, W) in [-1, 1]; `through=k` paints the first k scales only (1 .. K).
+
+        Raises `InputError` for another shape, tokens outside the codebook, or k out of range.
+        """
+        scales = self.config.scales
+        check_tokens(tokens_BL, scales.total, self.config.codebook_size)
+        through = len(scales) if through is None else through
+        if not 1 <= through <= len(scales):
+            raise InputError(f"through: expected 1 .. {len(scales)} scales, got {through}")
+        for _, canvas in zip(range(through), self.quantizer.canvases(tokens_BL), strict=False):
+            painted = canvas
+        return self.paint(painted)
+
+    def teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
+        """Tokens (B, L) int64 -> the transformer's inputs for scales 2 .. K, (B, L - h_1*w_1, C) float32."""
+        check_tokens(tokens_BL, self.config.scales.total, self.config.codebook_size)
+        return self.quantizer.teacher_inputs(tokens_BL)
+
+    def quantize(self, features_BCHW: Tensor, *, beta: float = 0.25) -> Quantized:
+        """The training forward: straight-through f_hat, tokens, and the quantizer's loss with commitment weight beta."""
+        return self.quantizer(features_BCHW, beta=beta)
+
+    # -- the two halves of the convnet ---------------------------------------------------------------------------------
+
+    def features(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> features f (B, C, h_K, w_K) float32, not yet quantized."""
+        expected = (3, self.config.height, self.config.width)
+        if tuple(images_B3HW.shape[1:]) != expected:
+            raise InputError(
+                f"images: expected shape (batch, {', '.join(map(str, expected))}), got {tuple(images_B3HW.shape)}"
+            )
+        return self.pre_quantizer(self.encoder(images_B3HW)).float()
+
+    def paint(self, canvas_BCHW: Tensor) -> Tensor:
+        """A canvas f_hat (B, C, h_K, w_K) -> the image it shows, (B, 3, H, W) float32 in [-1, 1]."""
+        return self.decoder(self.post_quantizer(canvas_BCHW)).float().clamp(-1, 1)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """Write config.json and tokenizer.safetensors into `directory`; an interrupted save leaves the old files whole."""
+        checkpoint.save(directory, {"tokenizer": config.to_json(self.config)}, {WEIGHTS: self.state_dict()})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> MultiScaleVQVAE:
+        """The tokenizer of a tokenizer run, of a pipeline, or of whatever else holds the two files.
+
+        Raises `InputError` when they are missing, damaged, or contradict each other.
+        """
+        section = checkpoint.read_config(directory, ("tokenizer",))["tokenizer"]
+        model = cls(config.from_json(TokenizerConfig, section), seed=None)
+        checkpoint.assign(model, checkpoint.read_tensors(Path(directory) / WEIGHTS))
+        return model
+
+
+@torch.no_grad()
+def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
+    """Random weights: convolutions uniform in +-1/sqrt(fan-in), gains 1, biases 0, codes standard normal / sqrt(C)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            module.weight.uniform_(-bound, bound, generator=generator)
+            assert module.bias is not None
+            module.bias.zero_()
+        elif isinstance(module, nn.GroupNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+        elif isinstance(module, MultiScaleQuantizer):
+            codes = module.codebook.weight
+            codes.normal_(std=codes.shape[1] ** -0.5, generator=generator)
+            module.hits_KV.zero_()

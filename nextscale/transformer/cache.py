@@ -1,0 +1,38 @@
+"""The keys and values of the scales already predicted, allocated once at their final size and owned by the caller.
+
+Size in bytes: 2 (keys, values) * depth * rows * L * width * bytes an element; rows is twice the batch with guidance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextscale.config import TransformerConfig
+
+
+class KeyValueCache:
+    """Room for all L positions of `rows` sequences.
+
+    Arguments:
+        config: of the transformer that will fill it.
+        rows: sequences, unconditional ones counted.
+        dtype, device: of the keys and values.
+    """
+
+    def __init__(self, config: TransformerConfig, rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.depth, 2, rows, config.heads, config.scales.total, config.head_dim)
+        self.memory = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer: int, k_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a scale's keys and values to a layer; returns all of that layer so far, as views."""
+        end = self.length + k_BHLD.shape[2]
+        keys, values = self.memory[layer]
+        keys[:, :, self.length : end] = k_BHLD
+        values[:, :, self.length : end] = v_BHLD
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count a scale's tokens as stored, once every layer has them."""
+        self.length += tokens

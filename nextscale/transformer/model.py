@@ -1,0 +1,184 @@
+"""VAR: the next-scale transformer. Predicts all tokens of a scale at once from the class and all coarser scales.
+
+It sees teacher inputs and gives logits; what a token looks like is the tokenizer's business, what to choose is sampling's.
+Shapes: B batch, L positions, D width, C code channels, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.config import TransformerConfig
+from nextscale.errors import InputError
+from nextscale.transformer.cache import KeyValueCache
+from nextscale.transformer.layers import Block, DropPath, Modulation, modulate
+
+WEIGHTS = "transformer.safetensors"
+
+
+class Condition(NamedTuple):
+    """All that the class decides, computed once for all scales."""
+
+    embedding: Tensor
+    """(B, 1, D), added to the start tokens."""
+    blocks: list[tuple[Modulation, Modulation]]
+    """Modulations of each block."""
+    head_scale: Tensor
+    head_shift: Tensor
+    """(B, 1, D) each, of the norm before the head."""
+
+
+class VAR(nn.Module):
+    """The transformer (paper, section 3.1 and appendix).
+
+    Arguments:
+        config: the architecture.
+        seed: of the random weights. None leaves the weights on the meta device, for a state dict to be assigned to.
+    """
+
+    def __init__(self, config: TransformerConfig, *, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        width, scales = config.width, config.scales
+        with torch.device("meta"):
+            self.class_embedding = nn.Embedding(config.classes + 1, width)  # the last row: no class
+            self.start = nn.Parameter(torch.empty(1, scales.lengths[0], width))
+            self.code_projection = nn.Linear(config.code_channels, width)
+            self.positions = nn.Parameter(torch.empty(1, scales.total, width))
+            self.levels = nn.Embedding(len(scales), width)
+            self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_modulation else None
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+            self.head_modulation = nn.Linear(width, 2 * width)
+            self.head = nn.Linear(width, config.codebook_size)
+        if seed is not None:
+            self.to_empty(device="cpu")
+            initialize(self, torch.Generator().manual_seed(seed))
+
+    def forward(self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None) -> Tensor:
+        """Teacher forcing: logits of every position.
+
+        Arguments:
+            labels_B: (B,) int64 in 0 .. classes; `classes` means "no class".
+            inputs_BLC: (B, L - h_1*w_1, C) float, from `MultiScaleVQVAE.teacher_inputs`.
+            drop_path: stochastic depth, for training.
+
+        Returns (B, L, V) float32. Raises `InputError` for inputs of another shape.
+        """
+        self._check(labels_B, inputs_BLC)
+        condition = self.condition(labels_B)
+        x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC)], dim=1)
+        mask_LL = self.config.scales.block_causal_mask().to(x_BLD.device)
+        for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
+            drop = drop_path.of_block(i, len(self.blocks)) if drop_path else None
+            x_BLD = block(x_BLD, modulations, _keep_none, mask_LL, drop)
+        return self.logits(x_BLD, condition)
+
+    def step(self, k: int, codes_BlC: Tensor | None, condition: Condition, cache: KeyValueCache) -> Tensor:
+        """Logits of scale k alone, (B, h_k*w_k, V) float32; `cache` holds the coarser scales and is extended by this one.
+
+        Arguments:
+            k: 0-based scale.
+            codes_BlC: (B, h_k*w_k, C), the canvas pooled to this scale; None at k = 0.
+            condition: from `condition`, of the same B labels.
+            cache: as the steps before left it.
+        """
+        x_BLD = self.embed_start(condition) if codes_BlC is None else self.embed_codes(codes_BlC, k)
+        for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
+            x_BLD = block(x_BLD, modulations, partial(cache.extend, i))
+        cache.advance(x_BLD.shape[1])
+        return self.logits(x_BLD, condition)
+
+    # -- the parts of forward and step ---------------------------------------------------------------------------------
+
+    def condition(self, labels_B: Tensor) -> Condition:
+        """(B,) int64 labels -> everything they decide."""
+        c_BD = self.class_embedding(labels_B)
+        shared = self.shared_modulation
+        six = shared(F.silu(c_BD).to(shared.weight.dtype)).unflatten(-1, (6, -1)).unsqueeze(1) if shared else None
+        blocks = [block.modulations(c_BD, six) for block in self.blocks]
+        with torch.autocast(c_BD.device.type, enabled=False):
+            scale, shift = self.head_modulation(F.silu(c_BD)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
+        return Condition(c_BD.unsqueeze(1), blocks, scale, shift)
+
+    def embed_start(self, condition: Condition) -> Tensor:
+        """Class embedding + start position + position + level of the first scale, (B, h_1*w_1, D)."""
+        return self._place(condition.embedding + self.start, 0, 1)
+
+    def embed_codes(self, codes_BlC: Tensor, k: int | None = None) -> Tensor:
+        """Linear(codes) + position + level: of scale k alone, or of all scales after the first."""
+        with torch.autocast(codes_BlC.device.type, enabled=False):
+            x_BlD = self.code_projection(codes_BlC.float())
+        return self._place(x_BlD, 1, len(self.config.scales)) if k is None else self._place(x_BlD, k, k + 1)
+
+    def logits(self, x_BLD: Tensor, condition: Condition) -> Tensor:
+        """Modulated norm and the linear head, in float32 whatever the blocks computed in, (B, L, V)."""
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            return self.head(modulate(x_BLD.float(), condition.head_shift, condition.head_scale))
+
+    def _place(self, x_BlD: Tensor, first: int, end: int) -> Tensor:
+        """Add positions and levels of scales first .. end - 1; what the blocks compute in follows from here."""
+        slices = self.config.scales.slices()
+        if first == end:
+            return x_BlD
+        part = slice(slices[first].start, slices[end - 1].stop)
+        levels = self.config.scales.level_ids()[part].to(x_BlD.device)
+        return (x_BlD + (self.positions[:, part] + self.levels(levels))).to(self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the blocks' weights are held in."""
+        return self.blocks[0].get_parameter("feed_forward.up.weight").dtype
+
+    def lower_precision(self, dtype: torch.dtype) -> VAR:
+        """Hold the blocks in `dtype`, in place; embeddings and the head stay as they are."""
+        self.blocks.to(dtype)
+        if self.shared_modulation is not None:
+            self.shared_modulation.to(dtype)
+        return self
+
+    def _check(self, labels_B: Tensor, inputs_BLC: Tensor) -> None:
+        scales = self.config.scales
+        expected = (len(labels_B), scales.total - scales.lengths[0], self.config.code_channels)
+        if tuple(inputs_BLC.shape) != expected:
+            raise InputError(f"teacher inputs: expected shape {expected}, got {tuple(inputs_BLC.shape)}")
+
+
+def _keep_none(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return k, v
+
+
+@torch.no_grad()
+def initialize(model: VAR, generator: torch.Generator) -> None:
+    """The release's random weights : truncated normal, std sqrt(1 / (3 * width)); biases 0.
+
+    Output projections are divided by sqrt(2 * depth), the head multiplied by 0.02, AdaLN by 0.5 but its gates by gamma.
+    """
+    config = model.config
+    std = math.sqrt(1 / (3 * config.width))
+    gamma = 1e-3 if config.depth <= 20 else 1e-4 if config.depth <= 24 else 1e-5 if config.depth <= 30 else 5e-6
+    for name, parameter in model.named_parameters():
+        if name.endswith("temperature"):
+            parameter.fill_(math.log(4))
+        elif name.endswith("bias"):
+            parameter.zero_()
+        elif name.endswith("modulation_table"):
+            parameter.normal_(generator=generator).mul_(config.width**-0.5)
+            parameter[:, :, 2:].mul_(0.5)
+            parameter[:, :, :2].mul_(gamma)
+        else:
+            nn.init.trunc_normal_(parameter, std=std, generator=generator)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.attention.out.weight.div_(math.sqrt(2 * config.depth))
+        block.feed_forward.down.weight.div_(math.sqrt(2 * config.depth))
+        if not config.shared_modulation:
+            block.modulation.weight[2 * config.width :].mul_(0.5)
+            block.modulation.weight[: 2 * config.width].mul_(gamma)
+    model.head_modulation.weight.mul_(0.5)
+    model.head.weight.mul_(0.02)
