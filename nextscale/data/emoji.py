@@ -1,8 +1,8 @@
 """The embedded data set: 3,777 emoji in two drawing styles, nine Unicode groups as classes.
 
-The pack beside this file holds 64 px WebP pictures and an index; `scripts/make_emoji_pack.py` made it and its README says
-how the split was drawn. This room decodes the pack at one size. Random crops shift a picture by at most 1/16 of its side;
-there is no mirroring, since letters and flags have a right way round.
+The pack beside this file holds 64 px WebP pictures and an index; `scripts/make_emoji_pack.py` made it and its README
+says how the split was drawn. This room decodes the pack at one size. Random crops shift a picture by at most 1/16 of its
+side; there is no mirroring, since letters and flags have a right way round.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PACK = Path(__file__).with_name("emoji_pack")
 SHIFT = 16  # the largest shift is the side divided by this
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Entry:
-    """One row of the index: `subject` and `family` are code points joined by dashes, `bytes` the length in the pack."""
+    """One row of the index, its columns in order: `subject` and `family` are code points joined by dashes."""
 
     subject: str
     style: str
@@ -40,21 +40,8 @@ class Entry:
 @cache
 def entries() -> tuple[Entry, ...]:
     """The index of the pack, in the order of the pictures."""
-    header, *rows = (PACK / "index.tsv").read_text(encoding="utf-8").splitlines()
-    columns = header.split("\t")
-    records = (dict(zip(columns, row.split("\t"), strict=True)) for row in rows)
-    return tuple(
-        Entry(
-            subject=record["subject"],
-            style=record["style"],
-            name=record["name"],
-            group=record["group"],
-            family=record["family"],
-            split=record["split"],
-            bytes=int(record["bytes"]),
-        )
-        for record in records
-    )
+    _header, *rows = (PACK / "index.tsv").read_text(encoding="utf-8").splitlines()
+    return tuple(Entry(*fields, bytes=int(length)) for *fields, length in (row.split("\t") for row in rows))
 
 
 def classes() -> tuple[str, ...]:
@@ -63,7 +50,7 @@ def classes() -> tuple[str, ...]:
 
 
 def load(*, height: int, width: int) -> DataSet:
-    """The embedded pictures at a size of your choice; where it is not square, the picture stands in the middle of white."""
+    """The embedded pictures at any size; where that is not square, the picture stands in the middle of white."""
     stored = decoded(height, width)
     train, validation = (_split(name, stored, height=height, width=width) for name in ("train", "validation"))
     return DataSet(train=train, validation=validation, classes=classes(), unreadable=[])
@@ -94,7 +81,7 @@ def _split(name: str, stored: Tensor, *, height: int, width: int) -> Split:
         labels=torch.tensor([groups.index(entries()[index].group) for index in chosen]),
         names=tuple(entries()[index].name for index in chosen),
         fingerprint=fingerprint(["emoji", name, height, width, _pack_hash()]),
-        fetch=from_memory(stored[chosen]),
+        fetch=from_memory(list(stored[chosen])),
         height=height,
         width=width,
     )
