@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from nextscale.errors import InputError
@@ -51,8 +51,8 @@ WORDING = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `nextscale` with these arguments (default: the process's own).
 
-    Returns the exit status: 0; 2 after a mistake of the user's, told in one line on stderr; 130 when interrupted; 141 when
-    whoever read the output went away.
+    Returns the exit status: 0; 2 after a mistake of the user's, told in one line on stderr; 130 when interrupted;
+    141 when whoever read the output went away.
     """
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -125,7 +125,10 @@ def _find(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _parse(name: str, arguments: list[str]) -> Any:
-    """The command as its dataclass, or None when only its help was wanted. Raises `InputError` for what does not parse."""
+    """The command as its dataclass, or None when only its help was wanted.
+
+    Raises `InputError` for what does not parse.
+    """
     import tyro
 
     module, kind, _ = COMMANDS[name]
@@ -170,8 +173,13 @@ def _unknown(command: type, words: list[str]) -> str:
 
 def _one_line(box: str) -> str:
     """The first paragraph of tyro's box of complaint, as a line that says what was expected and what was given."""
-    rows = [row.strip("│ ") for row in ESCAPES.sub("", box).splitlines() if row.startswith("│")]
-    line = " ".join(takewhile(lambda row: not row.startswith("─"), rows))
+    rows = [row.strip("│ ") for row in ESCAPES.sub("", box).splitlines() if row.strip()][1:]  # without the title
+    line = " ".join(takewhile(_is_text, dropwhile(lambda row: not _is_text(row), rows)))
     for pattern, replacement in WORDING:
         line = re.sub(pattern, replacement, line)
     return line
+
+
+def _is_text(row: str) -> bool:
+    """Whether a row is more than a rule or the box's floor, drawn in Unicode or in ASCII."""
+    return bool(row.strip("─╰╯-"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 
@@ -39,12 +40,22 @@ def at_least(option: str, least: int, value: int) -> None:
         raise InputError(f"{option}: expected at least {least}, got {value}")
 
 
+def console(*, stderr: bool = False) -> Console:
+    """Where tables and bars go. A reader that stops early is reported like that of a plain `print`."""
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Output(stderr=stderr, highlight=False)
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A bar on stderr that vanishes when done; nothing at all where stderr is not a terminal."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    terminal = console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         yield bar

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale import config, presets
-from nextscale.cli.output import write_json
+from nextscale.cli.output import console, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,10 +27,7 @@ class Presets:
         if self.json is not None:
             write_json(self.json, [describe(preset) for preset in table])
             return
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        console.print(_pyramids(table), "", _transformers(table), sep="\n")
+        console().print(_pyramids(table), "", _transformers(table), sep="\n")
 
 
 def describe(preset: presets.Preset) -> dict[str, Any]:

@@ -1,0 +1,14 @@
+"""The options that several commands share, as types: the same name means the same thing everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Model = Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
+Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
+Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -1,0 +1,89 @@
+"""`nextscale reconstruct`: pictures through the tokenizer and back, as strips that show what each scale adds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nextscale.cli.options import Directory, Model, Pictures
+from nextscale.cli.output import directory
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nextscale.tokenizer import MultiScaleVQVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Pictures through the tokenizer: a strip of each, the original and then what is painted after each scale."""
+
+    pictures: Pictures = ()
+    """Files in any format Pillow reads; resized and centre-cropped to the tokenizer's size."""
+    model: Model = None
+    """Model directory whose tokenizer is used."""
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Tokenizer run, instead of a model."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    out: Directory = Path("reconstructions")
+    """Where the strips go."""
+
+    def run(self) -> None:
+        if not self.pictures:
+            raise InputError("PICTURE: expected at least one file, got none")
+        if self.model is not None and self.tokenizer is not None:
+            raise InputError(f"expected --model or --tokenizer, got both {self.model} and {self.tokenizer}")
+        from nextscale import images
+        from nextscale.precision import find_device
+
+        device = find_device(self.device)
+        tokenizer = self._tokenizer().to(device).eval()
+        size = tokenizer.config
+        originals = [images.read(file, height=size.height, width=size.width) for file in self.pictures]
+        folder = directory("--out", self.out)
+        for file, stem, original in zip(self.pictures, _stems(self.pictures), originals, strict=True):
+            stages = _stages(tokenizer, original.to(device))
+            strip = folder / f"{stem}.png"
+            images.save(strip, images.grid(stages, columns=len(stages)))
+            print(f"{file}: {_psnr(stages[0], stages[-1]):.2f} dB, {strip}")
+
+    def _tokenizer(self) -> MultiScaleVQVAE:
+        if self.tokenizer is not None:
+            from nextscale.tokenizer import MultiScaleVQVAE
+
+            return MultiScaleVQVAE.load(self.tokenizer)
+        from nextscale.pipeline import Pipeline
+
+        return Pipeline.load(self.model, device="cpu", precision="fp32").tokenizer
+
+
+def _stems(files: Iterable[Path]) -> list[str]:
+    """A file name for each strip; equal names from different folders are numbered."""
+    stems: list[str] = []
+    for file in files:
+        numbered = (f"{file.stem}-{number}" for number in range(2, len(stems) + 3))
+        stems.append(next(stem for stem in (file.stem, *numbered) if stem not in stems))
+    return stems
+
+
+def _stages(tokenizer: MultiScaleVQVAE, original_3HW: Tensor) -> Tensor:
+    """The original and what is painted through scale 1 .. K: (1 + K, 3, H, W) in [-1, 1]."""
+    import torch
+
+    with torch.inference_mode():
+        tokens_1L = tokenizer.encode(original_3HW[None])
+        painted = [tokenizer.decode(tokens_1L, through=k + 1) for k in range(len(tokenizer.config.scales))]
+    return torch.cat([original_3HW[None], *painted]).cpu()
+
+
+def _psnr(image: Tensor, other: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak is 2."""
+    error = (image - other).square().mean().item()
+    return 10 * math.log10(4 / error) if error else math.inf

@@ -1,0 +1,153 @@
+"""Laws of the program as a whole: help is instant, mistakes are one line, pipes are respected."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nextscale.cli import COMMANDS
+
+PROGRAM = [sys.executable, "-m", "nextscale"]
+HELPS = [["--help"], ["train", "--help"], ["presets", "--help"], ["sample", "--help"], ["reconstruct", "--help"]]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real program."""
+    return subprocess.run(
+        [*PROGRAM, *arguments], capture_output=True, text=True, timeout=120, env=os.environ | environment, check=False
+    )
+
+
+def seconds(arguments: list[str]) -> float:
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
+def test_help_takes_less_than_half_a_second(arguments: list[str]) -> None:
+    """The best of several runs, so that a busy machine does not fail it."""
+    assert any(seconds(arguments) < 0.5 for _ in range(8))
+
+
+@pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
+def test_help_does_not_import_torch(arguments: list[str]) -> None:
+    """`python -X importtime` names every module that is imported."""
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "nextscale", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stderr
+    assert "nextscale.cli" in imported
+    assert not [line for line in imported.splitlines() if line.split("|")[-1].strip().partition(".")[0] == "torch"]
+
+
+def test_help_lists_every_command(nextscale) -> None:
+    """And asking for nothing is asking for help."""
+    shown = nextscale("--help")
+    assert shown.status == 0
+    assert all(f"  {name} " in shown.output for name in COMMANDS)
+    assert nextscale() == shown
+
+
+def test_help_of_a_group_lists_its_commands(nextscale) -> None:
+    """`nextscale train --help` names both stages and nothing else."""
+    shown = nextscale("train", "--help")
+    assert shown.status == 0
+    assert [name for name in COMMANDS if f"  {name} " in shown.output] == ["train tokenizer", "train transformer"]
+
+
+def test_version_is_the_package_s(nextscale) -> None:
+    """`nextscale --version` prints `nextscale.__version__`."""
+    import nextscale as package
+
+    assert nextscale("--version").output == f"nextscale {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["smaple"], "did you mean sample?"),
+        (["train"], "expected train tokenizer or train transformer, got 'train'"),
+        (["train", "tokeniser"], "did you mean train tokenizer?"),
+        (["trian", "tokenizer"], "did you mean train tokenizer?"),
+        (["sample", "--cuont", "3"], "unknown option --cuont; did you mean --count?"),
+        (["sample", "--count", "many"], "--count: expected an integer, got 'many'"),
+        (["sample", "--top-p", "most"], "--top-p: expected a number, got 'most'"),
+        (["sample", "--precision", "fp8"], "--precision: expected one of 'auto', 'fp32', 'bf16', 'fp16', got 'fp8'"),
+        (["sample", "--count"], "--count: expected a value, got none"),
+        (["sample", "--label", "1", "--label", "2"], "--label: expected once"),
+        (["presets", "extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(nextscale, arguments: list[str], told: str) -> None:
+    """The line says what was expected and what was given, and suggests the nearest name."""
+    done = nextscale(*arguments)
+    assert done.status == 2
+    assert done.output == ""
+    assert done.errors.count("\n") == 1
+    assert done.errors.startswith("nextscale: error: ")
+    assert told in done.errors
+
+
+def test_the_process_itself_exits_with_2() -> None:
+    """The status of `main` is that of the program."""
+    done = run("smaple")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_mistake_reads_the_same_on_every_terminal(encoding: str) -> None:
+    """tyro draws its boxes otherwise where there is no Unicode, and breaks lines where the terminal is narrow."""
+    done = run("sample", "--top-k", "all", PYTHONIOENCODING=encoding, COLUMNS="40")
+    told = "nextscale: error: --top-k: expected an integer, got 'all'; see nextscale sample --help\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["presets"], ["sample", "--help"]], ids=" ".join)
+def test_piped_output_is_plain_and_80_columns_wide(arguments: list[str]) -> None:
+    """No escape codes, no control characters but line ends."""
+    text = run(*arguments, COLUMNS="80").stdout
+    assert text
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    """`nextscale presets | head -1` leaves nothing on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*PROGRAM, "presets"], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_interrupt_is_one_line_and_status_130(nextscale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C shows no traceback."""
+    from nextscale.cli.presets import Presets
+
+    def interrupted(self: Presets) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Presets, "run", interrupted)
+    done = nextscale("presets")
+    assert (done.status, done.errors) == (130, "nextscale: interrupted\n")
+
+
+def test_a_bug_keeps_its_traceback(nextscale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `InputError` is a user's mistake; its parent `ValueError` is not."""
+    from nextscale.cli.presets import Presets
+
+    def broken(self: Presets) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(Presets, "run", broken)
+    with pytest.raises(ValueError, match="ours"):
+        nextscale("presets")

@@ -1,0 +1,122 @@
+"""Laws of `nextscale sample`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nextscale import images
+
+
+def names(directory: Path) -> set[str]:
+    return {file.name for file in directory.iterdir()}
+
+
+def test_one_file_a_picture_and_a_grid(nextscale, model: Path, tmp_path: Path) -> None:
+    """Names carry class and seed; picture i of the request has seed N + i."""
+    done = nextscale("sample", "--model", model, "--label", "0", "7", "--count", 2, "--seed", 5, "--out", tmp_path)
+    assert done.status == 0, done.errors
+    pictures = {"0-smileys-emotion-seed5", "0-smileys-emotion-seed6", "7-class-7-seed7", "7-class-7-seed8"}
+    assert names(tmp_path) == {f"{name}.png" for name in (*pictures, "grid")}
+    assert images.open_rgb(tmp_path / "7-class-7-seed8.png").size == (32, 32)
+
+
+def test_every_class_once_unless_asked_otherwise(nextscale, model: Path, tmp_path: Path) -> None:
+    """In order, so that the seeds are those of the classes' numbers."""
+    assert nextscale("sample", "--model", model, "--out", tmp_path).status == 0
+    assert names(tmp_path) == {"0-smileys-emotion-seed0.png", "grid.png"} | {
+        f"{number}-class-{number}-seed{number}.png" for number in range(1, 9)
+    }
+
+
+def test_a_class_may_be_given_by_name(nextscale, model: Path, tmp_path: Path) -> None:
+    """The same picture as by number."""
+    for label, folder in (("Smileys & Emotion", "name"), ("0", "number")):
+        assert nextscale("sample", "--model", model, "--label", label, "--out", tmp_path / folder).status == 0
+    name, number = (tmp_path / folder / "0-smileys-emotion-seed0.png" for folder in ("name", "number"))
+    assert name.read_bytes() == number.read_bytes()
+
+
+def test_growing_adds_a_strip_of_every_scale(nextscale, model: Path, tmp_path: Path) -> None:
+    """Six scales of 32 pixels and five gaps; the last is the picture."""
+    assert nextscale("sample", "--model", model, "--label", "1", "--growing", "--out", tmp_path).status == 0
+    strip = images.open_rgb(tmp_path / "1-class-1-seed0-growing.png")
+    assert strip.size == (6 * 32 + 5 * 2, 32)
+    picture = images.open_rgb(tmp_path / "1-class-1-seed0.png")
+    assert strip.crop((5 * 34, 0, 5 * 34 + 32, 32)).tobytes() == picture.tobytes()
+
+
+def test_a_file_holds_the_grid_alone(nextscale, model: Path, tmp_path: Path) -> None:
+    """`--out FILE.png` writes that file and no other."""
+    done = nextscale("sample", "--model", model, "--label", "1", "2", "--out", tmp_path / "two.png")
+    assert done.status == 0
+    assert names(tmp_path) == {"two.png"}
+    assert images.open_rgb(tmp_path / "two.png").size == (66, 32)
+
+
+def test_the_printed_command_paints_the_same_pictures(nextscale, model: Path, tmp_path: Path) -> None:
+    """Whatever options were given."""
+    first = [
+        "--model",
+        model,
+        "--label",
+        "Smileys & Emotion",
+        "--seed",
+        3,
+        "--top-k",
+        50,
+        "--smooth",
+        "--out",
+        tmp_path,
+    ]
+    done = nextscale("sample", *first)
+    before = (tmp_path / "grid.png").read_bytes()
+    (tmp_path / "grid.png").unlink()
+    again = shlex.split(done.output.splitlines()[-1].removeprefix("again: "))
+    assert again[:2] == ["nextscale", "sample"]
+    assert nextscale(*again[1:]).output == done.output
+    assert (tmp_path / "grid.png").read_bytes() == before
+
+
+def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path) -> None:
+    """No trace of a progress bar where there is no terminal."""
+    done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path)
+    assert done.errors == ""
+    assert done.output.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "nextscale demo"),
+        (["--model", "missing"], "missing"),
+        (["--model", "MODEL", "--label", "10"], "expected 0 .. 8"),
+        (["--model", "MODEL", "--label", "-1"], "-1"),
+        (["--model", "MODEL", "--label", "unheard-of"], "unheard-of"),
+        (["--model", "MODEL", "--top-p", "2"], "top_p: expected 0 .. 1, got 2.0"),
+        (["--model", "MODEL", "--device", "abacus"], "abacus"),
+        (["--count", "0"], "--count: expected at least 1, got 0"),
+        (["--batch", "0"], "--batch: expected at least 1, got 0"),
+        (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--growing", "--out", "one.png"], "--growing: expected a directory as --out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    nextscale, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    """And no picture is left behind."""
+    monkeypatch.chdir(tmp_path)
+    done = nextscale("sample", *(str(model) if word == "MODEL" else word for word in arguments))
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert told in done.errors
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_an_out_that_is_a_file_is_a_mistake(nextscale, model: Path, tmp_path: Path) -> None:
+    """A directory cannot be made where a file lies."""
+    (tmp_path / "taken").touch()
+    done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path / "taken")
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert "--out: expected a directory" in done.errors
