@@ -80,8 +80,7 @@ def _dispatch(arguments: list[str]) -> None:
     elif _group(arguments[0]) and arguments[1:2] in (["-h"], ["--help"]):
         print(_help(_group(arguments[0])))
     else:
-        name, rest = _find(arguments)
-        command = _parse(name, rest)
+        command = parse(arguments)
         if command is not None:
             command.run()
 
@@ -124,13 +123,14 @@ def _find(arguments: list[str]) -> tuple[str, list[str]]:
     raise InputError(f"command: expected one of {', '.join(COMMANDS)}, got {first!r}{hint}")
 
 
-def _parse(name: str, arguments: list[str]) -> Any:
-    """The command as its dataclass, or None when only its help was wanted.
+def parse(arguments: list[str]) -> Any:
+    """The command that these arguments call, as its dataclass; None when its help was wanted and has been printed.
 
     Raises `InputError` for what does not parse.
     """
     import tyro
 
+    name, arguments = _find(arguments)
     module, kind, _ = COMMANDS[name]
     command = getattr(import_module(f"nextscale.cli.{module}"), kind)
     _refuse_repeats(arguments)
