@@ -1,7 +1,7 @@
 """Pictures in and out: the only room that knows pixel ranges.
 
-A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models. Whatever
-a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`.
+A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models.
+Whatever a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`.
 
 Shapes: B pictures, H height, W width in pixels; channels come first and are red, green, blue.
 """
@@ -67,8 +67,7 @@ def open_rgb(source: Source) -> Image.Image:
     (about 179 million pixels).
     """
     with _opened(source) as image:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        rgb = to_rgb(image)
+        rgb, turn = to_rgb(image), _UPRIGHT.get(_orientation(image))
         return rgb.transpose(turn) if turn is not None else rgb
 
 
@@ -103,6 +102,8 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     name = getattr(source, "name", "the given bytes") if not isinstance(source, str | Path) else source
     try:
         with _quiet, Image.open(source) as image:
+            if 0 in image.size:
+                raise ValueError("it has no pixels")
             yield image
     except FileNotFoundError:
         raise InputError(f"expected a picture, found no file at {name}") from None
@@ -113,6 +114,13 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"expected a readable picture, got {name}: {reason}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DECODING_ERRORS:
+        return 1  # a spoilt note of the camera does not spoil the pixels
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
@@ -224,8 +232,10 @@ def center_crop(images: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def grid(images_B3HW: Tensor, *, columns: int, gap: int = 2) -> Tensor:
-    """Pictures side by side, row after row, on white: (3, H', W') in the range that came, [-1, 1] or [0, 1]."""
+    """Pictures side by side, row after row, on white: (3, H', W') float in the range that came, [-1, 1] or [0, 1]."""
     count, channels, height, width = images_B3HW.shape
+    if count < 1 or columns < 1:
+        raise InputError(f"expected at least one picture and one column, got {count} and {columns}")
     columns = min(columns, count)
     rows = -(-count // columns)
     sheet = images_B3HW.new_ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
@@ -241,14 +251,24 @@ def grid(images_B3HW: Tensor, *, columns: int, gap: int = 2) -> Tensor:
 def save(path: str | Path, image: Image.Image | Tensor) -> None:
     """Write one picture, a Pillow image or (3, H, W) in [-1, 1]; the suffix decides the format, parents are made.
 
-    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format.
+    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format and for a place
+    that cannot be written.
     """
     path = Path(path)
     picture_format = Image.registered_extensions().get(path.suffix.lower())
     if picture_format not in Image.SAVE:
         raise InputError(f"expected a picture's suffix such as .png, .jpg or .webp, got {path.name!r}")
     picture = to_pil(image) if isinstance(image, Tensor) else image
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if picture_format == "JPEG":
+        picture = to_rgb(picture)  # it knows neither transparency nor palettes
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, picture, picture_format)
+    except OSError as error:
+        raise InputError(f"expected a place to write {path}, got: {error.strerror or error}") from error
+
+
+def _write_whole(path: Path, picture: Image.Image, picture_format: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         picture.save(partial, picture_format, quality=95)

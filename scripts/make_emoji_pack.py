@@ -8,7 +8,7 @@ The inputs are got like this (any directory will do):
     python scripts/make_emoji_pack.py lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz \
         /usr/share/unicode/emoji/emoji-test.txt
 
-The same inputs and the same libwebp give the same bytes; `provenance.json` states the hashes and versions of both sides.
+The same inputs and libwebp give the same bytes; `provenance.json` states the versions and hashes of both sides.
 The licences beside the pack are kept by hand, not written here.
 """
 

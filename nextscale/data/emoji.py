@@ -1,8 +1,8 @@
 """The embedded data set: 3,777 emoji in two drawing styles, nine Unicode groups as classes.
 
 The pack beside this file holds 64 px WebP pictures and an index; `scripts/make_emoji_pack.py` made it and its README
-says how the split was drawn. This room decodes the pack at one size. Random crops shift a picture by at most 1/16 of its
-side; there is no mirroring, since letters and flags have a right way round.
+says how the split was drawn. This room decodes the pack at one size. Random crops shift a picture by at most 1/16 of
+its side; there is no mirroring, since letters and flags have a right way round.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """The index of the pack, in the order of the pictures."""
     _header, *rows = (PACK / "index.tsv").read_text(encoding="utf-8").splitlines()
-    return tuple(Entry(*fields, bytes=int(length)) for *fields, length in (row.split("\t") for row in rows))
+    return tuple(_entry(*row.split("\t")) for row in rows)
+
+
+def _entry(subject: str, style: str, name: str, group: str, family: str, split: str, length: str) -> Entry:
+    return Entry(subject, style, name, group, family, split, int(length))
 
 
 def classes() -> tuple[str, ...]:

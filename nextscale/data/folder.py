@@ -1,14 +1,13 @@
 """A folder of pictures as a data set. Nothing to prepare: point at it; `nextscale.data.listing` tells the layouts.
 
-The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room. What fits in 2 GiB
-is decoded once and kept; a larger folder is decoded batch by batch, after its headers were checked.
+The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room. What fits in
+2 GiB is decoded once and kept; a larger folder is decoded batch by batch, after its headers were checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,7 +50,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnDemand:
-    """Decodes pictures when a batch asks. Where a file fails only then, the next readable one of the split stands in."""
+    """Decodes pictures when a batch asks; where a file fails only then, the next readable one stands in."""
 
     files: tuple[File, ...]
     size: Size

@@ -134,6 +134,6 @@ def fingerprint(parts: Iterable[object]) -> str:
     """A hex string of 16 digits that changes with any of the parts."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else str(part).encode())
+        digest.update(part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape"))
         digest.update(b"\0")
     return digest.hexdigest()[:16]

@@ -1,0 +1,367 @@
+"""Laws of pictures in and out: what each kind of file becomes, ranges that invert each other, writing that is whole."""
+
+import base64
+import contextlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nextscale import images
+from nextscale.errors import InputError
+
+
+def gradient(*, height: int = 24, width: int = 16) -> Image.Image:
+    """A picture whose every corner differs, so that any turn or mirroring shows."""
+    down, right = np.mgrid[0:height, 0:width]
+    levels = np.stack([down * 255 // (height - 1), right * 255 // (width - 1), np.full_like(down, 60)], axis=-1)
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+def png_bytes(*, width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand: Pillow itself cannot write 16-bit colour."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+# ---- what files become -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+def test_every_common_format_opens_as_rgb(tmp_path: Path, suffix: str) -> None:
+    """The mode and the size do not depend on the format of the file."""
+    gradient().save(tmp_path / f"picture.{suffix}")
+    opened = images.open_rgb(tmp_path / f"picture.{suffix}")
+    assert (opened.mode, opened.size) == ("RGB", (16, 24))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_camera_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
+    """A picture stored turned or mirrored, with the EXIF tag that says so, opens upright."""
+    turn_back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = gradient()
+    stored = upright.transpose(turn_back[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in ("png", "jpg"):
+        stored.save(tmp_path / f"turned.{suffix}", exif=exif, quality=100, subsampling=0)
+        opened = images.open_rgb(tmp_path / f"turned.{suffix}")
+        assert opened.size == upright.size
+        difference = np.asarray(opened).astype(int) - np.asarray(upright).astype(int)
+        assert abs(difference).max() <= 6
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0"])
+def test_a_spoilt_camera_note_does_not_spoil_the_picture(tmp_path: Path, exif: bytes) -> None:
+    """EXIF data that cannot be parsed is no reason to refuse good pixels, nor to warn."""
+    gradient().save(tmp_path / "noted.jpg", exif=exif)
+    assert images.open_rgb(tmp_path / "noted.jpg").size == (16, 24)
+
+
+def test_transparency_shows_white(tmp_path: Path) -> None:
+    """Clear pixels are white whatever colour hides in them; half-clear ones are half white."""
+    picture = Image.new("RGBA", (3, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (200, 0, 0, 255))
+    picture.putpixel((2, 0), (0, 0, 0, 128))
+    picture.save(tmp_path / "clear.png")
+    opened = images.open_rgb(tmp_path / "clear.png")
+    assert [opened.getpixel((x, 0)) for x in range(3)] == [(255, 255, 255), (200, 0, 0), (127, 127, 127)]
+
+
+def test_grey_with_transparency_shows_white(tmp_path: Path) -> None:
+    """LA files are flattened like RGBA files."""
+    picture = Image.new("LA", (2, 1), (0, 0))
+    picture.putpixel((1, 0), (90, 255))
+    picture.save(tmp_path / "grey.png")
+    opened = images.open_rgb(tmp_path / "grey.png")
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (90, 90, 90)]
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
+def test_palette_with_transparency_shows_white(tmp_path: Path, transparency: int | bytes) -> None:
+    """A clear palette entry is white, whether one index or a table of alphas names it."""
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "palette.png", transparency=transparency)
+    opened = images.open_rgb(tmp_path / "palette.png")
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (200, 100, 50)]
+
+
+def test_one_bit_and_grey_files_open(tmp_path: Path) -> None:
+    """Black and white stay 0 and 255; grey is the same in all channels."""
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    Image.new("L", (4, 4), 77).save(tmp_path / "grey.jpg")
+    assert images.open_rgb(tmp_path / "bits.png").getpixel((0, 0)) == (255, 255, 255)
+    assert images.open_rgb(tmp_path / "grey.jpg").getpixel((0, 0)) == (77, 77, 77)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    """0, half and full of 16 bits are 0, half and full of 8 bits, in PNG and in both byte orders of TIFF."""
+    values = np.array([[0, 257 * 128, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    Image.fromarray(values).save(tmp_path / "little.tiff")
+    big = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
+    big.save(tmp_path / "big.tiff")
+    for name in ("deep.png", "little.tiff", "big.tiff"):
+        opened = images.open_rgb(tmp_path / name)
+        assert [opened.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (128,) * 3, (255,) * 3], name
+
+
+def test_sixteen_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
+    """Each 16-bit channel keeps its share of the full range."""
+    rows = b"\0" + struct.pack(">6H", 0, 257 * 128, 65535, 257 * 10, 257 * 20, 257 * 30)
+    (tmp_path / "deep.png").write_bytes(png_bytes(width=2, height=1, depth=16, colour=2, rows=rows))
+    opened = images.open_rgb(tmp_path / "deep.png")
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(0, 128, 255), (10, 20, 30)]
+
+
+def test_print_colours_become_screen_colours(tmp_path: Path) -> None:
+    """In a CMYK JPEG no ink is white, full black ink is black and cyan has no red."""
+    for name, ink, expected in (
+        ("white", (0, 0, 0, 0), (255, 255, 255)),
+        ("black", (0, 0, 0, 255), (0, 0, 0)),
+        ("cyan", (255, 0, 0, 0), (0, 255, 255)),
+    ):
+        Image.new("CMYK", (16, 16), ink).save(tmp_path / f"{name}.jpg", quality=100)
+        opened = images.open_rgb(tmp_path / f"{name}.jpg").getpixel((8, 8))
+        assert isinstance(opened, tuple)
+        assert max(abs(got - want) for got, want in zip(opened, expected, strict=True)) <= 2
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_first_frame_stands_for_an_animation(tmp_path: Path, suffix: str) -> None:
+    """An animation is the picture it begins with."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+    assert images.open_rgb(tmp_path / f"film.{suffix}").getpixel((4, 4)) == (255, 0, 0)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    """The message says what was expected and which path came."""
+    with pytest.raises(InputError, match=r"found no file at .*nowhere\.png"):
+        images.open_rgb(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match="got the folder"):
+        images.open_rgb(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5])
+def test_truncated_file_is_refused_in_one_line(tmp_path: Path, suffix: str, kept: float) -> None:
+    """A file cut short raises InputError, never a half picture and never another exception."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, {"jpg": "jpeg"}.get(suffix, suffix))
+    whole = buffer.getvalue()
+    (tmp_path / f"cut.{suffix}").write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(InputError) as caught:
+        images.open_rgb(tmp_path / f"cut.{suffix}")
+    assert "\n" not in str(caught.value)
+    assert f"cut.{suffix}" in str(caught.value)
+
+
+def test_text_called_jpg_is_refused(tmp_path: Path) -> None:
+    """The content decides, not the suffix."""
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    with pytest.raises(InputError, match="no known format"):
+        images.open_rgb(tmp_path / "notes.jpg")
+
+
+def test_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    """A small file that would unpack to gigapixels is refused by its header."""
+    bomb = png_bytes(width=50_000, height=50_000, depth=8, colour=2, rows=b"")
+    with pytest.raises(InputError, match="exceeds limit"):
+        images.open_rgb(io.BytesIO(bomb))
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    """They have no agreed range, so no guess is made."""
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match="no agreed range"):
+        images.open_rgb(tmp_path / "float.tiff")
+
+
+@given(
+    junk=st.binary(max_size=200),
+    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0"]),
+)
+def test_no_bytes_raise_anything_but_input_error(junk: bytes, start: bytes) -> None:
+    """Whatever a file holds, reading it succeeds or raises InputError."""
+    with contextlib.suppress(InputError):
+        assert images.open_rgb(io.BytesIO(start + junk)).mode == "RGB"
+
+
+def test_reading_leaves_the_warning_filters_alone(tmp_path: Path) -> None:
+    """Threads that read at the same time do not change what the rest of the program is warned of."""
+    gradient().save(tmp_path / "picture.png")
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        threads = [
+            threading.Thread(target=lambda: [images.open_rgb(tmp_path / "picture.png") for _ in range(20)])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(warnings.filters) == before
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_levels_survive_the_way_there_and_back() -> None:
+    """to_uint8 inverts from_uint8 exactly, also through [0, 1]; the ends are exactly -1 and 1."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    floats = images.from_uint8(levels)
+    assert floats.dtype == torch.float32
+    assert (floats[0].item(), floats[-1].item()) == (-1, 1)
+    assert torch.equal(images.to_uint8(floats), levels)
+    assert torch.equal(images.to_uint8(images.from_unit(images.to_unit(floats))), levels)
+
+
+def test_values_outside_the_range_are_clamped() -> None:
+    """An overshooting model gives black and white, never a wrapped-round level."""
+    assert images.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    assert images.to_unit(torch.tensor([-3.0, 3.0])).tolist() == [0, 1]
+
+
+def test_pillow_images_survive_the_way_there_and_back() -> None:
+    """to_pil inverts from_pil; height comes before width in the tensor."""
+    picture = gradient(height=24, width=16)
+    tensor = images.from_pil(picture)
+    assert tensor.shape == (3, 24, 16)
+    assert images.to_pil(tensor).tobytes() == picture.tobytes()
+
+
+def test_to_pil_names_a_wrong_shape() -> None:
+    """A batch is not a picture."""
+    with pytest.raises(InputError, match=r"\(3, H, W\), got \(2, 3, 4, 4\)"):
+        images.to_pil(torch.zeros(2, 3, 4, 4))
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    target=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    margin=st.sampled_from([1.0, 1.125]),
+)
+def test_covering_covers_and_touches(size: tuple[int, int], target: tuple[int, int], margin: float) -> None:
+    """The scaled picture is nowhere smaller than the target, and one side is no longer than it must be."""
+    tall, wide = images.cover_size(size, height=target[0], width=target[1], margin=margin)
+    assert tall >= target[0]
+    assert wide >= target[1]
+    assert tall <= margin * target[0] + 1 or wide <= margin * target[1] + 1
+
+
+def test_resizing_keeps_the_aspect() -> None:
+    """A picture twice as wide as high stays so, whatever rectangle it covers."""
+    scaled = images.resize_to_cover(Image.new("RGB", (200, 100)), height=32, width=32, margin=1.125)
+    assert scaled.size == (72, 36)
+
+
+def test_crops_reach_both_ends_and_the_middle() -> None:
+    """Position 0 is the first window, just below 1 the last, the default the middle."""
+    row = torch.arange(10.0).expand(3, 1, 10)
+    cut = [images.crop(row, height=1, width=4, position=(0.5, right))[0, 0, 0].item() for right in (0, 0.5, 0.9999)]
+    assert cut == [0, 3, 6]
+    assert images.center_crop(row, height=1, width=4)[0, 0].tolist() == [3, 4, 5, 6]
+    with pytest.raises(InputError, match="at least 2×4 pixels, got 1×10"):
+        images.crop(row, height=2, width=4)
+
+
+def test_reading_at_a_size_gives_that_size(tmp_path: Path) -> None:
+    """A file of any aspect becomes one tensor of the wanted shape in [-1, 1]."""
+    gradient(height=24, width=61).save(tmp_path / "wide.png")
+    picture = images.read(tmp_path / "wide.png", height=12, width=20)
+    assert picture.shape == (3, 12, 20)
+    assert picture.min() >= -1
+    assert picture.max() <= 1
+
+
+def test_grid_places_every_picture() -> None:
+    """Row after row, with white between and in the places that stay empty."""
+    pictures = torch.stack([torch.full((3, 2, 3), value) for value in (-1.0, -0.5, 0.0)])
+    sheet = images.grid(pictures, columns=2, gap=1)
+    assert sheet.shape == (3, 5, 7)
+    assert sheet[0, 0].tolist() == [-1, -1, -1, 1, -0.5, -0.5, -0.5]
+    assert sheet[0, 3].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert (sheet[0, 2] == 1).all()
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_saved_png_reads_back_exactly(tmp_path: Path) -> None:
+    """Folders on the way are made, the bits are kept, and nothing else is left beside the file."""
+    picture = images.from_pil(gradient())
+    images.save(tmp_path / "new" / "folder" / "picture.png", picture)
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["picture.png"]
+    assert torch.equal(images.from_pil(images.open_rgb(tmp_path / "new" / "folder" / "picture.png")), picture)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "webp", "tiff", "bmp", "gif"])
+def test_the_suffix_decides_the_format(tmp_path: Path, suffix: str) -> None:
+    """Also in capitals, and JPEG also from a picture with transparency."""
+    images.save(tmp_path / f"picture.{suffix}", gradient().convert("RGBA"))
+    with Image.open(tmp_path / f"picture.{suffix}") as opened:
+        assert opened.format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
+
+
+def test_unknown_suffix_and_unwritable_place_are_named(tmp_path: Path) -> None:
+    """Both are the user's mistakes."""
+    with pytest.raises(InputError, match=r"got 'picture\.txt'"):
+        images.save(tmp_path / "picture.txt", gradient())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="expected a place to write"):
+        images.save(tmp_path / "file" / "picture.png", gradient())
+
+
+def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that breaks off half way does not touch what was there."""
+    images.save(tmp_path / "picture.png", gradient())
+    before = (tmp_path / "picture.png").read_bytes()
+
+    def broken_disk(self: Image.Image, path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", broken_disk)
+    with pytest.raises(InputError, match="disk full"):
+        images.save(tmp_path / "picture.png", gradient())
+    assert (tmp_path / "picture.png").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_data_uri_is_a_png() -> None:
+    """What stands behind the comma is the picture itself."""
+    kind, content = images.data_uri(images.from_pil(gradient())).split(",")
+    assert kind == "data:image/png;base64"
+    assert images.open_rgb(io.BytesIO(base64.b64decode(content))).tobytes() == gradient().tobytes()
