@@ -58,7 +58,8 @@ class TokenizerConfig:
         counts = {"all": (1,), "none": (len(self.scales),), "partial": range(1, 1 << 16)}[self.phi_sharing]
         _require(
             self.phi_count == 0 or self.phi_count in counts,
-            f"tokenizer phi_count: {self.phi_count} does not go with sharing {self.phi_sharing!r} and {len(self.scales)} scales",
+            f"tokenizer phi_count: {self.phi_count} does not go with sharing {self.phi_sharing!r} "
+            f"and {len(self.scales)} scales",
         )
 
     @property

@@ -1,7 +1,7 @@
 """The one exception that means "the user can mend this".
 
-Raised wherever something given to nextscale is wrong; the message is one line that says what was expected and what came.
-The command line turns it into exit status 2. Any other exception is a bug in nextscale and keeps its traceback.
+Raised wherever something given to nextscale is wrong; the message is one line: what was expected and what came. The
+command line turns it into exit status 2. Any other exception is a bug in nextscale and keeps its traceback.
 """
 
 

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from nextscale import checkpoint, presets, sampling
-from nextscale.config import TokenizerConfig, TransformerConfig, check_pair, from_json, to_json
+from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.images import to_unit
 from nextscale.precision import Precision, find_device, find_dtype, lowered
 from nextscale.sampling import Choice, Painted, linear_guidance
-from nextscale.tokenizer import MultiScaleVQVAE, model as tokenizer_files
-from nextscale.transformer import VAR, model as transformer_files
+from nextscale.tokenizer import MultiScaleVQVAE
+from nextscale.tokenizer import model as tokenizer_files
+from nextscale.transformer import VAR
+from nextscale.transformer import model as transformer_files
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ class Pipeline:
     def from_preset(
         cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
-        """Random weights in the shape of a preset. Raises `InputError` for an unknown name."""
+        """Random weights in the shape of a preset (shapes alone on "meta"). Raises `InputError` for an unknown name."""
         preset = presets.get(name)
-        models = MultiScaleVQVAE(preset.tokenizer, seed=seed), VAR(preset.transformer, seed=seed)
+        given = None if find_device(device).type == "meta" else seed
+        models = MultiScaleVQVAE(preset.tokenizer, seed=given), VAR(preset.transformer, seed=given)
         return cls(*models, device=device, precision=precision)
 
     @classmethod
@@ -105,9 +108,12 @@ class Pipeline:
                 "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
             )
         sections = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
+        device = find_device(device)
         tokenizer = MultiScaleVQVAE.load(model)
         transformer = VAR(from_json(TransformerConfig, sections["transformer"]), seed=None)
-        checkpoint.assign(transformer, checkpoint.read_tensors(Path(model) / transformer_files.WEIGHTS))
+        transformer.lower_precision(find_dtype(precision, device))
+        weights = Path(model) / transformer_files.WEIGHTS
+        checkpoint.assign(transformer, lambda: checkpoint.read_tensors(weights), device=device)
         return cls(
             tokenizer, transformer, classes=_names(model, sections["classes"]), device=device, precision=precision
         )

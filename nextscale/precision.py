@@ -16,7 +16,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """`name` as a device that is there. "auto" takes CUDA where there is some. Raises `InputError` when it is not there."""
+    """`name` as a device; "auto" takes CUDA where there is some. Raises `InputError` when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,7 +1,7 @@
 """One loop over scales: predict a scale, choose its tokens, paint them, pool the canvas, go on.
 
-Two models come in, neither knows the other; tokens, canvas and cache belong to the loop. What others want to change is a
-function: the guidance schedule, the choice of tokens, and `edit`, which may replace what is about to be painted.
+Two models come in, neither knows the other; tokens, canvas and cache belong to the loop. What others want to change is
+a function: the guidance schedule, and `edit`, which may replace what is about to be painted.
 
 Randomness is a pure function of (seed of the image, position, code): no generator has a state, so image i depends on
 seed i and label i alone, whatever the batch, the order, the device, or what else was sampled before.
@@ -40,7 +40,7 @@ class Choice:
     top_k: int = 900
     """Only the k most likely codes; 0 for all."""
     top_p: float = 0.96
-    """Inside them, only the likeliest that together reach this probability; at least one always stays."""
+    """Inside them, only the likeliest that together reach this probability, at least one; 0 for all."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code."""
     smooth: bool = False
@@ -136,7 +136,7 @@ def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: flo
         candidates, dim=-1
     )  # sorted: top-p needs no sort of its own
     p_Bln = values_Bln.softmax(dim=-1)
-    outside = p_Bln.cumsum(dim=-1) - p_Bln >= choice.top_p
+    outside = p_Bln.cumsum(dim=-1) - p_Bln >= (choice.top_p or 1.0)
     outside[..., 0] = False
     values_Bln = values_Bln.masked_fill(outside, -torch.inf)
     noise_Bln = gumbel(keys_Bl[..., None], codes_Bln)
@@ -153,7 +153,7 @@ def mixed(quantizer: MultiScaleQuantizer, mixture_BlV: Tensor, size: tuple[int, 
     return (mixture_BlV @ quantizer.codebook.weight).transpose(1, 2).unflatten(2, size)
 
 
-# -- randomness as a function of its place ---------------------------------------------------------------------------------
+# -- randomness as a function of its place -----------------------------------------------------------------------------
 
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio as int64: the increment of SplitMix64
 

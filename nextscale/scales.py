@@ -7,7 +7,7 @@ Pixels, codes and weights are not known here; torch is imported only by what ret
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from nextscale.errors import InputError
@@ -22,7 +22,7 @@ class Scales:
     """The K token maps of an image, coarse to fine: `Scales([1, 2, 3, (4, 6)])`.
 
     Arguments:
-        sizes: an int s for a square s x s map, a pair for (height, width). Neither side may shrink from a scale to the next.
+        sizes: an int s for a square s x s map, a pair for (height, width). No side may shrink from scale to scale.
 
     Raises `InputError` for an empty list, sides that are not positive integers, or scales that shrink.
 
@@ -42,7 +42,7 @@ class Scales:
                 raise InputError(f"scales: expected positive ints or (height, width) pairs, got {pair!r}")
         if not pairs:
             raise InputError("scales: expected at least one scale, got none")
-        for (h, w), (next_h, next_w) in zip(pairs, pairs[1:], strict=False):
+        for (h, w), (next_h, next_w) in pairwise(pairs):
             if next_h < h or next_w < w:
                 raise InputError(f"scales: expected coarse to fine, got {h}x{w} before {next_h}x{next_w}")
         object.__setattr__(self, "sizes", pairs)
@@ -119,7 +119,7 @@ class Scales:
         return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))
 
     def block_causal_mask(self) -> Tensor:
-        """(L, L) bool: True where the token of a row may attend to the token of a column, that is to scales <= its own."""
+        """(L, L) bool: True where the token of a row may attend to the token of a column: scales <= its own."""
         level_L = self.level_ids()
         return level_L[:, None] >= level_L[None, :]
 

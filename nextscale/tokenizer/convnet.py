@@ -5,6 +5,8 @@ Knows neither codes nor scales. Shapes: B batch, C channels, H W rows and column
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,7 +80,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
-        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(
             SelfAttention(channels_out) if attention else nn.Identity() for _ in range(blocks)
         )

@@ -66,7 +66,7 @@ class MultiScaleVQVAE(nn.Module):
         return self.quantizer.teacher_inputs(tokens_BL)
 
     def quantize(self, features_BCHW: Tensor, *, beta: float = 0.25) -> Quantized:
-        """The training forward: straight-through f_hat, tokens, and the quantizer's loss with commitment weight beta."""
+        """The training forward: straight-through f_hat, tokens, and the loss with commitment weight beta."""
         return self.quantizer(features_BCHW, beta=beta)
 
     # -- the two halves of the convnet ---------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class MultiScaleVQVAE(nn.Module):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Write config.json and tokenizer.safetensors into `directory`; an interrupted save leaves the old files whole."""
+        """Write config.json and tokenizer.safetensors; an interrupted save leaves the old files whole."""
         checkpoint.save(directory, {"tokenizer": config.to_json(self.config)}, {WEIGHTS: self.state_dict()})
 
     @classmethod
@@ -98,7 +98,7 @@ class MultiScaleVQVAE(nn.Module):
         """
         section = checkpoint.read_config(directory, ("tokenizer",))["tokenizer"]
         model = cls(config.from_json(TokenizerConfig, section), seed=None)
-        checkpoint.assign(model, checkpoint.read_tensors(Path(directory) / WEIGHTS))
+        checkpoint.assign(model, lambda: checkpoint.read_tensors(Path(directory) / WEIGHTS))
         return model
 
 

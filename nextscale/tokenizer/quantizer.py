@@ -1,10 +1,10 @@
 """The residual multi-scale quantizer: a latent grid to K token maps and back (Algorithms 1 and 2 of the paper).
 
-One primitive serves encoding, decoding, teacher inputs and sampling: what scale k's codes paint onto the canvas f_hat
-(`contribution`). Its running sum is the canvas; pooled (`pool`), the canvas is the transformer's next input.
+One primitive serves encoding, decoding, teacher inputs and sampling: what the codes of scale k paint onto the canvas
+(`contribution`). Its running sum is the canvas f_hat; pooled (`pool`), the canvas is the transformer's next input.
 Everything here computes in float32: which code is nearest must not depend on the precision of the convnet.
 
-Shapes: B batch, C code channels, H W the latent's sides (h_K, w_K), h w a scale's sides, L tokens of all scales, V codes.
+Shapes: B batch, C code channels, H W sides of the latent (h_K, w_K), h w sides of a scale, L tokens in all, V codes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def count_hits(self, tokens_BL: Tensor, step: int) -> None:
-        """Fold a batch into `hits_KV`, the exponential average of hits a scale and code (0.9 for 100 steps, then 0.99)."""
+        """Fold a batch into `hits_KV`, the running average of hits a scale and code (0.9 for 100 steps, then 0.99)."""
         codes = self.hits_KV.shape[1]
         parts = self.scales.split(tokens_BL)
         hits = torch.stack([torch.bincount(part.flatten(), minlength=codes) for part in parts]).to(self.hits_KV)

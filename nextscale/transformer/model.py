@@ -1,6 +1,6 @@
 """VAR: the next-scale transformer. Predicts all tokens of a scale at once from the class and all coarser scales.
 
-It sees teacher inputs and gives logits; what a token looks like is the tokenizer's business, what to choose is sampling's.
+It sees teacher inputs and gives logits: what a token looks like is the tokenizer's business, the choice is sampling's.
 Shapes: B batch, L positions, D width, C code channels, V codes.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class VAR(nn.Module):
             self.code_projection = nn.Linear(config.code_channels, width)
             self.positions = nn.Parameter(torch.empty(1, scales.total, width))
             self.levels = nn.Embedding(len(scales), width)
-            self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_modulation else None
+            self.shared_modulation: nn.Linear | None = nn.Linear(width, 6 * width) if config.shared_modulation else None
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
             self.head_modulation = nn.Linear(width, 2 * width)
             self.head = nn.Linear(width, config.codebook_size)
@@ -80,7 +80,7 @@ class VAR(nn.Module):
         return self.logits(x_BLD, condition)
 
     def step(self, k: int, codes_BlC: Tensor | None, condition: Condition, cache: KeyValueCache) -> Tensor:
-        """Logits of scale k alone, (B, h_k*w_k, V) float32; `cache` holds the coarser scales and is extended by this one.
+        """Logits of scale k alone, (B, h_k*w_k, V) float32; `cache` holds the coarser scales and gains this one.
 
         Arguments:
             k: 0-based scale.
@@ -101,7 +101,7 @@ class VAR(nn.Module):
         c_BD = self.class_embedding(labels_B)
         shared = self.shared_modulation
         six = shared(F.silu(c_BD).to(shared.weight.dtype)).unflatten(-1, (6, -1)).unsqueeze(1) if shared else None
-        blocks = [block.modulations(c_BD, six) for block in self.blocks]
+        blocks = [cast(Block, block).modulations(c_BD, six) for block in self.blocks]
         with torch.autocast(c_BD.device.type, enabled=False):
             scale, shift = self.head_modulation(F.silu(c_BD)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
         return Condition(c_BD.unsqueeze(1), blocks, scale, shift)

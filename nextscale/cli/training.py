@@ -1,0 +1,87 @@
+"""What the training commands share: how a run is watched, and what is said when it ends or is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextscale.cli.output import console
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.data import DataSet
+    from nextscale.training.loop import Event, Length
+
+DEFAULT_MINUTES = 10.0
+
+
+def length(steps: int | None, minutes: float | None) -> Length:
+    """What `--steps` and `--minutes` say; ten minutes when neither does. Raises `InputError` for both."""
+    from nextscale.training.loop import Length
+
+    if steps is not None and minutes is not None:
+        raise InputError(f"expected --steps or --minutes, got both ({steps} and {minutes:g})")
+    return Length(steps=steps, minutes=DEFAULT_MINUTES if steps is None and minutes is None else minutes)
+
+
+def load_data(source: str, *, height: int, width: int) -> DataSet:
+    """The data set, with a bar while a folder is read; says what was found."""
+    from nextscale import data
+    from nextscale.cli.output import progress
+
+    with progress() as bar:
+        task = bar.add_task("reading pictures", total=None)
+        found = data.load(
+            source,
+            height=height,
+            width=width,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(
+        f"data: {source} at {height}x{width}, {len(found.train)} pictures to train on, "
+        f"{len(found.validation)} held out, {len(found.classes)} classes"
+    )
+    if found.broken:
+        print(f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json names them")
+    return found
+
+
+def watch(name: str, events: Iterator[Event], out: Path) -> None:
+    """Follow a training to its end: one bar on a terminal, a line a check wherever the output goes.
+
+    Raises `KeyboardInterrupt` when the run was stopped by a signal, having said how to go on.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from nextscale.training.loop import Stopped
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total} steps  {task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    terminal = console()
+    event = None
+    try:
+        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+            task = bar.add_task(name, total=None, figures="")
+            for event in events:
+                figures = f"loss {event.figures['loss']:.3f}  {event.figures['images_per_second']:.0f} images/s"
+                bar.update(task, completed=event.step, total=event.total, figures=figures)
+                if event.validation:
+                    bar.console.print(_line(name, event), soft_wrap=True)
+    except Stopped:
+        step = f"step {event.step} of {event.total or '?'}" if event else "the start"
+        print(f"{name}: stopped at {step}, saved in {out}; the same command continues")
+        raise KeyboardInterrupt from None
+    if event is None:
+        print(f"{name}: {out} is finished already, nothing to do")
+
+
+def _line(name: str, event: Event) -> str:
+    """A check as one line that fits 80 columns: the loss and the first two held-out figures."""
+    shown = list(event.validation.items())[:2]
+    held_out = "  ".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in shown if "scale" not in figure)
+    return f"{name}: step {event.step}/{event.total}  loss {event.figures['loss']:.3f}  held out: {held_out}"

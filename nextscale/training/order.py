@@ -1,0 +1,26 @@
+"""Which pictures a step sees, and its random numbers: pure functions of the seed and the step.
+
+Nothing here has a state, so a run that continues after a kill sees exactly what it would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(*place: int | str) -> torch.Generator:
+    """A CPU generator seeded by a place, such as (seed, "crops", step); different places give unrelated streams."""
+    digest = hashlib.sha256(repr(place).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
+    """(batch,) int64: the pictures of `step`, out of `count`; an epoch shows each once, in an order of its own."""
+    first = step * batch
+    epochs = range(first // count, (first + batch - 1) // count + 1)
+    orders = torch.cat([torch.randperm(count, generator=generator(seed, "order", epoch)) for epoch in epochs])
+    start = first - epochs.start * count
+    return orders[start : start + batch]

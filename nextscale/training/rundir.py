@@ -1,0 +1,167 @@
+"""A run as a directory: what it is, how far it has come, and what it showed on the way.
+
+run.json              settings, versions; says whether the run is finished
+state.pt              the last checkpoint: weights, optimiser, step; one file, renamed into place
+config.json, *.safetensors   the model as `load` reads it, exported with every checkpoint
+data.json             counts, classes, and the pictures that could not be read
+history.json          figures on held-out data along the run
+tensorboard/          scalars and pictures
+samples/              pictures along the run
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nextscale import images
+from nextscale.checkpoint import read_json, write_beside, write_json
+from nextscale.data import DataSet
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass
+class State:
+    """How far a run has come; the caller's, never the model's."""
+
+    step: int = 0
+    """Steps done."""
+    total: int | None = None
+    """Steps in all, once known."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Figures on held-out data: one entry a check."""
+
+
+class Exportable(Protocol):
+    """The part of a stage that a checkpoint needs."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def data(self) -> DataSet: ...
+
+    def export(self, directory: Path) -> None: ...
+
+
+class RunDirectory:
+    """One run's files. Made by `open`."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self._writer: SummaryWriter | None = None
+
+    @classmethod
+    def open(cls, path: Path, settings: Mapping[str, object]) -> RunDirectory:
+        """The directory at `path` for a run with `settings`, made or continued.
+
+        Raises `InputError`, with the differences, when it holds another run, or when it cannot be written.
+        """
+        # through JSON, so that tuples compare equal to the lists that will be read back
+        wanted = json.loads(json.dumps(settings))
+        file = path / "run.json"
+        if file.exists():
+            stored = read_json(file)
+            _refuse_other_run(path, stored.get("settings") if isinstance(stored, dict) else None, wanted)
+        else:
+            write_json(file, {"settings": wanted, "finished": False})
+        return cls(path, wanted)
+
+    @staticmethod
+    def is_finished(path: Path) -> bool:
+        """Whether `path` holds a run that came to its end."""
+        file = path / "run.json"
+        return file.exists() and read_json(file).get("finished") is True
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+        """Load the last checkpoint into both, in place; a fresh `State` when there is none."""
+        file = self.path / "state.pt"
+        if not file.exists():
+            return State()
+        try:
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+            model.load_state_dict(stored["model"])
+            optimizer.load_state_dict(stored["optimizer"])
+            return State(stored["step"], stored["total"], stored["history"])
+        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{file}: expected this run's checkpoint, got a damaged one ({reason})") from None
+
+    def save(self, state: State, stage: Exportable, optimizer: torch.optim.Optimizer) -> None:
+        """Write the checkpoint, then the loadable model and the history."""
+        content = {
+            "model": stage.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": state.step,
+            "total": state.total,
+            "history": state.history,
+        }
+        write_beside(self.path / "state.pt", lambda beside: torch.save(content, beside))
+        stage.export(self.path)
+        write_json(self.path / "history.json", state.history)
+        self.describe(stage.data)
+
+    def describe(self, data: DataSet) -> None:
+        """Write what the run is trained on; large folders may turn out to hold broken pictures as they are read."""
+        counts = {"train": len(data.train), "validation": len(data.validation)}
+        write_json(self.path / "data.json", {**counts, "classes": list(data.classes), "broken": list(data.broken)})
+
+    def finish(self, state: State) -> None:
+        """Mark the run as finished."""
+        write_json(self.path / "run.json", {"settings": self.settings, "finished": True, "steps": state.step})
+
+    # -- what people look at -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def logging(self, step: int) -> Iterator[None]:
+        """Open the tensorboard log; what an earlier attempt logged after `step` is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1 if step else None)
+        try:
+            yield
+        finally:
+            self._writer.close()
+            self._writer = None
+
+    def log(self, step: int, figures: Mapping[str, float], validation: Mapping[str, float]) -> None:
+        """Scalars of a step, and of its validation if there was one."""
+        assert self._writer is not None
+        for group, values in (("train", figures), ("validation", validation)):
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def show(self, step: int, picture: Tensor) -> None:
+        """A picture (3, H, W) in [-1, 1], as a file and in tensorboard."""
+        assert self._writer is not None
+        images.save(self.path / "samples" / f"step-{step:07d}.png", picture)
+        self._writer.add_image("pictures", images.to_uint8(picture), step)
+
+
+def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any]) -> None:
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}/run.json: expected the settings of a run, got something else")
+    ours, theirs = _flat(wanted), _flat(stored)
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if names:
+        shown = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
+        raise InputError(f"{path} holds another run ({shown}): choose another --out, or ask for the same run")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"recipe.batch": 64, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
