@@ -13,12 +13,13 @@ from nextscale.errors import InputError
 from nextscale.scales import Scales
 
 if TYPE_CHECKING:
+    from nextscale import official
     from nextscale.pipeline import Pipeline
     from nextscale.tokenizer import MultiScaleVQVAE
     from nextscale.transformer import VAR
 
 __version__ = "0.1.0"
-__all__ = ["VAR", "InputError", "MultiScaleVQVAE", "Pipeline", "Scales", "presets"]
+__all__ = ["VAR", "InputError", "MultiScaleVQVAE", "Pipeline", "Scales", "official", "presets"]
 
 _LAZY = {
     "Pipeline": "nextscale.pipeline",
@@ -28,6 +29,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "official":
+        return import_module("nextscale.official")
     if name not in _LAZY:
         raise AttributeError(f"module 'nextscale' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

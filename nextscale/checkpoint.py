@@ -1,4 +1,4 @@
-"""Models as files: config.json beside *.safetensors. Written beside and renamed, so that a kill never leaves half a file.
+"""Models as files: config.json beside *.safetensors. Written beside and renamed, so that a kill leaves no half a file.
 
 No pickle is read or written here. What is missing, damaged or of the wrong shape is an `InputError` that names it.
 """
@@ -13,14 +13,18 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from nextscale.errors import InputError
 
 CONFIG = "config.json"
+Read = Callable[[], Mapping[str, Tensor]]
+CPU = torch.device("cpu")
+CHUNK = 1 << 28  # bytes of a file that may be resident while they are converted
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a sibling of `path`, then rename it into place; its parent is made if need be."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -36,7 +40,7 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, values: Any) -> None:
     """`values` as indented JSON."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_beside(path, lambda beside: None if beside.write_text(text, encoding="utf-8") else None)
+    write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -65,7 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
+    """All tensors of a safetensors file, mapped: read when looked at; writing to one leaves the file as it is."""
     if not path.is_file():
         raise InputError(f"expected a file {path}, found none")
     try:
@@ -75,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_config(directory: str | Path, sections: Sequence[str]) -> dict[str, Any]:
-    """A model directory's config.json. Raises `InputError` when the directory, the file or one of `sections` is not there."""
+    """A model directory's config.json. Raises `InputError` when it, its directory or one of `sections` is not there."""
     if not Path(directory).is_dir():
         raise InputError(f"expected a model directory, found none at {directory}")
     if not (Path(directory) / CONFIG).is_file():
@@ -87,21 +91,47 @@ def read_config(directory: str | Path, sections: Sequence[str]) -> dict[str, Any
     return values
 
 
-def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make `tensors` the weights of `model` (built on the meta device), without a copy.
+def assign(model: nn.Module, read: Read, *, device: torch.device = CPU, copy: bool = False) -> None:
+    """Give `model`, built on the meta device, its weights, in the dtypes that its meta tensors have.
 
-    Raises `InputError` that names the tensors which are missing, too many, or of another shape.
+    What a file holds in the right dtype stays mapped to it. What has to be converted or moved is read through mappings
+    that are closed again after `CHUNK` bytes, because a page of a file counts as memory as long as its mapping lives.
+
+    Arguments:
+        model: nothing of it is initialised; afterwards all its parameters are trainable.
+        read: maps the tensors, names as in the model's state dict; called anew for every chunk.
+        device: where the weights go.
+        copy: copy what would otherwise stay as it was read.
+
+    Raises `InputError` that names the tensors which are missing, too many, of another shape, or no floating point.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_fit(type(model).__name__, model.state_dict(), read())
+    kept, passing, touched = read(), read(), 0
+    weights = {}
+    for name, wanted in model.state_dict().items():
+        tensor = kept[name]
+        if copy or tensor.dtype != wanted.dtype or tensor.device != device:
+            if touched >= CHUNK:
+                passing, touched = read(), 0
+            tensor = passing[name].to(device, wanted.dtype, copy=True, memory_format=torch.contiguous_format)
+            touched += passing[name].nbytes
+        weights[name] = tensor
+    model.load_state_dict(weights, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def check_fit(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `InputError`, naming what is wrong, unless `tensors` have the names and shapes of `expected`."""
+    both = expected.keys() & tensors.keys()
+    shapes = {name: (tuple(expected[name].shape), tuple(tensors[name].shape)) for name in both}
+    integers = [n for n in both if expected[n].is_floating_point() and not tensors[n].is_floating_point()]
     complaints = [
-        *(f"{name} is missing" for name in expected.keys() - got.keys()),
-        *(f"{name} is not expected" for name in got.keys() - expected.keys()),
-        *(f"{n} should be {expected[n]}, is {got[n]}" for n in expected.keys() & got.keys() if expected[n] != got[n]),
+        *(f"{name} is missing" for name in expected.keys() - tensors.keys()),
+        *(f"{name} is not expected" for name in tensors.keys() - expected.keys()),
+        *(f"{name} should be {wanted}, is {got}" for name, (wanted, got) in shapes.items() if wanted != got),
+        *(f"{name} should be floating point, is {tensors[name].dtype}" for name in integers),
     ]
     if complaints:
         more = f" and {len(complaints) - 4} more" if len(complaints) > 4 else ""
-        raise InputError(f"weights do not fit the {type(model).__name__}: {'; '.join(sorted(complaints)[:4])}{more}")
-    model.load_state_dict(dict(tensors), assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+        raise InputError(f"weights do not fit the {what}: {'; '.join(sorted(complaints)[:4])}{more}")
