@@ -13,7 +13,7 @@ import pytest
 from nextscale.cli import COMMANDS
 
 PROGRAM = [sys.executable, "-m", "nextscale"]
-HELPS = [["--help"], ["train", "--help"], ["presets", "--help"], ["sample", "--help"], ["reconstruct", "--help"]]
+HELPS = [["--help"], ["train", "--help"], *([*name.split(), "--help"] for name in COMMANDS)]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
