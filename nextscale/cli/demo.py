@@ -1,0 +1,250 @@
+"""`nextscale demo`: both stages from scratch on the embedded pictures, then everything there is to see, on one page.
+
+OUT/tokenizer/    the run of stage 1
+OUT/              the run of stage 2, which is also what `--model OUT` loads
+OUT/report.html   the page
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nextscale.cli.options import Directory, Precision
+from nextscale.cli.output import directory, write_json
+from nextscale.cli.training import load_data, watch
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.cli.report import Row
+    from nextscale.data import DataSet
+    from nextscale.pipeline import Pipeline
+    from nextscale.tokenizer import MultiScaleVQVAE
+    from nextscale.training.health import ScaleUsage
+
+PRESET = "emoji-32"
+TOKENIZER_SHARE, TRANSFORMER_SHARE = 0.46, 0.46  # of the minutes; the rest is for starting, sampling and the page
+SAMPLES = 10  # pictures a class
+GROWING = 4  # pictures shown scale by scale
+RECONSTRUCTED = 12  # held-out pictures shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train both stages on the embedded emoji, sample every class, and write one page about it all."""
+
+    out: Directory = Path("runs/demo")
+    """Directory of runs and report; what is there already is continued or reused."""
+    minutes: float = 8.5
+    """Budget in minutes; more gives better pictures."""
+    seed: int = 0
+    """Decides weights, order of the data, and samples."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write the figures as JSON; - is stdout."""
+
+    def run(self) -> None:
+        if not self.minutes > 0:
+            raise InputError(f"--minutes: expected more than 0, got {self.minutes:g}")
+        directory("--out", self.out)
+        started = time.monotonic()
+        data, tokenizer, figures = self._train()
+
+        from nextscale.pipeline import Pipeline
+        from nextscale.training.health import scale_usage
+
+        pipe = Pipeline.load(self.out, device=self.device, precision=self.precision)
+        figures |= {"minutes": (time.monotonic() - started) / 60}
+        usage = scale_usage(tokenizer.config, figures["tokenizer"], len(data.validation))
+        self._report(pipe, tokenizer, data, figures, usage)
+        if self.json is not None:
+            write_json(self.json, figures)
+        self._tell(figures, usage)
+
+    def _train(self) -> tuple[DataSet, MultiScaleVQVAE, dict[str, Any]]:
+        """Both stages; their figures at the end."""
+        from nextscale import presets
+        from nextscale.training.loop import Length, train
+        from nextscale.training.tokenizer import TokenizerStage
+        from nextscale.training.transformer import TransformerStage, fitted
+
+        preset = presets.get(PRESET)
+        config = preset.tokenizer
+        data = load_data("emoji", height=config.height, width=config.width)
+        first = TokenizerStage(config, data, seed=self.seed, device=self.device, precision=self.precision)
+        length = Length(minutes=self.minutes * TOKENIZER_SHARE)
+        watch("tokenizer", train(first, self.out / "tokenizer", length, seed=self.seed), self.out / "tokenizer")
+        second = TransformerStage(
+            fitted(preset.transformer, first.model, classes=len(data.classes)),
+            first.model,
+            data,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+        )
+        length = Length(minutes=self.minutes * TRANSFORMER_SHARE)
+        watch("transformer", train(second, self.out, length, seed=self.seed), self.out)
+        figures = {
+            "tokenizer": first.validate(),
+            "transformer": second.validate(),
+            "unigram_entropy": second.unigram(),
+        }
+        return data, first.model, figures
+
+    def _report(
+        self,
+        pipe: Pipeline,
+        tokenizer: MultiScaleVQVAE,
+        data: DataSet,
+        figures: dict[str, Any],
+        usage: Sequence[ScaleUsage],
+    ) -> None:
+        """Write OUT/report.html."""
+        from nextscale.checkpoint import read_json
+        from nextscale.cli import report
+
+        stages = {name: read_json(path / "history.json") for name, path in self._runs().items()}
+        sections = [
+            ("In short", report.tiles(_headlines(figures))),
+            ("Samples", report.rows(self._samples(pipe), zoom=2)),
+            ("Growing, scale by scale", report.rows(self._growing(pipe), zoom=3)),
+            ("Held-out pictures through the tokenizer", report.rows(_reconstructions(tokenizer, data), zoom=2)),
+            ("Codes in use on held-out pictures", _usage(usage)),
+            ("Curves", report.curves(_curves(stages, figures["unigram_entropy"]))),
+            ("Settings", report.table(("what", "value"), self._settings(pipe, data, figures))),
+            ("What to try next", report.commands(self._next_steps(data))),
+        ]
+        report.write(
+            self.out / "report.html",
+            title="nextscale demo",
+            lead="A tokenizer and a next-scale transformer, trained from nothing on this machine on embedded emoji.",
+            sections=sections,
+        )
+
+    def _runs(self) -> dict[str, Path]:
+        return {"tokenizer": self.out / "tokenizer", "transformer": self.out}
+
+    def _samples(self, pipe: Pipeline) -> list[Row]:
+        """A row a class; picture i of the page has seed `seed` + i."""
+        from nextscale.cli.report import Row
+        from nextscale.images import from_unit
+
+        seeds = range(self.seed, self.seed + len(pipe.classes) * SAMPLES)
+        parts = [list(seeds)[i * SAMPLES : (i + 1) * SAMPLES] for i in range(len(pipe.classes))]
+        return [
+            Row(name, from_unit(pipe.generate([name] * SAMPLES, part).images.cpu()))
+            for name, part in zip(pipe.classes, parts, strict=True)
+        ]
+
+    def _growing(self, pipe: Pipeline) -> list[Row]:
+        """The first picture of some classes after each scale."""
+        import torch
+
+        from nextscale.cli.report import Row
+        from nextscale.images import from_unit
+
+        labels = list(pipe.classes[:GROWING])
+        steps = [
+            step.preview().cpu() for step in pipe.stream(labels, [self.seed + i * SAMPLES for i in range(GROWING)])
+        ]
+        return [Row(label, from_unit(torch.stack(strip))) for label, *strip in zip(labels, *steps, strict=True)]
+
+    def _settings(self, pipe: Pipeline, data: DataSet, figures: dict[str, Any]) -> list[tuple[str, str]]:
+        """What a reader needs to get the same pictures."""
+        import torch
+
+        from nextscale import __version__
+        from nextscale.checkpoint import read_json
+        from nextscale.sampling import Choice
+
+        choice, steps = Choice(), {name: read_json(path / "run.json")["steps"] for name, path in self._runs().items()}
+        return [
+            ("preset", PRESET),
+            ("scales", str(pipe.transformer.config.scales)),
+            ("data", f"emoji: {len(data.train)} pictures to train on, {len(data.validation)} held out by subject"),
+            ("seeds", f"{self.seed} of training; samples from {self.seed} on, row by row"),
+            (
+                "sampling",
+                f"guidance 1.5, top-k {choice.top_k}, top-p {choice.top_p}, temperature {choice.temperature:g}",
+            ),
+            ("steps", ", ".join(f"{name} {count}" for name, count in steps.items())),
+            ("budget", f"{self.minutes:g} minutes (this call took {figures['minutes']:.1f})"),
+            ("precision", f"{str(pipe.dtype).removeprefix('torch.')} on {pipe.device}"),
+            ("versions", f"nextscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
+        ]
+
+    def _next_steps(self, data: DataSet) -> list[str]:
+        return [
+            f"nextscale sample --model {self.out} --label '{data.classes[3]}' --count 8 --growing",
+            f"nextscale reconstruct PICTURE.png --model {self.out}",
+            "nextscale demo --minutes 60 --out runs/longer",
+            "nextscale train tokenizer --data FOLDER --out runs/tokenizer --minutes 60",
+            "nextscale train transformer --data FOLDER --tokenizer runs/tokenizer --out runs/mine --minutes 60",
+            f"tensorboard --logdir {self.out}",
+        ]
+
+    def _tell(self, figures: dict[str, Any], usage: Sequence[ScaleUsage]) -> None:
+        """The figures that matter, and where the page is."""
+        tokenizer, transformer = figures["tokenizer"], figures["transformer"]
+        print(f"tokenizer: PSNR on held-out subjects {tokenizer['psnr']:.2f} dB")
+        print("tokenizer: codes used by scale", ", ".join(f"{row.size}: {row.used} of {row.possible}" for row in usage))
+        for row in usage:
+            if row.collapsed:
+                print(f"tokenizer: {row.warning()}")
+        print(
+            f"transformer: held-out cross-entropy {transformer['cross_entropy']:.3f} nats a token, "
+            f"unigram entropy by position {figures['unigram_entropy']:.3f}"
+        )
+        print(f"report: {self.out / 'report.html'} (after {figures['minutes']:.1f} minutes)")
+
+
+def _headlines(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    tokenizer, transformer = figures["tokenizer"], figures["transformer"]
+    return [
+        (f"{tokenizer['psnr']:.2f} dB", "PSNR of held-out pictures through the tokenizer"),
+        (f"{transformer['cross_entropy']:.3f}", "held-out cross-entropy of the transformer, nats a token"),
+        (f"{figures['unigram_entropy']:.3f}", "entropy of the tokens when only the position is known: the bar to beat"),
+        (f"{transformer['accuracy']:.1%}", "held-out tokens guessed right"),
+    ]
+
+
+def _reconstructions(tokenizer: MultiScaleVQVAE, data: DataSet) -> list[Row]:
+    """Held-out pictures spread over the split, above what their tokens say."""
+    import torch
+
+    from nextscale.cli.report import Row
+
+    count = len(data.validation)
+    originals, _ = data.validation.batch(range(0, count, -(-count // RECONSTRUCTED)))
+    device = tokenizer.quantizer.codebook.weight.device
+    with torch.no_grad():
+        painted = tokenizer.decode(tokenizer.encode(originals.to(device))).cpu()
+    return [Row("held out", originals), Row("reconstructed", painted)]
+
+
+def _usage(usage: Sequence[ScaleUsage]) -> str:
+    from nextscale.cli import report
+
+    body = [(row.size, str(row.used), str(row.possible), f"{row.perplexity:.1f}") for row in usage]
+    found = [row.warning() for row in usage if row.collapsed]
+    return report.warnings(found) + report.table(("scale", "codes used", "possible", "perplexity"), body)
+
+
+def _curves(histories: dict[str, Any], unigram: float) -> list[Any]:
+    from nextscale.cli.report import Curve
+
+    psnr = [(entry["step"], entry["psnr"]) for entry in histories["tokenizer"]]
+    losses = [(entry["step"], entry["cross_entropy"]) for entry in histories["transformer"]]
+    return [
+        Curve("tokenizer: held-out PSNR (dB)", psnr),
+        Curve("transformer: held-out cross-entropy (nats)", losses, ("unigram entropy", unigram)),
+    ]

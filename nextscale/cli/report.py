@@ -1,0 +1,128 @@
+"""The page that `nextscale demo` leaves: one HTML file with every picture and curve inside it.
+
+Knows how things look, not where they come from: it is given pictures, figures and words.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from torch import Tensor
+
+from nextscale import images
+from nextscale.checkpoint import write_beside
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
+.lead { color: #5b6470; margin-top: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; padding: 0; }
+.tile { background: #f3f5f8; border-radius: .5rem; padding: .7rem .9rem; }
+.tile b { display: block; font-size: 1.45rem; } .tile span { color: #5b6470; font-size: .85rem; }
+figure { margin: 1rem 0; overflow-x: auto; } figcaption { color: #5b6470; font-size: .9rem; }
+.row { display: flex; align-items: center; gap: .8rem; margin: .35rem 0; }
+.row .name { flex: 0 0 9.5rem; font-size: .9rem; text-align: right; }
+.row img { min-width: 0; image-rendering: pixelated; }
+table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; }
+th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e3e7ec; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.warning { background: #fff4d6; border-left: 4px solid #e0a100; padding: .5rem .8rem; }
+pre { background: #f3f5f8; padding: .8rem; border-radius: .5rem; overflow-x: auto; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures side by side behind a name."""
+
+    name: str
+    pictures: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure along a run."""
+
+    title: str
+    points: Sequence[tuple[float, float]]
+    """(step, value)."""
+    level: tuple[str, float] | None = None
+    """A line to compare with."""
+
+
+def rows(pictures: Sequence[Row], *, zoom: int) -> str:
+    """Rows of pictures, each pixel drawn as zoom x zoom."""
+    return "".join(_row(row, zoom) for row in pictures)
+
+
+def _row(row: Row, zoom: int) -> str:
+    sheet = images.grid(row.pictures, columns=len(row.pictures), gap=1)
+    width, height = sheet.shape[2] * zoom, sheet.shape[1] * zoom
+    picture = f'<img src="{images.data_uri(sheet)}" width="{width}" height="{height}" alt="{escape(row.name)}">'
+    return f'<div class="row"><span class="name">{escape(row.name)}</span>{picture}</div>'
+
+
+def tiles(figures: Sequence[tuple[str, str]]) -> str:
+    """The few figures that matter, large: (value, what it is)."""
+    cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in figures)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table; cells that begin with a digit are aligned as numbers."""
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    lines = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in body)
+    return f"<table><tr>{titles}</tr>{lines}</table>"
+
+
+def _cell(text: str) -> str:
+    kind = ' class="number"' if text[:1].isdigit() else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def warnings(lines: Sequence[str]) -> str:
+    """What the reader must not miss."""
+    return "".join(f'<p class="warning">{escape(line)}</p>' for line in lines)
+
+
+def commands(lines: Sequence[str]) -> str:
+    """Things to type."""
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def curves(figures: Sequence[Curve]) -> str:
+    """Curves side by side, as one SVG drawing."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(figures), 3.2), layout="constrained")
+    for axes, curve in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+        axes.plot(*zip(*curve.points, strict=True), marker="o", markersize=3)
+        if curve.level is not None:
+            name, value = curve.level
+            axes.axhline(value, color="tab:orange", linestyle="--", label=name)
+            axes.legend(frameon=False)
+        axes.set_title(curve.title, fontsize=10)
+        axes.set_xlabel("steps")
+        axes.grid(alpha=0.3)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawing = buffer.getvalue()
+    return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
+
+
+def write(path: Path, *, title: str, lead: str, sections: Sequence[tuple[str, str]]) -> None:
+    """The page: a title, a sentence, and (heading, HTML) sections."""
+    body = "".join(f"<h2>{escape(heading)}</h2>{content}" for heading, content in sections)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</html>\n'
+    )
+    write_beside(path, lambda beside: beside.write_bytes(page.encode()))
