@@ -39,7 +39,8 @@ class Phi(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h.mul(0.5) + super().forward(h).mul(0.5)
+        with torch.autocast(h.device.type, enabled=False):
+            return h.mul(0.5) + super().forward(h).mul(0.5)
 
 
 def nearest_phi(scales: int, phis: int) -> list[int]:
@@ -70,9 +71,10 @@ class MultiScaleQuantizer(nn.Module):
         Euclidean: argmin |z - e|^2 = argmin |e|^2 - 2 z.e; cosine: argmax of the normalised product.
         """
         e_VC = self.codebook.weight.detach()
-        if self.distance == "cosine":
-            return (F.normalize(z_NC, dim=-1) @ F.normalize(e_VC, dim=-1).T).argmax(dim=-1)
-        return torch.addmm(e_VC.square().sum(dim=-1), z_NC, e_VC.T, alpha=-2).argmin(dim=-1)
+        with torch.autocast(z_NC.device.type, enabled=False):
+            if self.distance == "cosine":
+                return (F.normalize(z_NC, dim=-1) @ F.normalize(e_VC, dim=-1).T).argmax(dim=-1)
+            return torch.addmm(e_VC.square().sum(dim=-1), z_NC, e_VC.T, alpha=-2).argmin(dim=-1)
 
     def lookup(self, tokens_Bhw: Tensor) -> Tensor:
         """(B, h, w) int64 -> codes (B, C, h, w)."""
@@ -120,15 +122,14 @@ class MultiScaleQuantizer(nn.Module):
 
         loss = 1/K sum_k  beta * |sg[f_hat_k] - f|^2 + |f_hat_k - sg[f]|^2, means over elements.
         """
-        with torch.autocast(f_BCHW.device.type, enabled=False):
-            f = f_BCHW.float()
-            canvas, tokens, losses = torch.zeros_like(f), [], []
-            for tokens_k, contribution in self._residual_pyramid(f):
-                canvas = canvas + contribution
-                tokens.append(tokens_k)
-                losses.append(beta * F.mse_loss(canvas.detach(), f) + F.mse_loss(canvas, f.detach()))
-            f_hat = f + (canvas - f).detach()
-            return Quantized(f_hat, torch.cat(tokens, dim=1), torch.stack(losses).mean())
+        f = f_BCHW.float()
+        canvas, tokens, losses = torch.zeros_like(f), [], []
+        for tokens_k, contribution in self._residual_pyramid(f):
+            canvas = canvas + contribution
+            tokens.append(tokens_k)
+            losses.append(beta * F.mse_loss(canvas.detach(), f) + F.mse_loss(canvas, f.detach()))
+        f_hat = f + (canvas - f).detach()
+        return Quantized(f_hat, torch.cat(tokens, dim=1), torch.stack(losses).mean())
 
     def _residual_pyramid(self, f_BCHW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For each scale: its tokens (B, h*w), and their contribution, which leaves the residual of the next."""
