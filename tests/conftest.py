@@ -1,7 +1,159 @@
-"""For all tests: one thread. Their models are so small that a second thread costs more than it gives, and on a machine
-that is busy otherwise the two spend their time waiting for each other (20 s instead of 4 s for the README's Python).
+"""Models small enough to try a law on in milliseconds, with weights large enough that a broken law shows.
+
+A freshly initialised VAR has a head near zero and gates near zero: nothing flows through it, and every law of its
+information flow would hold by accident. `make_transformer` therefore redraws all its weights at a healthy size.
+
+One thread for all tests: a second one costs more than it gives to models this small, and on a machine that is busy
+otherwise the two spend their time waiting for each other (20 s instead of 4 s for the README's Python).
 """
+
+from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the programs that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; for the programs that tests start, too
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
+from nextscale.config import TokenizerConfig, TransformerConfig
+
+SCALES = Scales([1, 2, 3, 4])
+
+TOKENIZER = TokenizerConfig(
+    scales=SCALES,
+    codebook_size=64,
+    code_channels=8,
+    channels=32,
+    multipliers=(1, 1),
+    residual_blocks=1,
+    phi_sharing="partial",
+    phi_count=4,
+    distance="euclidean",
+)
+
+TRANSFORMER = TransformerConfig(
+    scales=SCALES,
+    codebook_size=64,
+    code_channels=8,
+    classes=5,
+    depth=3,
+    width=64,
+    heads=4,
+    feed_forward=128,
+    normalized_attention=True,
+    shared_modulation=False,
+)
+
+
+@torch.no_grad()
+def awaken(transformer: VAR, *, seed: int = 1) -> VAR:
+    """Redraw all weights so that class, codes, positions and attention each move the logits by about their own size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in transformer.named_parameters():
+        if name.endswith("temperature"):
+            parameter.uniform_(0.5, 1.5, generator=generator)
+        elif "bias" in name:
+            parameter.normal_(std=0.1, generator=generator)
+        elif "embedding" in name or name in ("start", "positions", "levels.weight") or "table" in name:
+            parameter.normal_(std=0.5, generator=generator)
+        else:
+            parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5, generator=generator)
+    return transformer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_config() -> TokenizerConfig:
+    return TOKENIZER
+
+
+@pytest.fixture(scope="session")
+def transformer_config() -> TransformerConfig:
+    return TRANSFORMER
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., MultiScaleVQVAE]:
+    """`make_tokenizer(distance="cosine")`: a new tokenizer, by default of 8x8 pixels and 1 + 4 + 9 + 16 tokens."""
+
+    def make(**changes: Any) -> MultiScaleVQVAE:
+        return MultiScaleVQVAE(dataclasses.replace(TOKENIZER, **changes), seed=3)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_transformer() -> Callable[..., VAR]:
+    """`make_transformer(depth=2)`: a new transformer with healthy weights, for the tokens of `make_tokenizer`."""
+
+    def make(**changes: Any) -> VAR:
+        return awaken(VAR(dataclasses.replace(TRANSFORMER, **changes)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_tokenizer: Callable[..., MultiScaleVQVAE]) -> MultiScaleVQVAE:
+    """Shared by all tests: look, do not touch."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def transformer(make_transformer: Callable[..., VAR]) -> VAR:
+    """Shared by all tests: look, do not touch."""
+    return make_transformer()
+
+
+@pytest.fixture(scope="session")
+def pipe(tokenizer: MultiScaleVQVAE, transformer: VAR) -> Pipeline:
+    """In float32; shared by all tests: look, do not touch."""
+    return Pipeline(tokenizer, transformer, classes=["ant", "bee", "cat", "dog", "eel"], precision="fp32")
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Four pictures of 8x8 pixels in [-1, 1]."""
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+@pytest.fixture(scope="session")
+def random_tokens() -> Callable[..., Tensor]:
+    """`random_tokens(scales, batch=2)`: (B, L) int64 in 0 .. 63."""
+
+    def draw(scales: Scales = SCALES, batch: int = 2, seed: int = 0) -> Tensor:
+        return torch.randint(64, (batch, scales.total), generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
+@pytest.fixture
+def untouched() -> Callable[[], Any]:
+    """`with untouched(): ...` fails when what is inside changes anything of torch's that belongs to the caller."""
+
+    def state() -> dict[str, Any]:
+        return {
+            "random numbers": torch.get_rng_state().tolist(),
+            "default dtype": torch.get_default_dtype(),
+            "default device": torch.get_default_device(),
+            "gradients": torch.is_grad_enabled(),
+            "inference mode": torch.is_inference_mode_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "threads": torch.get_num_threads(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "float32 products": torch.get_float32_matmul_precision(),
+        }
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        before = state()
+        yield
+        assert state() == before
+
+    return watch

@@ -1,0 +1,145 @@
+"""Laws of the token pyramid's geometry: where each scale lies, what may attend to what, which sizes are refused."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextscale import InputError, Scales
+
+growth = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6)
+first = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@st.composite
+def pyramids(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Sizes that grow, or stay, on either side."""
+    sizes = [draw(first)]
+    for dh, dw in draw(growth):
+        sizes.append((sizes[-1][0] + dh, sizes[-1][1] + dw))
+    return sizes
+
+
+def test_numbers_of_a_pyramid_with_a_rectangle() -> None:
+    """Written out by hand for 1, 2, 3 and 4x6."""
+    scales = Scales([1, 2, 3, (4, 6)])
+    assert scales.sizes == ((1, 1), (2, 2), (3, 3), (4, 6)) == tuple(scales)
+    assert scales.lengths == (1, 4, 9, 24)
+    assert scales.offsets == (0, 1, 5, 14)
+    assert scales.total == 38
+    assert len(scales) == 4
+    assert (scales.height, scales.width) == (4, 6)
+    assert str(scales) == "1 2 3 4x6"
+
+
+def test_published_schedules_have_their_published_lengths() -> None:
+    """256 px: 680 tokens in 10 scales; 512 px: 2240 in 10."""
+    assert Scales([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]).total == 680
+    assert Scales([1, 2, 3, 4, 6, 9, 13, 18, 24, 32]).total == 2240
+
+
+def test_one_scale_is_a_pyramid() -> None:
+    """Its offsets, levels and mask are those of one block that sees itself."""
+    scales = Scales([(3, 2)])
+    assert (scales.lengths, scales.offsets, scales.total, len(scales)) == ((6,), (0,), 6, 1)
+    assert scales.level_ids().tolist() == [0] * 6
+    assert scales.block_causal_mask().all()
+
+
+@given(pyramids())
+def test_slices_tile_the_sequence(sizes: list[tuple[int, int]]) -> None:
+    """Every position belongs to exactly one scale, in order."""
+    scales = Scales(sizes)
+    positions = [i for part in scales.slices() for i in range(part.start, part.stop)]
+    assert positions == list(range(scales.total))
+    assert [part.start for part in scales.slices()] == list(scales.offsets)
+    assert [part.stop - part.start for part in scales.slices()] == [h * w for h, w in sizes]
+
+
+@given(pyramids())
+def test_split_gives_maps_that_join_to_the_same_tokens(sizes: list[tuple[int, int]]) -> None:
+    """Row-major maps of the right sizes, as views of what was given."""
+    scales = Scales(sizes)
+    tokens = torch.arange(2 * scales.total).view(2, -1)
+    maps = scales.split(tokens)
+    assert [tuple(part.shape) for part in maps] == [(2, h, w) for h, w in sizes]
+    assert torch.equal(torch.cat([part.flatten(1) for part in maps], dim=1), tokens)
+    assert all(part.untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr() for part in maps)
+
+
+@given(pyramids())
+def test_mask_lets_a_token_see_its_own_scale_and_all_coarser(sizes: list[tuple[int, int]]) -> None:
+    """Against two plain loops over tokens."""
+    scales = Scales(sizes)
+    level = [k for k, (h, w) in enumerate(sizes) for _ in range(h * w)]
+    assert scales.level_ids().tolist() == level
+    mask = scales.block_causal_mask()
+    assert mask.dtype == torch.bool
+    assert mask.tolist() == [[theirs <= mine for theirs in level] for mine in level]
+
+
+@given(pyramids())
+def test_scales_survive_json_pickle_and_repr(sizes: list[tuple[int, int]]) -> None:
+    """All three give an equal pyramid with an equal hash."""
+    scales = Scales(sizes)
+    for copy in (
+        Scales(json.loads(json.dumps(scales.to_list()))),
+        pickle.loads(pickle.dumps(scales)),
+        eval(repr(scales), {"Scales": Scales}),
+    ):
+        assert copy == scales
+        assert hash(copy) == hash(scales)
+
+
+def test_pyramids_with_other_sizes_differ() -> None:
+    """A rectangle is not its transpose, and a list of the same sizes is no Scales."""
+    assert Scales([1, (2, 3)]) != Scales([1, (3, 2)])
+    assert Scales([1, 2]) != [(1, 1), (2, 2)]
+    assert len({Scales([1, 2]), Scales([(1, 1), (2, 2)]), Scales([1, 3])}) == 2
+
+
+def test_scales_cannot_be_changed() -> None:
+    """Neither the sizes nor anything new can be set on them."""
+    scales = Scales([1, 2])
+    for name in ("sizes", "total", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(scales, name, ())
+    assert scales.sizes == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [],
+        [0],
+        [-1, 2],
+        [1.5],
+        [True],
+        ["2"],
+        [None],
+        [(1, 2, 3)],
+        [(2,)],
+        [(1, 0)],
+        [(1, 2.0)],
+        5,
+        [3, 2],
+        [(2, 3), (3, 2)],
+        [1, (2, 4), (4, 3)],
+    ],
+    ids=str,
+)
+def test_sizes_that_are_no_pyramid_are_refused(sizes: object) -> None:
+    """In one line that says what was expected and what came."""
+    with pytest.raises(InputError, match=r"^scales: expected .*got .*$") as caught:
+        Scales(sizes)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 13), (2, 15), (14,), (1, 2, 14)])
+def test_split_refuses_another_length(shape: tuple[int, ...]) -> None:
+    """The message names the length that fits."""
+    with pytest.raises(InputError, match=r"expected shape \(batch, 14\)"):
+        Scales([1, 2, 3]).split(torch.zeros(shape))

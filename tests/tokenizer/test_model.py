@@ -1,0 +1,174 @@
+"""Laws of the tokenizer's doors: there and back, scale by scale, refusals, files that hold exactly what was saved."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale import InputError, MultiScaleVQVAE, Scales
+
+Make = Callable[..., MultiScaleVQVAE]
+
+
+@torch.no_grad()
+def test_decoding_through_every_scale_is_decoding(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """And each `through=k` paints exactly the first k canvases."""
+    tokens = tokenizer.encode(images)
+    shown = [tokenizer.decode(tokens, through=k) for k in (1, 2, 3, 4)]
+    assert torch.equal(shown[-1], tokenizer.decode(tokens))
+    for picture, canvas in zip(shown, tokenizer.quantizer.canvases(tokens), strict=True):
+        assert torch.equal(picture, tokenizer.paint(canvas))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(shown))
+
+
+@torch.no_grad()
+def test_picture_so_far_does_not_depend_on_finer_tokens(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """`through=2` is the same whatever the tokens of scales 3 and 4 are."""
+    tokens = tokenizer.encode(images)
+    others = tokens.clone()
+    others[:, 5:] = (others[:, 5:] + 1) % 64
+    assert torch.equal(tokenizer.decode(tokens, through=2), tokenizer.decode(others, through=2))
+    assert not torch.equal(tokenizer.decode(tokens), tokenizer.decode(others))
+
+
+@torch.no_grad()
+def test_tokens_and_pictures_do_not_depend_on_the_batch(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """One picture alone gives the tokens it has among others, and its reconstruction."""
+    together = tokenizer.encode(images)
+    alone = torch.cat([tokenizer.encode(image[None]) for image in images])
+    assert torch.equal(together, alone)
+    torch.testing.assert_close(
+        tokenizer.decode(together), torch.cat([tokenizer.decode(row[None]) for row in alone]), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("scales", [Scales([1, (2, 3), (4, 6)]), Scales([(2, 2), 4]), Scales([(3, 2)])], ids=str)
+@torch.no_grad()
+def test_rectangles_and_single_scales_go_there_and_back(make_tokenizer: Make, scales: Scales) -> None:
+    """Shapes and dtypes at every door."""
+    tokenizer = make_tokenizer(scales=scales)
+    images = torch.rand(2, 3, 2 * scales.height, 2 * scales.width) * 2 - 1
+    tokens = tokenizer.encode(images)
+    assert (tokens.shape, tokens.dtype) == ((2, scales.total), torch.int64)
+    assert tokenizer.decode(tokens).shape == images.shape
+    inputs = tokenizer.teacher_inputs(tokens)
+    assert (inputs.shape, inputs.dtype) == ((2, scales.total - scales.lengths[0], 8), torch.float32)
+
+
+@torch.no_grad()
+def test_decoded_pictures_stay_in_range(make_tokenizer: Make, random_tokens: Callable[..., Tensor]) -> None:
+    """Even when the decoder is far outside: clamped to [-1, 1], reached on both sides."""
+    tokenizer = make_tokenizer()
+    tokenizer.decoder.head.weight.mul_(100)
+    pictures = tokenizer.decode(random_tokens())
+    assert pictures.dtype == torch.float32
+    assert (float(pictures.min()), float(pictures.max())) == (-1.0, 1.0)
+
+
+def test_quantize_is_the_way_through_encode_and_decode(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """The training forward paints what `decode(encode(x))` shows, and its loss reaches the encoder and the codes."""
+    quantized = tokenizer.quantize(tokenizer.features(images))
+    assert torch.equal(quantized.tokens, tokenizer.encode(images))
+    torch.testing.assert_close(tokenizer.paint(quantized.f_hat), tokenizer.decode(quantized.tokens), atol=1e-4, rtol=0)
+    weights = [tokenizer.encoder.stem.weight, tokenizer.quantizer.codebook.weight]
+    assert all(grad.abs().max() > 0 for grad in torch.autograd.grad(quantized.loss, weights))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 9), (1, 3, 16, 16), (1, 1, 8, 8), (3, 8, 8)], ids=str)
+def test_pictures_of_another_size_are_refused(tokenizer: MultiScaleVQVAE, shape: tuple[int, ...]) -> None:
+    """With the size that fits."""
+    with pytest.raises(InputError, match=r"^images: expected shape \(batch, 3, 8, 8\), got "):
+        tokenizer.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "complaint"),
+    [
+        (torch.zeros(1, 29, dtype=torch.int64), r"expected shape \(batch, 30\) int64, got \(1, 29\)"),
+        (torch.zeros(30, dtype=torch.int64), r"expected shape \(batch, 30\) int64"),
+        (torch.zeros(1, 30), r"got \(1, 30\) torch.float32"),
+        (torch.full((1, 30), 64), r"expected values in 0 .. 63, got 64 .. 64"),
+        (torch.full((1, 30), -1), r"expected values in 0 .. 63, got -1 .. -1"),
+    ],
+)
+def test_tokens_that_are_none_are_refused(tokenizer: MultiScaleVQVAE, tokens: Tensor, complaint: str) -> None:
+    """By both doors that take them."""
+    for door in (tokenizer.decode, tokenizer.teacher_inputs):
+        with pytest.raises(InputError, match=complaint):
+            door(tokens)
+
+
+@pytest.mark.parametrize("through", [0, 5, -1])
+def test_through_counts_scales_from_one(
+    tokenizer: MultiScaleVQVAE, random_tokens: Callable[..., Tensor], through: int
+) -> None:
+    """Zero scales paint nothing and are refused, as are more than there are."""
+    with pytest.raises(InputError, match=rf"^through: expected 1 .. 4 scales, got {through}$"):
+        tokenizer.decode(random_tokens(), through=through)
+
+
+def test_weights_follow_the_seed(make_tokenizer: Make, untouched: Callable[[], Any]) -> None:
+    """Same seed, same weights; another seed, others; torch's own state is not asked."""
+    config = make_tokenizer().config
+    with untouched():
+        first, again, other = (MultiScaleVQVAE(config, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.stem.weight"], other["encoder.stem.weight"])
+    assert all(bool(tensor.isfinite().all()) for tensor in first.values())
+
+
+def test_saved_tokenizer_is_loaded_bit_for_bit(
+    make_tokenizer: Make, images: Tensor, tmp_path: Path, untouched: Callable[[], Any]
+) -> None:
+    """Config, every tensor with its dtype, the hits, and what it does; it can be trained on."""
+    tokenizer = make_tokenizer(distance="cosine", phi_sharing="none", scales=Scales([1, 2, 3, 4]))
+    tokenizer.quantizer.count_hits(tokenizer.encode(images), 0)
+    tokenizer.save(tmp_path)
+    with untouched():
+        loaded = MultiScaleVQVAE.load(tmp_path)
+    assert loaded.config == tokenizer.config
+    assert list(loaded.state_dict()) == list(tokenizer.state_dict())
+    for name, tensor in tokenizer.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert loaded.state_dict()[name].dtype == tensor.dtype
+    assert torch.equal(loaded.encode(images), tokenizer.encode(images))
+    assert loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_what_is_done_to_a_loaded_tokenizer_stays_out_of_its_file(make_tokenizer: Make, tmp_path: Path) -> None:
+    """Weights are mapped from the file but never written back to it."""
+    make_tokenizer().save(tmp_path)
+    loaded = MultiScaleVQVAE.load(tmp_path)
+    before = loaded.encoder.stem.weight.detach().clone()
+    with torch.no_grad():
+        loaded.encoder.stem.weight.fill_(9.0)
+    assert torch.equal(MultiScaleVQVAE.load(tmp_path).encoder.stem.weight, before)
+
+
+def test_tokenizer_can_be_saved_over_the_files_it_came_from(make_tokenizer: Make, tmp_path: Path) -> None:
+    """Although they are still mapped; an older load keeps what it had."""
+    make_tokenizer().save(tmp_path)
+    old, loaded = MultiScaleVQVAE.load(tmp_path), MultiScaleVQVAE.load(tmp_path)
+    before = old.decoder.head.weight.detach().clone()
+    with torch.no_grad():
+        loaded.decoder.head.weight.add_(1.0)
+    loaded.save(tmp_path)
+    assert torch.equal(MultiScaleVQVAE.load(tmp_path).decoder.head.weight, before + 1)
+    assert torch.equal(old.decoder.head.weight, before)
+
+
+def test_config_and_weights_that_contradict_each_other_are_refused(make_tokenizer: Make, tmp_path: Path) -> None:
+    """The tensor is named, with both shapes."""
+    make_tokenizer().save(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["tokenizer"]["codebook_size"] = 32
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"quantizer.codebook.weight should be \(32, 8\), is \(64, 8\)"):
+        MultiScaleVQVAE.load(tmp_path)
