@@ -28,6 +28,7 @@ class KeyValueCache:
     def extend(self, layer: int, k_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Append a scale's keys and values to a layer; returns all of that layer so far, as views."""
         end = self.length + k_BHLD.shape[2]
+        assert end <= self.memory.shape[4], "a scale more than the cache has room for"
         keys, values = self.memory[layer]
         keys[:, :, self.length : end] = k_BHLD
         values[:, :, self.length : end] = v_BHLD
