@@ -133,6 +133,17 @@ def random_tokens() -> Callable[..., Tensor]:
     return draw
 
 
+@pytest.fixture(scope="session")
+def random_inputs() -> Callable[..., Tensor]:
+    """`random_inputs(scales, batch=2)`: teacher inputs (B, L - h_1*w_1, 8), not from any tokens."""
+
+    def draw(scales: Scales = SCALES, batch: int = 2, seed: int = 0) -> Tensor:
+        shape = (batch, scales.total - scales.lengths[0], 8)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
 @pytest.fixture
 def untouched() -> Callable[[], Any]:
     """`with untouched(): ...` fails when what is inside changes anything of torch's that belongs to the caller."""
