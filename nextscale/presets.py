@@ -33,7 +33,7 @@ SCALES = {
 
 #   tokenizer: V, C, channels, multipliers, residual blocks
 TOKENIZERS = {
-    "tiny": (512, 16, 32, (1, 2, 2), 1),
+    "tiny": (512, 16, 32, (1, 1, 2), 1),
     "small": (1024, 16, 32, (1, 2, 4, 4), 1),
     "vqgan": (4096, 32, 160, (1, 1, 2, 2, 4), 2),
 }
@@ -41,8 +41,8 @@ TOKENIZERS = {
 # fmt: off
 #    name           pixels tokenizer classes depth width heads shared  published
 TABLE = (
-    ("emoji-32",    "32",  "tiny",        9,    6,  192,    6, False, "-"),
-    ("emoji-64",    "64",  "small",       9,    8,  384,    8, False, "-"),
+    ("emoji-32",    "32",  "tiny",        9,    6,  192,    3, False, "-"),
+    ("emoji-64",    "64",  "small",       9,    8,  384,    6, False, "-"),
     ("var-d16",     "256", "vqgan",    1000,   16, 1024,   16, False, "3.30 (release card 3.55)"),
     ("var-d20",     "256", "vqgan",    1000,   20, 1280,   20, False, "2.57 (2.95)"),
     ("var-d24",     "256", "vqgan",    1000,   24, 1536,   24, False, "2.09 (2.33)"),

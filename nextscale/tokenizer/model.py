@@ -5,6 +5,7 @@ Shapes: B batch, H W pixels, C code channels, L tokens of all scales.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -104,7 +105,11 @@ class MultiScaleVQVAE(nn.Module):
 
 @torch.no_grad()
 def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
-    """Random weights: convolutions uniform in +-1/sqrt(fan-in), gains 1, biases 0, codes standard normal / sqrt(C)."""
+    """Random weights: convolutions uniform in +-1/sqrt(fan-in), gains 1, biases 0.
+
+    Codes are normal / sqrt(C), their lengths then spread log-uniformly over 1/20 .. 1: the residuals of fine scales are
+    short, and codes of one length would leave most of a shared codebook unused there.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             bound = module.weight[0].numel() ** -0.5
@@ -117,4 +122,6 @@ def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
         elif isinstance(module, MultiScaleQuantizer):
             codes = module.codebook.weight
             codes.normal_(std=codes.shape[1] ** -0.5, generator=generator)
+            shortening = torch.rand(len(codes), 1, generator=generator, device=codes.device)
+            codes.mul_((shortening * math.log(1 / 20)).exp())
             module.hits_KV.zero_()

@@ -73,10 +73,11 @@ class VAR(nn.Module):
         self._check(labels_B, inputs_BLC)
         condition = self.condition(labels_B)
         x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC)], dim=1)
-        mask_LL = self.config.scales.block_causal_mask().to(x_BLD.device)
+        allowed_LL = self.config.scales.block_causal_mask().to(x_BLD.device)
+        bias_LL = x_BLD.new_zeros(allowed_LL.shape).masked_fill(~allowed_LL, -torch.inf)
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             drop = drop_path.of_block(i, len(self.blocks)) if drop_path else None
-            x_BLD = block(x_BLD, modulations, _keep_none, mask_LL, drop)
+            x_BLD = block(x_BLD, modulations, _keep_none, bias_LL, drop)
         return self.logits(x_BLD, condition)
 
     def step(self, k: int, codes_BlC: Tensor | None, condition: Condition, cache: KeyValueCache) -> Tensor:
