@@ -116,30 +116,38 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
     run.describe(stage.data)
     optimizer = make_optimizer(stage.model, stage.recipe)
     state = run.restore(stage.model, optimizer)
+    if state.step != state.total:
+        yield from _steps(stage, run, optimizer, state, length, checks)
+    run.finish(state)
+
+
+def _steps(
+    stage: Stage, run: RunDirectory, optimizer: torch.optim.Optimizer, state: State, length: Length, checks: int
+) -> Iterator[Event]:
+    """The steps that are left."""
     started, durations = time.monotonic(), list[float]()
     with run.logging(state.step), _stop_requests() as stop:
-        while state.total is None or state.step < state.total:
+        while state.step != state.total:
             before = time.monotonic()
             figures = _update(stage, optimizer, state)
             state.step += 1
             durations.append(time.monotonic() - before)
             figures["images_per_second"] = stage.recipe.batch / statistics.median(durations[-20:])
             if state.total is None:
-                state.total = _plan(length, durations, time.monotonic() - started)
+                state.total = _plan(length, state.step, durations, time.monotonic() - started)
             checked = _is_check(state.step, state.total, checks)
-            validation = _check(stage, run, state) if checked else {}
+            validation = _check(stage, run, state, figures["loss"]) if checked else {}
             run.log(state.step, figures, validation)
             if checked or stop.is_set():
                 run.save(state, stage, optimizer)
             yield Event(state.step, state.total, figures, validation)
             if stop.is_set():
                 raise Stopped
-    run.finish(state)
 
 
 def _update(stage: Stage, optimizer: torch.optim.Optimizer, state: State) -> dict[str, float]:
     """One step of the optimiser."""
-    rate = stage.recipe.rate(state.step, state.total or stage.recipe.warmup_steps)
+    rate = stage.recipe.rate(state.step, state.total)
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss, figures = stage.loss(state.step)
@@ -153,28 +161,28 @@ def _update(stage: Stage, optimizer: torch.optim.Optimizer, state: State) -> dic
     return {name: float(value) for name, value in values.items()} | {"learning_rate": rate}
 
 
-def _check(stage: Stage, run: RunDirectory, state: State) -> dict[str, float]:
-    """Validate and show."""
+def _check(stage: Stage, run: RunDirectory, state: State, loss: float) -> dict[str, float]:
+    """Validate and show; the history also takes the loss of the step's batch."""
     validation = stage.validate()
-    state.history.append({"step": state.step, **validation})
+    state.history.append({"step": state.step, "loss": loss, **validation})
     run.show(state.step, stage.pictures())
     return validation
 
 
-def _plan(length: Length, durations: list[float], elapsed: float) -> int | None:
-    """The number of steps in all, as soon as it can be known."""
+def _plan(length: Length, step: int, durations: list[float], elapsed: float) -> int | None:
+    """The number of steps in all, as soon as it can be known; `durations` and `elapsed` are of this process alone."""
     if length.steps is not None:
         return length.steps
     assert length.minutes is not None
     left = length.minutes * 60 * SHARE_FOR_STEPS - elapsed
     if len(durations) < TRIAL_STEPS and left > 0:
         return None
-    return len(durations) + max(int(left / statistics.median(durations)), 0)
+    return step + max(int(left / statistics.median(durations)), 0)
 
 
 def _is_check(step: int, total: int | None, checks: int) -> bool:
-    """Evenly along the run, and at its end."""
-    return total is not None and (step == total or step % max(total // checks, 1) == 0)
+    """Whether one of `checks` parts of the run, all as long as whole steps allow, ends with `step`."""
+    return total is not None and step * checks // total > (step - 1) * checks // total
 
 
 @contextmanager

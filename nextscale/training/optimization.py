@@ -35,10 +35,12 @@ class Recipe:
         if not self.learning_rate > 0:
             raise InputError(f"learning rate: expected more than 0, got {self.learning_rate}")
 
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of 0-based `step` of `total`."""
+    def rate(self, step: int, total: int | None) -> float:
+        """The learning rate of 0-based `step` of `total`; while that is not known, the peak follows the warm-up."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
+        if total is None:
+            return self.learning_rate
         done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
         return self.learning_rate * (1 - (1 - self.final_rate) * min(done, 1.0))
 

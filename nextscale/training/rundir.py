@@ -30,6 +30,18 @@ from nextscale.errors import InputError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+# What torch, and we, may raise over a checkpoint that is cut, altered, or not ours.
+DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    pickle.UnpicklingError,
+)
+
 
 @dataclass
 class State:
@@ -78,12 +90,6 @@ class RunDirectory:
             write_json(file, {"settings": wanted, "finished": False})
         return cls(path, wanted)
 
-    @staticmethod
-    def is_finished(path: Path) -> bool:
-        """Whether `path` holds a run that came to its end."""
-        file = path / "run.json"
-        return file.exists() and read_json(file).get("finished") is True
-
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
         """Load the last checkpoint into both, in place; a fresh `State` when there is none."""
         file = self.path / "state.pt"
@@ -94,12 +100,16 @@ class RunDirectory:
             model.load_state_dict(stored["model"])
             optimizer.load_state_dict(stored["optimizer"])
             return State(stored["step"], stored["total"], stored["history"])
-        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except DAMAGE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{file}: expected this run's checkpoint, got a damaged one ({reason})") from None
 
     def save(self, state: State, stage: Exportable, optimizer: torch.optim.Optimizer) -> None:
-        """Write the checkpoint, then the loadable model and the history."""
+        """Write the loadable model and the history, then the checkpoint.
+
+        In this order a kill in between leaves a checkpoint that will write the others once more, never one that is
+        at the end while they are not.
+        """
         content = {
             "model": stage.model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -107,10 +117,10 @@ class RunDirectory:
             "total": state.total,
             "history": state.history,
         }
-        write_beside(self.path / "state.pt", lambda beside: torch.save(content, beside))
         stage.export(self.path)
         write_json(self.path / "history.json", state.history)
         self.describe(stage.data)
+        write_beside(self.path / "state.pt", lambda beside: _write(content, beside))
 
     def describe(self, data: DataSet) -> None:
         """Write what the run is trained on; large folders may turn out to hold broken pictures as they are read."""
@@ -118,7 +128,10 @@ class RunDirectory:
         write_json(self.path / "data.json", {**counts, "classes": list(data.classes), "broken": list(data.broken)})
 
     def finish(self, state: State) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished, and remove what killed attempts left half written."""
+        for pattern in (".*.[0-9]*", ".tmp??????"):  # ours and those of safetensors
+            for rest in self.path.glob(pattern):
+                rest.unlink(missing_ok=True)
         write_json(self.path / "run.json", {"settings": self.settings, "finished": True, "steps": state.step})
 
     # -- what people look at -------------------------------------------------------------------------------------------
@@ -128,7 +141,7 @@ class RunDirectory:
         """Open the tensorboard log; what an earlier attempt logged after `step` is hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
         try:
             yield
         finally:
@@ -147,6 +160,14 @@ class RunDirectory:
         assert self._writer is not None
         images.save(self.path / "samples" / f"step-{step:07d}.png", picture)
         self._writer.add_image("pictures", images.to_uint8(picture), step)
+
+
+def _write(content: dict[str, Any], file: Path) -> None:
+    """`torch.save`, which tells of a full disk by a `RuntimeError`."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any]) -> None:
