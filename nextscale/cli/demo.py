@@ -7,7 +7,9 @@ OUT/report.html   the page
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale.cli.options import Directory, Precision
-from nextscale.cli.output import directory, write_json
+from nextscale.cli.output import directory, say, write_json
 from nextscale.cli.training import load_data, watch
 from nextscale.errors import InputError
 
@@ -33,6 +35,25 @@ TOKENIZER_SHARE, TRANSFORMER_SHARE = 0.46, 0.46  # of the minutes; the rest is f
 SAMPLES = 10  # pictures a class
 GROWING = 4  # pictures shown scale by scale
 RECONSTRUCTED = 12  # held-out pictures shown
+
+# What a reader who is new to all this needs to know, a sentence or two a section.
+ABOUT_SAMPLES = "Drawn by the transformer from a class and a random seed alone; a row is a class."
+ABOUT_SCALES = (
+    "A picture is a pyramid of token maps, coarse to fine: a scale is one map, drawn all at once, given the class and "
+    "the coarser maps. From left to right, one scale more is painted."
+)
+ABOUT_RECONSTRUCTIONS = (
+    "Pictures that training never saw, turned into tokens and back: the best that any sample can look like. PSNR is "
+    "the error on a logarithmic scale: 6 dB more is half the error."
+)
+ABOUT_CODES = (
+    "A token is the number of a code in the codebook. Perplexity is how many equally frequent codes would carry as "
+    "much information: near 1, a scale says almost nothing."
+)
+ABOUT_CURVES = (
+    "Held-out figures that get worse while the loss still falls mean learning by heart. Cross-entropy is the surprise "
+    "at the right token; unigram entropy is that of a guess by position alone, and below it more has been learned."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +77,18 @@ class Demo:
         if not self.minutes > 0:
             raise InputError(f"--minutes: expected more than 0, got {self.minutes:g}")
         directory("--out", self.out)
+        with contextlib.redirect_stdout(sys.stderr if str(self.json) == "-" else sys.stdout):
+            figures = self._everything()
+        if self.json is not None:
+            write_json(self.json, figures)
+
+    def _everything(self) -> dict[str, Any]:
+        """Both stages, the page and what is said; the figures."""
+        say(
+            "demo: trains a tokenizer, then a transformer, from nothing on emoji: "
+            f"about {self.minutes:g} minutes in all, less what {self.out} holds already; "
+            "Ctrl-C is safe, the same command continues"
+        )
         started = time.monotonic()
         data, tokenizer, figures = self._train()
 
@@ -66,9 +99,8 @@ class Demo:
         figures |= {"minutes": (time.monotonic() - started) / 60}
         usage = scale_usage(tokenizer.config, figures["tokenizer"], len(data.validation))
         self._report(pipe, tokenizer, data, figures, usage)
-        if self.json is not None:
-            write_json(self.json, figures)
         self._tell(figures, usage)
+        return figures
 
     def _train(self) -> tuple[DataSet, MultiScaleVQVAE, dict[str, Any]]:
         """Both stages; their figures at the end."""
@@ -113,15 +145,20 @@ class Demo:
         from nextscale.cli import report
 
         stages = {name: read_json(path / "history.json") for name, path in self._runs().items()}
+        unigram = figures["unigram_entropy"]
         sections = [
-            ("In short", report.tiles(_headlines(figures))),
-            ("Samples", report.rows(self._samples(pipe), zoom=2)),
-            ("Growing, scale by scale", report.rows(self._growing(pipe), zoom=3)),
-            ("Held-out pictures through the tokenizer", report.rows(_reconstructions(tokenizer, data), zoom=2)),
-            ("Codes in use on held-out pictures", _usage(usage)),
-            ("Curves", report.curves(_curves(stages, figures["unigram_entropy"]))),
-            ("Settings", report.table(("what", "value"), self._settings(pipe, data, figures))),
-            ("What to try next", report.commands(self._next_steps(data))),
+            report.Section("In short", report.tiles(_headlines(figures))),
+            report.Section("Samples", report.rows(self._samples(pipe), zoom=2), ABOUT_SAMPLES),
+            report.Section("Growing, scale by scale", report.rows(self._growing(pipe), zoom=3), ABOUT_SCALES),
+            report.Section(
+                "Held-out pictures through the tokenizer",
+                report.rows(_reconstructions(tokenizer, data), zoom=2),
+                ABOUT_RECONSTRUCTIONS,
+            ),
+            report.Section("Codes in use on held-out pictures", _usage(usage), ABOUT_CODES),
+            report.Section("Curves", report.curves(_curves(stages, unigram), columns=2), ABOUT_CURVES),
+            report.Section("Settings", report.table(("what", "value"), self._settings(pipe, data, figures))),
+            report.Section("What to try next", report.commands(self._next_steps(data))),
         ]
         report.write(
             self.out / "report.html",
@@ -195,16 +232,17 @@ class Demo:
     def _tell(self, figures: dict[str, Any], usage: Sequence[ScaleUsage]) -> None:
         """The figures that matter, and where the page is."""
         tokenizer, transformer = figures["tokenizer"], figures["transformer"]
-        print(f"tokenizer: PSNR on held-out subjects {tokenizer['psnr']:.2f} dB")
-        print("tokenizer: codes used by scale", ", ".join(f"{row.size}: {row.used} of {row.possible}" for row in usage))
+        say(f"tokenizer: PSNR on held-out subjects {tokenizer['psnr']:.2f} dB")
+        counts = ", ".join(f"{row.size}: {row.used} of {row.possible}" for row in usage)
+        say(f"tokenizer: codes used by scale {counts}")
         for row in usage:
             if row.collapsed:
-                print(f"tokenizer: {row.warning()}")
-        print(
+                say(f"tokenizer: {row.warning()}")
+        say(
             f"transformer: held-out cross-entropy {transformer['cross_entropy']:.3f} nats a token, "
             f"unigram entropy by position {figures['unigram_entropy']:.3f}"
         )
-        print(f"report: {self.out / 'report.html'} (after {figures['minutes']:.1f} minutes)")
+        say(f"report: {self.out / 'report.html'} (after {figures['minutes']:.1f} minutes)")
 
 
 def _headlines(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -242,9 +280,16 @@ def _usage(usage: Sequence[ScaleUsage]) -> str:
 def _curves(histories: dict[str, Any], unigram: float) -> list[Any]:
     from nextscale.cli.report import Curve
 
-    psnr = [(entry["step"], entry["psnr"]) for entry in histories["tokenizer"]]
-    losses = [(entry["step"], entry["cross_entropy"]) for entry in histories["transformer"]]
+    def points(stage: str, figure: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[figure]) for entry in histories[stage]]
+
     return [
-        Curve("tokenizer: held-out PSNR (dB)", psnr),
-        Curve("transformer: held-out cross-entropy (nats)", losses, ("unigram entropy", unigram)),
+        Curve("tokenizer: loss of training batches", points("tokenizer", "loss")),
+        Curve("tokenizer: held-out PSNR (dB)", points("tokenizer", "psnr")),
+        Curve("transformer: loss of training batches (nats)", points("transformer", "loss")),
+        Curve(
+            "transformer: held-out cross-entropy (nats)",
+            points("transformer", "cross_entropy"),
+            ("unigram entropy", unigram),
+        ),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+COLUMNS = 80
+
 
 def write_json(file: Path, values: Any) -> None:
     """Write `values` as indented JSON; `-` is stdout. Raises `InputError` when the file cannot be written."""
@@ -23,6 +26,11 @@ def write_json(file: Path, values: Any) -> None:
     from nextscale import checkpoint
 
     checkpoint.write_json(file, values)
+
+
+def say(line: str) -> None:
+    """A line for people, broken between words where a terminal of 80 columns ends; what continues it is set in."""
+    print(textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def directory(option: str, path: Path) -> Path:

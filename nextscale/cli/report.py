@@ -20,7 +20,7 @@ STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-.lead { color: #5b6470; margin-top: 0; }
+.lead, .about { color: #5b6470; margin-top: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; padding: 0; }
 .tile { background: #f3f5f8; border-radius: .5rem; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.45rem; } .tile span { color: #5b6470; font-size: .85rem; }
@@ -35,6 +35,15 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: #f3f5f8; padding: .8rem; border-radius: .5rem; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 """
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what it is about, and the HTML below."""
+
+    heading: str
+    content: str
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,14 @@ def commands(lines: Sequence[str]) -> str:
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def curves(figures: Sequence[Curve]) -> str:
-    """Curves side by side, as one SVG drawing."""
+def curves(figures: Sequence[Curve], *, columns: int) -> str:
+    """Curves in rows of so many, as one SVG drawing."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(figures), 3.2), layout="constrained")
-    for axes, curve in zip(figure.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+    lines = -(-len(figures) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * lines), layout="constrained")
+    places = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, curve in zip(places, figures, strict=False):
         axes.plot(*zip(*curve.points, strict=True), marker="o", markersize=3)
         if curve.level is not None:
             name, value = curve.level
@@ -117,12 +128,17 @@ def curves(figures: Sequence[Curve]) -> str:
     return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
 
 
-def write(path: Path, *, title: str, lead: str, sections: Sequence[tuple[str, str]]) -> None:
-    """The page: a title, a sentence, and (heading, HTML) sections."""
-    body = "".join(f"<h2>{escape(heading)}</h2>{content}" for heading, content in sections)
+def write(path: Path, *, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """The page: a title, a sentence, and the sections."""
+    body = "".join(map(_section, sections))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</html>\n'
     )
     write_beside(path, lambda beside: beside.write_bytes(page.encode()))
+
+
+def _section(section: Section) -> str:
+    about = f'<p class="about">{escape(section.about)}</p>' if section.about else ""
+    return f"<h2>{escape(section.heading)}</h2>{about}{section.content}"

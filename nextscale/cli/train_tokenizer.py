@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextscale.cli.options import Directory, Precision
+from nextscale.cli.output import say
 from nextscale.cli.training import length, load_data, watch
 
 
@@ -48,4 +49,5 @@ class TrainTokenizer:
             config, data, recipe=recipe, seed=self.seed, device=self.device, precision=self.precision
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
-        print(f"tokenizer in {self.out}; next: nextscale train transformer --tokenizer {self.out}")
+        say(f"tokenizer in {self.out}; next:")
+        print(f"nextscale train transformer --tokenizer {self.out}")

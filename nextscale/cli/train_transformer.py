@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextscale.cli.options import Directory, Precision
+from nextscale.cli.output import say
 from nextscale.cli.training import length, load_data, watch
 
 
@@ -58,4 +59,5 @@ class TrainTransformer:
             precision=self.precision,
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed), self.out)
-        print(f"model in {self.out}; next: nextscale sample --model {self.out}")
+        say(f"model in {self.out}; next:")
+        print(f"nextscale sample --model {self.out}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextscale.cli.output import console
+from nextscale.cli.output import console, say
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,19 +38,20 @@ def load_data(source: str, *, height: int, width: int) -> DataSet:
             width=width,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    print(
+    say(
         f"data: {source} at {height}x{width}, {len(found.train)} pictures to train on, "
         f"{len(found.validation)} held out, {len(found.classes)} classes"
     )
     if found.broken:
-        print(f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json names them")
+        say(f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json names them")
     return found
 
 
 def watch(name: str, events: Iterator[Event], out: Path) -> None:
     """Follow a training to its end: one bar on a terminal, a line a check wherever the output goes.
 
-    Raises `KeyboardInterrupt` when the run was stopped by a signal, having said how to go on.
+    Raises `KeyboardInterrupt` when the run was stopped by a signal, having said how to go on, and `InputError` when it
+    diverged.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -74,10 +75,12 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
                     bar.console.print(_line(name, event), soft_wrap=True)
     except Stopped:
         step = f"step {event.step} of {event.total or '?'}" if event else "the start"
-        print(f"{name}: stopped at {step}, saved in {out}; the same command continues")
+        say(f"{name}: stopped at {step}, saved in {out}; the same command continues")
         raise KeyboardInterrupt from None
+    except FloatingPointError as error:
+        raise InputError(f"{error}: training diverged; {out} keeps the last checkpoint before that") from None
     if event is None:
-        print(f"{name}: {out} is finished already, nothing to do")
+        say(f"{name}: {out} is finished already, nothing to do")
 
 
 def _line(name: str, event: Event) -> str:
