@@ -71,7 +71,8 @@ def test_attention_is_its_formula(transformer_config: TransformerConfig, normali
     x = torch.randn(2, 14, 64)
     mask = transformer_config.scales.block_causal_mask()[:14, :14]
     expected = torch.stack([slow_attention(layer, row, mask, normalized=normalized) for row in x])
-    torch.testing.assert_close(layer(x, as_they_are, mask), expected, atol=1e-5, rtol=1e-4)
+    bias = torch.zeros(14, 14).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(layer(x, as_they_are, bias), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
