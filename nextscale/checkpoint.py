@@ -22,7 +22,7 @@ from nextscale.errors import InputError
 CONFIG = "config.json"
 Read = Callable[[], Mapping[str, Tensor]]
 CPU = torch.device("cpu")
-CHUNK = 1 << 28  # bytes of a file that may be resident while they are converted
+CHUNK = 1 << 26  # bytes of a file that may be resident while they are converted
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:

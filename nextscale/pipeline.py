@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale import checkpoint, presets, sampling
+from nextscale import checkpoint, hub, presets, sampling
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.images import to_unit
@@ -99,7 +99,7 @@ class Pipeline:
     def load(
         cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
-        """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote.
+        """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote; or on the hub.
 
         Raises `InputError` when files are missing, damaged, or do not fit each other.
         """
@@ -107,6 +107,7 @@ class Pipeline:
             raise InputError(
                 "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
             )
+        model = hub.directory(str(model)) if hub.is_name(model) else model
         sections = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         device = find_device(device)
         tokenizer = MultiScaleVQVAE.load(model)

@@ -28,6 +28,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
+    "convert": ("convert", "Convert", "the public release's files to a model directory, and back"),
     "presets": ("presets", "Presets", "the models that have names"),
 }
 

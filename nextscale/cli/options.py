@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-Model = Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Model = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR|HUB|VAE VAR", help_behavior_hint="")]
+Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]

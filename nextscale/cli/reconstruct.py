@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli.options import Directory, Model, Pictures
+from nextscale.cli import models
+from nextscale.cli.options import Depth, Directory, Model, Pictures
 from nextscale.cli.output import directory
 from nextscale.errors import InputError
 
@@ -26,8 +27,10 @@ class Reconstruct:
 
     pictures: Pictures = ()
     """Files in any format Pillow reads; resized and centre-cropped to the tokenizer's size."""
-    model: Model = None
-    """Model directory whose tokenizer is used."""
+    model: Model = ()
+    """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
+    depth: Depth = None
+    """Which of the release's transformers, when --model is a folder or hub name that holds them."""
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Tokenizer run, instead of a model."""
     device: str = "auto"
@@ -38,8 +41,8 @@ class Reconstruct:
     def run(self) -> None:
         if not self.pictures:
             raise InputError("PICTURE: expected at least one file, got none")
-        if self.model is not None and self.tokenizer is not None:
-            raise InputError(f"expected --model or --tokenizer, got both {self.model} and {self.tokenizer}")
+        if self.model and self.tokenizer is not None:
+            raise InputError(f"expected --model or --tokenizer, got both {' '.join(self.model)} and {self.tokenizer}")
         from nextscale import images
         from nextscale.precision import find_device
 
@@ -59,9 +62,7 @@ class Reconstruct:
             from nextscale.tokenizer import MultiScaleVQVAE
 
             return MultiScaleVQVAE.load(self.tokenizer)
-        from nextscale.pipeline import Pipeline
-
-        return Pipeline.load(self.model, device="cpu", precision="fp32").tokenizer
+        return models.load(self.model, self.depth, device="cpu", precision="fp32").tokenizer
 
 
 def _stems(files: Iterable[Path]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli.options import Labels, Model, Precision
+from nextscale.cli import models
+from nextscale.cli.options import Depth, Labels, Model, Precision
 from nextscale.cli.output import at_least, directory, progress
 from nextscale.errors import InputError
 
@@ -38,8 +39,10 @@ class Picture:
 class Sample:
     """Images from a model: one PNG a picture, and a grid of them all."""
 
-    model: Model = None
-    """Model directory, such as `nextscale demo` leaves."""
+    model: Model = ()
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    depth: Depth = None
+    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
     label: Labels = ()
     """Classes to paint, by name or number (default: each class, the first 16 at most)."""
     count: int = 1
@@ -69,9 +72,7 @@ class Sample:
 
     def run(self) -> None:
         self._check()
-        from nextscale.pipeline import Pipeline
-
-        pipe = Pipeline.load(self.model, device=self.device, precision=self.precision)
+        pipe = models.load(self.model, self.depth, device=self.device, precision=self.precision)
         pictures = self._pictures(pipe)
         alone = _is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)

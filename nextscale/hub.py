@@ -1,0 +1,52 @@
+"""Models by name, `owner/name`, from the Hugging Face hub or its local cache.
+
+Only finds files; what is in them is read by `Pipeline.load` and `official.load`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nextscale.checkpoint import CONFIG
+from nextscale.errors import InputError
+from nextscale.tokenizer.model import WEIGHTS as TOKENIZER
+from nextscale.transformer.model import WEIGHTS as TRANSFORMER
+
+RELEASE_TOKENIZER = "vae_ch160v4096z32.pth"
+RELEASE_TRANSFORMER = "var_d{depth}.pth"
+
+
+def is_name(model: str | Path) -> bool:
+    """Whether this is a hub name rather than a path: `owner/name`, and no such folder or folder `owner` here."""
+    text = str(model)
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text)) and not Path(text).parent.exists()
+
+
+def directory(name: str) -> Path:
+    """The local folder of a repository that holds what `Pipeline.save` wrote.
+
+    Raises `InputError` when there is no such repository, it is out of reach, or it lacks one of the files.
+    """
+    config, *_ = [_fetch(name, file) for file in (CONFIG, TOKENIZER, TRANSFORMER)]
+    return config.parent
+
+
+def release(name: str, depth: int) -> tuple[Path, Path]:
+    """The local tokenizer and transformer files of a repository laid out as the public release's. Raises likewise."""
+    return _fetch(name, RELEASE_TOKENIZER), _fetch(name, RELEASE_TRANSFORMER.format(depth=depth))
+
+
+def _fetch(name: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except LocalEntryNotFoundError:
+        reason = "it is not in the local cache and the hub cannot be asked"
+    except EntryNotFoundError:
+        reason = "the repository has no such file (one of the public release's wants a depth)"
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise InputError(f"expected a model directory or a hub name, got {name}: no {file} there, {reason}")

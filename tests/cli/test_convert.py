@@ -1,0 +1,175 @@
+"""`nextscale convert`, and everything that `--model` may name."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parity import golden
+
+from nextscale import Pipeline, official, official_files
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The golden model as the release's two files, under the names they have in its repository."""
+    folder = tmp_path_factory.mktemp("release")
+    files = folder / "vae_ch160v4096z32.pth", folder / "var_d2.pth"
+    for file, state in zip(files, golden.states(), strict=True):
+        official_files.write(file, state)
+    return files
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, out of reach of the hub itself."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def store(cache: Path, name: str, *files: Path) -> None:
+    """As the hub's own client lays out a downloaded repository."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    for file in files:
+        (repository / "snapshots" / ("0" * 40) / file.name).symlink_to(file)
+
+
+def same_weights(one: Pipeline, other: Pipeline) -> bool:
+    """Every tensor of the release's format, bit for bit."""
+    pairs = zip(official.export(one), official.export(other), strict=True)
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_there_and_back_loses_nothing(nextscale, release, tmp_path, suffix):
+    """The release's files to a directory, the directory to the release's files."""
+    directory, files = tmp_path / "ours", (tmp_path / f"vae{suffix}", tmp_path / f"var{suffix}")
+    assert nextscale("convert", "--model", *release, "--out", directory).status == 0
+    assert same_weights(Pipeline.load(directory, precision="fp32"), golden.pipeline())
+    done = nextscale("convert", "--model", directory, "--out", *files)
+    assert done.status == 0
+    assert str(files[1]) in done.output
+    assert same_weights(official.load(*files, precision="fp32"), golden.pipeline())
+
+
+def test_what_files_do_not_tell_can_be_said(nextscale, tmp_path):
+    """Rectangles and the heads of plain attention."""
+    import dataclasses
+
+    from nextscale import VAR, MultiScaleVQVAE, Scales
+
+    scales = Scales([1, (1, 2), (2, 3)])
+    tokenizer = MultiScaleVQVAE(dataclasses.replace(golden.TOKENIZER, scales=scales, multipliers=(1,)))
+    config = dataclasses.replace(golden.TRANSFORMER, scales=scales, width=48, heads=3, normalized_attention=False)
+    pipe = Pipeline(tokenizer, VAR(config), precision="fp32")
+    pipe.save(tmp_path / "ours")
+    files = tmp_path / "vae.pth", tmp_path / "var.pth"
+    assert nextscale("convert", "--model", tmp_path / "ours", "--out", *files).status == 0
+    told = ("--scales", "1", "1x2", "2x3", "--num-heads", "3")
+    assert nextscale("convert", "--model", *files, *told, "--out", tmp_path / "again").status == 0
+    again = Pipeline.load(tmp_path / "again", precision="fp32")
+    assert again.transformer.config == config
+    assert same_weights(again, pipe)
+
+
+def test_every_way_to_name_a_model_paints_the_same_picture(nextscale, release, cache, tmp_path):
+    """Files of the release, a folder or repository of them, a trainer's checkpoint, our directory, our repository."""
+    trainer = tmp_path / "ar-ckpt-last.pth"
+    vae, var = golden.states()
+    torch.save({"trainer": {"vae_local": vae, "var_wo_ddp": var}}, trainer)
+    ours = tmp_path / "ours"
+    golden.pipeline().save(ours)
+    store(cache, "FoundationVision/var", *release)
+    store(cache, "someone/emoji", *ours.iterdir())
+    ways = [
+        release,
+        (release[0].parent, "--depth", 2),
+        ("FoundationVision/var", "--depth", 2),
+        (trainer,),
+        (ours,),
+        ("someone/emoji",),
+    ]
+    pictures = []
+    for number, way in enumerate(ways):
+        out = tmp_path / f"{number}.png"
+        done = nextscale("sample", "--model", *way, "--label", 3, "--precision", "fp32", "--out", out)
+        assert (done.status, done.errors) == (0, ""), way
+        pictures.append(out.read_bytes())
+    assert set(pictures) == {pictures[0]}
+
+
+def test_reconstruct_takes_the_release_s_files(nextscale, release, tmp_path):
+    """Its tokenizer is what is used."""
+    from nextscale import images
+
+    images.save(tmp_path / "picture.png", golden.picture()[0])
+    done = nextscale("reconstruct", tmp_path / "picture.png", "--model", *release, "--out", tmp_path / "out")
+    assert done.status == 0
+    assert (tmp_path / "out" / "picture.png").exists()
+
+
+def test_a_name_is_found_in_the_cache_without_a_network(release, cache):
+    """In a process of its own, told where the cache is in the way the hub's client documents."""
+    store(cache, "FoundationVision/var", *release)
+    out = cache.parent / "picture.png"
+    arguments = ["sample", "--model", "FoundationVision/var", "--depth", "2", "--label", "3", "--out", str(out)]
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-m", "nextscale", *arguments], env=environment, check=True, cwd=cache.parent)
+    assert out.exists()
+
+
+class Dangerous:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_mistake_is_one_line_and_status_2(nextscale, release, cache, tmp_path):
+    """Broken files, files that do not fit, names that lead nowhere; nothing in a pickle is run."""
+    vae, var = release
+    bad = {name: tmp_path / f"{name}.pth" for name in ("truncated", "text", "code", "other")}
+    bad["truncated"].write_bytes(var.read_bytes()[:5000])
+    bad["text"].write_text("not found")
+    bad["code"].write_bytes(pickle.dumps(Dangerous(tmp_path / "owned")))
+    state = golden.states()[0]
+    torch.save({**state, "quantize.embedding.weight": state["quantize.embedding.weight"][:, :8].clone()}, bad["other"])
+    store(cache, "FoundationVision/var", vae)
+    for arguments, said in [
+        (["sample", "--model", vae, bad["truncated"]], "truncated.pth"),
+        (["sample", "--model", bad["text"], var], "text.pth"),
+        (["sample", "--model", bad["code"], var], "code.pth"),
+        (["sample", "--model", bad["other"], var], "code_channels 8 and 16"),
+        (["sample", "--model", var, vae], "expected a transformer"),
+        (["sample", "--model", vae, var, vae], "got 3 values"),
+        (["sample", "--model", vae, var, "--depth", 2], "--depth: expected with one"),
+        (["sample", "--model", "FoundationVision/var", "--depth", 16], "no var_d16.pth there"),
+        (["sample", "--model", "FoundationVision/var"], "no config.json there"),
+        (["sample", "--model", "nobody/nothing"], "expected a model directory or a hub name, got nobody/nothing"),
+        (["convert", "--out", tmp_path / "a"], "--model: expected"),
+        (["convert", "--model", vae, var], "--out: expected"),
+        (["convert", "--model", vae, var, "--out", tmp_path / "a.pth"], "--out: expected"),
+        (["convert", "--model", vae, var, "--out", tmp_path / "a.pth", tmp_path / "b"], "--out: expected"),
+        (["convert", "--model", vae, var, "--out", tmp_path / "a.pth", tmp_path / "a.pth"], "--out: expected"),
+        (["convert", "--model", vae, var, "--scales", "1x", "--out", tmp_path / "a"], "got '1x'"),
+        (["convert", "--model", vae, var, "--scales", 1, 2, 3, 5, "--out", tmp_path / "a"], "expected maps of 1, 4"),
+        (["convert", "--model", vae, var, "--num-heads", 7, "--out", tmp_path / "a"], "num_heads: expected 2"),
+    ]:
+        done = nextscale(*arguments)
+        assert done.status == 2, arguments
+        assert said in done.errors, arguments
+        assert done.errors.count("\n") == 1, arguments
+    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "a").exists()
