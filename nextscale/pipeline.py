@@ -5,6 +5,7 @@ What people hold in their hands: generate, stream, reconstruct, save, load. Imag
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,7 @@ class Pipeline:
         choice = Choice(top_k, top_p, temperature, smooth)
         steps = list(self._walk(labels, seeds, guidance, choice))
         tokens = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
-        # made outside of inference mode, so that the caller may differentiate through them
-        return Generated(self.show(steps[-1].canvas).clone(), tokens.clone())
+        return Generated(self.show(steps[-1].canvas), tokens)
 
     def stream(
         self,
@@ -173,8 +173,8 @@ class Pipeline:
         smooth: bool = False,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
-        for step in self._walk(labels, seeds, guidance, Choice(top_k, top_p, temperature, smooth)):
-            yield Step(step.scale, step.tokens, self, step.canvas)
+        steps = self._walk(labels, seeds, guidance, Choice(top_k, top_p, temperature, smooth))
+        return (Step(step.scale, step.tokens, self, step.canvas) for step in steps)  # wrong labels raise at the call
 
     def _walk(
         self, labels: Sequence[int | str], seeds: Sequence[int] | None, guidance: float, choice: Choice
@@ -194,7 +194,7 @@ class Pipeline:
             choice=choice,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def show(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
         with lowered(self.device, self.dtype):
@@ -211,8 +211,8 @@ class Pipeline:
         if isinstance(name, str) and name in self.classes:
             return self.classes.index(name)
         try:
-            number = int(name)
-        except ValueError:
+            number = int(name) if isinstance(name, str) else operator.index(name)
+        except (ValueError, TypeError):
             raise InputError(f"label: expected one of {', '.join(self.classes[:12])}, got {name!r}") from None
         if not 0 <= number <= len(self.classes):
             raise InputError(

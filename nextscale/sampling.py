@@ -11,6 +11,8 @@ Shapes: B batch, L positions of all scales, l positions of one scale, V codes, C
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +31,9 @@ Edit = Callable[[int, Tensor], Tensor]
 
 
 def linear_guidance(guidance: float) -> Guidance:
-    """The release's schedule: t = guidance * k / (K - 1), nothing at the first scale."""
+    """The release's schedule: t = guidance * k / (K - 1), 0 at the first scale. Raises `InputError` unless finite."""
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance: expected a finite number, got {guidance}")
     return lambda k, scales: guidance * k / max(scales - 1, 1)
 
 
@@ -67,7 +71,7 @@ class Painted:
     """(B, C, h_K, w_K) float32, f_hat so far; `MultiScaleVQVAE.paint` shows it."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     transformer: VAR,
     quantizer: MultiScaleQuantizer,
@@ -132,9 +136,8 @@ def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: flo
     """
     temperature, top_k = (choice.temperature, choice.top_k) if choice.temperature else (1.0, 1)
     candidates = min(top_k or logits_BlV.shape[-1], logits_BlV.shape[-1])
-    values_Bln, codes_Bln = logits_BlV.div(temperature).topk(
-        candidates, dim=-1
-    )  # sorted: top-p needs no sort of its own
+    values_Bln, codes_Bln = logits_BlV.topk(candidates, dim=-1)  # sorted: top-p needs no sort of its own
+    values_Bln = (values_Bln - values_Bln[..., :1]) / temperature  # never above 0: no temperature makes it overflow
     p_Bln = values_Bln.softmax(dim=-1)
     outside = p_Bln.cumsum(dim=-1) - p_Bln >= (choice.top_p or 1.0)
     outside[..., 0] = False
@@ -184,5 +187,8 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _wrap(seed: int) -> int:
-    """Any Python integer as int64, modulo 2^64."""
-    return (seed + 2**63) % 2**64 - 2**63
+    """Any integer, of numpy or torch too, as int64, modulo 2^64. Raises `InputError` for what is none."""
+    try:
+        return (operator.index(seed) + 2**63) % 2**64 - 2**63
+    except TypeError:
+        raise InputError(f"seeds: expected integers, got {seed!r}") from None
