@@ -1,0 +1,230 @@
+"""Laws of model files: whole or not there, exact, and one line about whatever is wrong with them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from nextscale import InputError, checkpoint
+
+FORMATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    """One of each floating-point format, an empty one, and one that is a transposed view."""
+    generator = torch.Generator().manual_seed(0)
+    made = {str(dtype): torch.randn(3, 5, generator=generator).to(dtype) for dtype in FORMATS}
+    special = torch.tensor([float("nan"), float("inf"), -0.0, 1e-42])
+    return {**made, "view": torch.randn(4, 6, generator=generator).T, "special": special, "empty": torch.zeros(0, 3)}
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_tensors_come_back_bit_for_bit(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """Names, shapes, formats and bits; a missing parent directory is made."""
+    path = tmp_path / "a" / "b" / "weights.safetensors"
+    checkpoint.write_tensors(path, tensors)
+    read = checkpoint.read_tensors(path)
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+        assert bits(read[name]) == bits(tensor)
+
+
+def test_json_comes_back_equal(tmp_path: Path) -> None:
+    """Text in any script, indented for people."""
+    values = {"classes": ["猫", "café"], "scales": [1, [2, 3]], "none": None}
+    checkpoint.write_json(tmp_path / "config.json", values)
+    assert checkpoint.read_json(tmp_path / "config.json") == values
+    assert "猫" in (tmp_path / "config.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_interrupted_save_leaves_the_old_file(
+    tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+) -> None:
+    """Half of the new one had been written; nothing of it stays."""
+    path = tmp_path / "weights.safetensors"
+    checkpoint.write_tensors(path, tensors)
+    before = path.read_bytes()
+
+    def write_half(tensors: dict[str, Tensor], path: Path) -> None:
+        Path(path).write_bytes(safetensors.torch.save(tensors)[:100])
+        raise interruption
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write_half)
+    with pytest.raises(interruption):
+        checkpoint.write_tensors(path, {"other": torch.zeros(100)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """Its parent is a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^cannot write .*config\.json: .*$"):
+        checkpoint.write_json(tmp_path / "file" / "config.json", {})
+
+
+def test_read_tensors_are_not_the_file(tmp_path: Path) -> None:
+    """Written to, they leave the file alone; written over, the file leaves them alone."""
+    path = tmp_path / "weights.safetensors"
+    checkpoint.write_tensors(path, {"a": torch.ones(1000)})
+    first, second = checkpoint.read_tensors(path), checkpoint.read_tensors(path)
+    first["a"].zero_()
+    assert torch.equal(checkpoint.read_tensors(path)["a"], torch.ones(1000))
+    checkpoint.write_tensors(path, {"a": torch.full((1000,), 2.0)})
+    assert torch.equal(second["a"], torch.ones(1000))
+    assert torch.equal(checkpoint.read_tensors(path)["a"], torch.full((1000,), 2.0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_truncated_file_is_one_line(tensors: dict[str, Tensor], tmp_path: Path, share: float) -> None:
+    """Cut anywhere: in the length, the header, or the weights."""
+    path = tmp_path / "weights.safetensors"
+    checkpoint.write_tensors(path, {**tensors, "large": torch.zeros(5000)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError) as caught:
+        checkpoint.read_tensors(path)
+    assert "weights.safetensors: expected safetensors, got a damaged file" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 a pickle in a zip", bytes(range(256)) * 8, b"{}" * 500], ids=len)
+def test_file_of_another_kind_is_one_line(tmp_path: Path, content: bytes) -> None:
+    """It is not looked at any further, least of all unpickled."""
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="expected safetensors, got a damaged file"):
+        checkpoint.read_tensors(tmp_path / "weights.safetensors")
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    """The weights, the config, the directory itself."""
+    with pytest.raises(InputError, match=r"^expected a file .*weights.safetensors, found none$"):
+        checkpoint.read_tensors(tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match=r"^expected a file .*config.json, found none$"):
+        checkpoint.read_json(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"^expected a model directory with config.json, got .*, which has none$"):
+        checkpoint.read_config(tmp_path, ["tokenizer"])
+    with pytest.raises(InputError, match=r"^expected a model directory, found none at .*nowhere$"):
+        checkpoint.read_config(tmp_path / "nowhere", ["tokenizer"])
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"tokenizer": }', "\xff\xfe", "[1, 2"], ids=repr)
+def test_text_that_is_no_json_is_one_line(tmp_path: Path, text: str) -> None:
+    """With where it stops being JSON."""
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"config.json: expected JSON, got .*$") as caught:
+        checkpoint.read_config(tmp_path, ["tokenizer"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{}, [], "tokenizer", None, {"transformer": {}}], ids=str)
+def test_config_without_its_section_says_which(tmp_path: Path, values: Any) -> None:
+    """The first that is missing."""
+    checkpoint.write_json(tmp_path / "config.json", values)
+    with pytest.raises(InputError, match=r"expected a model with a tokenizer, its config.json has none$"):
+        checkpoint.read_config(tmp_path, ["tokenizer", "transformer"])
+
+
+# -- weights into models -----------------------------------------------------------------------------------------------
+
+
+def two_layers() -> nn.Sequential:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"0.weight": (3, 4), "0.bias": (3,), "1.weight": (2, 3), "1.bias": (2,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_assigned_weights_are_exact_and_trainable(weights: dict[str, Tensor]) -> None:
+    """On a model that had no memory before."""
+    model = two_layers()
+    checkpoint.assign(model, lambda: weights)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+        assert parameter.requires_grad
+    assert model(torch.rand(2, 4)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 28])
+def test_assigned_weights_take_the_format_of_the_model(
+    weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Rounded once, as `Tensor.to` rounds, however often the file is mapped anew in between."""
+    monkeypatch.setattr(checkpoint, "CHUNK", chunk)
+    model = two_layers()
+    model[0].to(torch.bfloat16)
+    checkpoint.assign(model, lambda: dict(weights))
+    for name, parameter in model.named_parameters():
+        expected = weights[name].to(torch.bfloat16 if name.startswith("0.") else torch.float32)
+        assert parameter.dtype == expected.dtype
+        assert torch.equal(parameter, expected)
+
+
+def test_copied_weights_share_no_memory(weights: dict[str, Tensor]) -> None:
+    """`copy=True` for tensors that somebody else holds; otherwise they are taken as they are."""
+    for copy in (True, False):
+        model = two_layers()
+        checkpoint.assign(model, lambda: weights, copy=copy)
+        for name, parameter in model.named_parameters():
+            assert (parameter.data_ptr() == weights[name].data_ptr()) is not copy
+
+
+MISFITS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    r"1\.bias is missing": lambda w: w.pop("1.bias"),
+    r"2\.bias is not expected": lambda w: w.update({"2.bias": torch.zeros(2)}),
+    r"0\.weight should be \(3, 4\), is \(4, 3\)": lambda w: w.update({"0.weight": torch.zeros(4, 3)}),
+    r"0\.bias should be floating point, is torch.int64": lambda w: w.update({"0.bias": torch.zeros(3).long()}),
+}
+
+
+@pytest.mark.parametrize("complaint", MISFITS)
+def test_weights_that_do_not_fit_are_named(weights: dict[str, Tensor], complaint: str) -> None:
+    """And the model stays as it was, on the meta device."""
+    MISFITS[complaint](weights)
+    model = two_layers()
+    with pytest.raises(InputError, match=rf"^weights do not fit the Sequential: {complaint}$"):
+        checkpoint.assign(model, lambda: weights)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_many_misfits_are_still_one_line(weights: dict[str, Tensor]) -> None:
+    """Four of them and how many more there are."""
+    strangers = {f"x.{i}": torch.zeros(1) for i in range(100)}
+    with pytest.raises(InputError, match=r"(x\.\d+ is not expected; ){3}x\.\d+ is not expected and 96 more$"):
+        checkpoint.assign(two_layers(), lambda: {**weights, **strangers})
+
+
+def test_saved_config_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory without config.json is no model yet, so a first save that is interrupted leaves none."""
+    real = checkpoint.write_tensors
+
+    def fail_on_second(path: Path, tensors: dict[str, Tensor]) -> None:
+        if path.name == "b.safetensors":
+            raise KeyboardInterrupt
+        real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", fail_on_second)
+    files = {"a.safetensors": {"a": torch.zeros(1)}, "b.safetensors": {"b": torch.zeros(1)}}
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, {"tokenizer": {}}, files)
+    assert not (tmp_path / "config.json").exists()
+    monkeypatch.setattr(checkpoint, "write_tensors", real)
+    checkpoint.save(tmp_path, {"tokenizer": {}}, files)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"tokenizer": {}}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "config.json"]
