@@ -1,0 +1,367 @@
+"""Laws of what people hold in their hands: what each door of Pipeline gives, refuses and leaves alone."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales
+
+Make = Callable[..., Any]
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+def weights(pipe: Pipeline) -> dict[str, Tensor]:
+    models = {"tokenizer": pipe.tokenizer, "transformer": pipe.transformer}
+    return {f"{kind}.{name}": tensor for kind, model in models.items() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(a: Pipeline, b: Pipeline) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture
+def saved(pipe: Pipeline, tmp_path: Path) -> Path:
+    pipe.save(tmp_path)
+    return tmp_path
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_generated_images_and_tokens_have_the_promised_form(pipe: Pipeline, smooth: bool) -> None:
+    """(B, 3, H, W) float32 in [0, 1] and (B, L) int64 in the codebook."""
+    out = pipe.generate(labels=[3, 4], seeds=[0, 1], smooth=smooth)
+    assert (out.images.shape, out.images.dtype) == ((2, 3, 8, 8), torch.float32)
+    assert 0 <= out.images.min() < out.images.max() <= 1
+    assert (out.tokens.shape, out.tokens.dtype) == ((2, 30), torch.int64)
+    assert 0 <= out.tokens.min() < out.tokens.max() < 64
+
+
+@torch.no_grad()
+def test_image_is_the_decoded_tokens_in_the_unit_range(pipe: Pipeline) -> None:
+    """What the tokenizer decodes, from [-1, 1] to [0, 1]."""
+    out = pipe.generate(labels=[3, 4, 5])
+    torch.testing.assert_close(out.images, (pipe.tokenizer.decode(out.tokens) + 1) / 2, atol=1e-5, rtol=0)
+
+
+def test_stream_ends_where_generate_does(pipe: Pipeline) -> None:
+    """Same tokens scale by scale, last preview the same image, previews in between that are other images."""
+    settings: dict[str, Any] = {"labels": ["cat", 5], "seeds": [4, 5], "guidance": 2.0, "top_k": 30, "top_p": 0.8}
+    out, steps = pipe.generate(**settings), list(pipe.stream(**settings))
+    assert [step.scale for step in steps] == [0, 1, 2, 3]
+    for step, tokens in zip(steps, pipe.tokenizer.config.scales.split(out.tokens), strict=True):
+        assert torch.equal(step.tokens, tokens)
+    previews = [step.preview() for step in steps]
+    assert torch.equal(previews[-1], out.images)
+    assert all(preview.shape == out.images.shape for preview in previews)
+    assert len(torch.stack(previews).flatten(1).unique(dim=0)) == 4
+    through = pipe.tokenizer.decode(out.tokens, through=2).detach()
+    torch.testing.assert_close(previews[1], (through + 1) / 2, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_image_does_not_depend_on_its_batch(pipe: Pipeline, guidance: float) -> None:
+    """Alone, among eight, in another order: identical tokens, images equal up to rounding."""
+    labels, seeds = [0, 1, 2, 3, 4, 5, "bee", 2], [7, 7, 7, 3, 2, 1, 0, -5]
+    together = pipe.generate(labels, seeds, guidance=guidance)
+    backwards = pipe.generate(labels[::-1], seeds[::-1], guidance=guidance)
+    assert torch.equal(backwards.tokens.flip(0), together.tokens)
+    for i in range(8):
+        alone = pipe.generate([labels[i]], [seeds[i]], guidance=guidance)
+        assert torch.equal(alone.tokens[0], together.tokens[i])
+        torch.testing.assert_close(alone.images[0], together.images[i], atol=1e-5, rtol=0)
+
+
+def test_every_setting_reaches_the_draw(pipe: Pipeline) -> None:
+    """Each changes the tokens, or for `smooth` the image, of some of eight pictures."""
+    labels = [0] * 8
+    plain = pipe.generate(labels)
+    for setting in ({"guidance": 4.0}, {"top_k": 2}, {"top_p": 0.2}, {"temperature": 0.1}):
+        assert not torch.equal(pipe.generate(labels, **setting).tokens, plain.tokens), setting
+    assert not torch.equal(pipe.generate(labels, smooth=True).images, plain.images)
+    greedy = pipe.generate(labels, temperature=0.0, guidance=0.0)
+    assert len(greedy.tokens.unique(dim=0)) == 1
+
+
+def test_seeds_count_from_zero_when_none_are_given(pipe: Pipeline) -> None:
+    """And may be an array."""
+    expected = pipe.generate([1, 2, 3], seeds=[0, 1, 2]).tokens
+    assert torch.equal(pipe.generate([1, 2, 3]).tokens, expected)
+    assert torch.equal(pipe.generate([1, 2, 3], seeds=np.arange(3)).tokens, expected)  # type: ignore[arg-type]
+
+
+def test_labels_are_names_or_numbers(pipe: Pipeline) -> None:
+    """A name, its number, the number as text or from an array; the number of classes is "no class"."""
+    for label in ("dog", 3, "3", np.int64(3), torch.tensor(3)):
+        assert pipe.label(label) == 3  # type: ignore[arg-type]
+    assert pipe.label(5) == 5
+    assert torch.equal(pipe.generate(["dog"]).tokens, pipe.generate([3]).tokens)
+    assert not torch.equal(pipe.generate([5]).tokens, pipe.generate([3]).tokens)
+
+
+@pytest.mark.parametrize("label", [6, -1, "wolf", "6", "", 2.5, None, float("nan"), float("inf")], ids=repr)
+def test_labels_that_are_no_class_are_refused(pipe: Pipeline, label: Any) -> None:
+    """At the call, in one line that says which there are."""
+    for door in (pipe.generate, pipe.stream):
+        with pytest.raises(InputError, match=r"^label: expected (0 \.\. 4 \(or 5: no class\)|one of ant, bee)"):
+            door([label])
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"labels": [1, 2], "seeds": [1]}, "^seeds: expected one a label, 2, got 1$"),
+        ({"labels": [1], "seeds": [0.5]}, r"^seeds: expected integers, got 0\.5$"),
+        ({"labels": [1], "seeds": ["x"]}, "^seeds: expected integers, got 'x'$"),
+        ({"labels": []}, "^labels: expected at least one, got none$"),
+        ({"labels": [1], "top_p": 2}, r"^top_p: expected 0 \.\. 1, got 2$"),
+        ({"labels": [1], "guidance": float("nan")}, "^guidance: expected a finite number, got nan$"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(pipe: Pipeline, settings: dict[str, Any], complaint: str) -> None:
+    """In one line."""
+    with pytest.raises(InputError, match=complaint):
+        pipe.generate(**settings)
+
+
+@torch.no_grad()
+def test_reconstruction_is_encoding_and_decoding(pipe: Pipeline, images: Tensor) -> None:
+    """Exactly, for all scales or the first few; without gradients, in [-1, 1]."""
+    tokens = pipe.tokenizer.encode(images)
+    assert torch.equal(pipe.reconstruct(images), pipe.tokenizer.decode(tokens))
+    assert torch.equal(pipe.reconstruct(images, through=2), pipe.tokenizer.decode(tokens, through=2))
+    with torch.enable_grad():
+        assert not pipe.reconstruct(images).requires_grad
+
+
+def test_what_comes_out_can_be_computed_with(pipe: Pipeline) -> None:
+    """Images, previews and tokens are ordinary tensors: a gradient through them, a model trained on them."""
+    out, step = pipe.generate([1]), next(iter(pipe.stream([1])))
+    for picture in (out.images, step.preview()):
+        factor = torch.ones(1, requires_grad=True)
+        (picture * factor).sum().backward()
+        assert factor.grad is not None
+    assert pipe.tokenizer.decode(out.tokens).requires_grad
+    assert pipe.tokenizer.quantizer.lookup(step.tokens).requires_grad
+
+
+# -- what is left alone ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_torchs_is_touched(
+    make_tokenizer: Make, make_transformer: Make, tmp_path: Path, untouched: Callable[[], Any], images: Tensor
+) -> None:
+    """By making, saving, loading, sampling and reconstructing, in float32 and in bfloat16."""
+    for precision in ("fp32", "bf16"):
+        with untouched():
+            pipe = Pipeline(make_tokenizer(), make_transformer(), precision=precision)  # type: ignore[arg-type]
+            pipe.generate([1])
+            next(pipe.stream([1])).preview()
+            pipe.reconstruct(images)
+            pipe.save(tmp_path)
+            Pipeline.load(tmp_path, precision=precision)  # type: ignore[arg-type]
+            pipe.tokenizer.train()
+            pipe.transformer.eval()
+            pipe.generate([1])
+            assert pipe.tokenizer.training
+            assert not pipe.transformer.training
+
+
+def test_images_follow_their_seeds_whatever_torchs_state(pipe: Pipeline, images: Tensor) -> None:
+    """The global random numbers and what was sampled before do not matter."""
+    torch.manual_seed(0)
+    first = pipe.generate([1, 2], seeds=[5, 6])
+    torch.manual_seed(99)
+    pipe.generate([3] * 3)
+    pipe.reconstruct(images)
+    again = pipe.generate([1, 2], seeds=[5, 6])
+    assert torch.equal(first.tokens, again.tokens)
+    assert torch.equal(first.images, again.images)
+
+
+def test_stream_that_is_given_up_leaves_the_pipeline_usable(pipe: Pipeline, untouched: Callable[[], Any]) -> None:
+    """The next picture is the one it would have been."""
+    before = pipe.generate([1])
+
+    def give_up(steps: Iterator[Any]) -> None:
+        for step in steps:
+            if step.scale == 1:
+                raise KeyboardInterrupt
+
+    with untouched():
+        with pytest.raises(KeyboardInterrupt):
+            give_up(pipe.stream([1]))
+        after = pipe.generate([1])
+    assert torch.equal(after.tokens, before.tokens)
+    assert torch.equal(after.images, before.images)
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_holds_the_blocks_low_and_the_rest_in_float32(make_tokenizer: Make, make_transformer: Make) -> None:
+    """The tokenizer whole, and of the transformer the head and the embeddings; pictures come out in float32."""
+    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+    for name, tensor in weights(pipe).items():
+        low = name.startswith("transformer.blocks.")
+        assert tensor.dtype == (torch.bfloat16 if low else torch.float32), name
+    out = pipe.generate([1, 2])
+    assert out.images.dtype == torch.float32
+    assert 0 <= out.images.min() < out.images.max() <= 1
+
+
+def test_bf16_paints_nearly_the_same_picture(make_tokenizer: Make, make_transformer: Make, pipe: Pipeline) -> None:
+    """The decoder alone, on the same canvas: within 0.02 of 1 everywhere, but not equal."""
+    low = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+    *_, last = pipe.tokenizer.quantizer.canvases(pipe.generate([1, 2, 3]).tokens)
+    exact, lowered = pipe.show(last), low.show(last)
+    assert 0 < (exact - lowered).abs().max() < 0.02
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_saved_pipeline_is_loaded_bit_for_bit(
+    make_tokenizer: Make, make_transformer: Make, tmp_path: Path, precision: Any, shared: bool
+) -> None:
+    """Every tensor in its format, both configs, the names; and it draws the same picture."""
+    scales = Scales([1, (2, 1), (3, 2), (4, 6)])
+    models = make_tokenizer(scales=scales), make_transformer(scales=scales, shared_modulation=shared)
+    pipe = Pipeline(*models, classes=NAMES, precision=precision)
+    pipe.save(tmp_path)
+    loaded = Pipeline.load(tmp_path, precision=precision)
+    assert_same_weights(pipe, loaded)
+    assert loaded.tokenizer.config == pipe.tokenizer.config
+    assert loaded.transformer.config == pipe.transformer.config
+    assert loaded.classes == pipe.classes == tuple(NAMES)
+    before, after = pipe.generate(["bee", 5]), loaded.generate(["bee", 5])
+    assert torch.equal(before.tokens, after.tokens)
+    assert torch.equal(before.images, after.images)
+
+
+def test_float32_files_load_in_bf16_as_if_lowered_afterwards(
+    make_tokenizer: Make, make_transformer: Make, saved: Path
+) -> None:
+    """Rounded once; and what is saved in bfloat16 loads in float32 with the rounded values."""
+    low = Pipeline.load(saved, precision="bf16")
+    assert_same_weights(low, Pipeline(make_tokenizer(), make_transformer(), precision="bf16"))
+    low.save(saved)
+    high = Pipeline.load(saved, precision="fp32")
+    assert all(tensor.dtype == torch.float32 for tensor in weights(high).values())
+    for name, tensor in weights(low).items():
+        assert torch.equal(weights(high)[name], tensor.float())
+
+
+def test_pipeline_can_be_saved_over_the_directory_it_came_from(saved: Path) -> None:
+    """Its weights are mapped from the very files that are replaced."""
+    loaded, old = Pipeline.load(saved, precision="fp32"), Pipeline.load(saved, precision="fp32")
+    with torch.no_grad():
+        loaded.transformer.positions.add_(1.0)
+    loaded.save(saved)
+    assert_same_weights(Pipeline.load(saved, precision="fp32"), loaded)
+    assert torch.equal(old.transformer.positions + 1.0, loaded.transformer.positions)
+
+
+def test_tokenizer_of_a_pipeline_loads_alone(pipe: Pipeline, saved: Path) -> None:
+    """From the same directory."""
+    loaded = MultiScaleVQVAE.load(saved)
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in pipe.tokenizer.state_dict().items())
+
+
+def test_preset_follows_its_seed(untouched: Callable[[], Any]) -> None:
+    """Same seed, same weights; another seed, others; classes are numbered."""
+    with untouched():
+        first, again, other = (Pipeline.from_preset("emoji-32", seed=seed, precision="fp32") for seed in (0, 0, 1))
+    assert_same_weights(first, again)
+    assert not torch.equal(weights(first)["transformer.head.weight"], weights(other)["transformer.head.weight"])
+    assert first.classes == tuple("012345678")
+    with pytest.raises(InputError, match="did you mean emoji-32"):
+        Pipeline.from_preset("emoji-23")
+
+
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    "expected a file .*transformer.safetensors, found none": lambda d: (d / "transformer.safetensors").unlink(),
+    "expected a file .*tokenizer.safetensors, found none": lambda d: (d / "tokenizer.safetensors").unlink(),
+    "expected a model directory with config.json": lambda d: (d / "config.json").unlink(),
+    "transformer.safetensors: expected safetensors": lambda d: (d / "transformer.safetensors").write_bytes(b"12345"),
+    "tokenizer.safetensors: expected safetensors": lambda d: cut(d / "tokenizer.safetensors"),
+    "config.json: expected JSON": lambda d: cut(d / "config.json"),
+    "expected classes to be a list of names, got 5": lambda d: change(d, "classes", 5),
+    r"classes: expected 5 names, got 1": lambda d: change(d, "classes", ["ant"]),
+    "config of transformer: expected an object, got list": lambda d: change(d, "transformer", []),
+    "config of transformer: depth: expected int, got '3'": lambda d: change(d, "transformer", "3", "depth"),
+    r"weights do not fit the VAR: .* is not expected": lambda d: change(d, "transformer", 2, "depth"),
+    "weights do not fit the VAR: .* is missing": lambda d: change(d, "transformer", 4, "depth"),
+    "weights do not fit the MultiScaleVQVAE: .* should be": lambda d: change(d, "tokenizer", 64, "channels"),
+    "weights do not fit the MultiScaleVQVAE: ": lambda d: swap(d),
+}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change(directory: Path, section: str, value: Any, field: str | None = None) -> None:
+    path = directory / "config.json"
+    values = json.loads(path.read_text())
+    if field:
+        values[section][field] = value
+    else:
+        values[section] = value
+    path.write_text(json.dumps(values))
+
+
+def swap(directory: Path) -> None:
+    a, b = directory / "tokenizer.safetensors", directory / "transformer.safetensors"
+    held = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(held)
+
+
+@pytest.mark.parametrize("complaint", BROKEN)
+def test_broken_directory_is_one_line(saved: Path, complaint: str) -> None:
+    """That names the file, the field or the tensor."""
+    BROKEN[complaint](saved)
+    with pytest.raises(InputError, match=complaint) as caught:
+        Pipeline.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_model_says_how_to_make_one(tmp_path: Path) -> None:
+    """In one line, as does a directory that is not there."""
+    with pytest.raises(InputError, match="make one with `nextscale demo`"):
+        Pipeline.load(None)
+    with pytest.raises(InputError, match="expected a model directory, found none at"):
+        Pipeline.load(tmp_path / "nowhere")
+
+
+def test_models_that_do_not_belong_together_are_refused(tokenizer: MultiScaleVQVAE, make_transformer: Make) -> None:
+    """Nor do the wrong number of names."""
+    with pytest.raises(InputError, match="do not belong together: codebook_size 64 and 65$"):
+        Pipeline(tokenizer, make_transformer(codebook_size=65))
+    with pytest.raises(InputError, match="^classes: expected 5 names, got 2$"):
+        Pipeline(tokenizer, make_transformer(), classes=["ant", "bee"])
+
+
+def test_public_names_are_the_real_ones() -> None:
+    """Imported on first use, and nothing else pretends to be there."""
+    import nextscale
+
+    assert nextscale.VAR is VAR
+    assert nextscale.Pipeline is Pipeline
+    assert all(getattr(nextscale, name) is not None for name in nextscale.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = nextscale.Nothing
