@@ -118,8 +118,9 @@ def assign(model: nn.Module, read: Read, *, device: torch.device = CPU, copy: bo
         if copy or tensor.dtype != wanted.dtype or tensor.device != device:
             if touched >= CHUNK:
                 passing, touched = read(), 0
-            tensor = passing[name].to(device, wanted.dtype, copy=True, memory_format=torch.contiguous_format)
-            touched += passing[name].nbytes
+            tensor = passing[name].detach()
+            touched += tensor.nbytes
+            tensor = tensor.to(device, wanted.dtype, copy=True, memory_format=torch.contiguous_format)
         weights[name] = tensor
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():

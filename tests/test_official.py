@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from parity import golden
 from torch import Tensor
 
-from nextscale import InputError, MultiScaleVQVAE, Pipeline, Scales, official, official_files
+from nextscale import InputError, MultiScaleVQVAE, Pipeline, Scales, cli, official, official_files
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.transformer import VAR, KeyValueCache
 
@@ -216,6 +218,18 @@ def test_the_given_state_dict_and_the_model_do_not_share_memory():
                 tensor.add_(1)
     for given, copy in zip(states, copies, strict=True):
         assert_same(given, copy)
+
+
+def test_parameters_of_a_living_model_load_too():
+    """A state dict may hold parameters that want gradients; nothing of their graph comes along."""
+    vae, var = ({name: torch.nn.Parameter(t, t.is_floating_point()) for name, t in s.items()} for s in golden.states())
+    pipe = official.load(vae, var, precision="fp32")
+    assert_same_pipeline(pipe, golden.pipeline())
+    tensors = [
+        *pipe.tokenizer.state_dict(keep_vars=True).values(),
+        *pipe.transformer.state_dict(keep_vars=True).values(),
+    ]
+    assert all(tensor.is_leaf for tensor in tensors)
 
 
 def test_loading_leaves_the_globals_of_torch_alone(tmp_path):
@@ -439,6 +453,17 @@ def test_names_that_collide_without_their_wrappers_are_refused():
     vae, var = golden.states()
     var["module.pos_start"] = var["pos_start"]
     assert "every tensor once" in complaint(vae, var)
+
+
+def test_the_page_about_the_release_is_kept(tmp_path, monkeypatch):
+    """Its Python runs, on the small model under the release's names, and its commands are ones the program has."""
+    page = (Path(__file__).parent.parent / "docs" / "release.md").read_text(encoding="utf-8")
+    for file, state in zip(("vae_ch160v4096z32.pth", "var_d16.pth"), golden.states(), strict=True):
+        official_files.write(tmp_path / file, state)
+    monkeypatch.chdir(tmp_path)
+    exec("".join(re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)), {})
+    for line in re.findall(r"^nextscale .*$", page, flags=re.MULTILINE):
+        assert cli.parse(shlex.split(line)[1:]) is not None
 
 
 def test_safetensors_of_both_models_are_plain(tmp_path):
