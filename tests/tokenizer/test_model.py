@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,27 @@ def test_weights_follow_the_seed(make_tokenizer: Make, untouched: Callable[[], A
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["encoder.stem.weight"], other["encoder.stem.weight"])
     assert all(bool(tensor.isfinite().all()) for tensor in first.values())
+
+
+def test_initial_weights_are_what_they_are_said_to_be(make_tokenizer: Make) -> None:
+    """Convolutions uniform up to 1/sqrt(fan-in), gains 1, biases 0; code lengths log-uniform over 1/20 .. 1."""
+    tokenizer = make_tokenizer(codebook_size=4096, code_channels=32)
+    for module in tokenizer.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.95 * bound < module.weight.abs().max() <= bound * (1 + 1e-6)
+            assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        if isinstance(module, torch.nn.GroupNorm):
+            assert (module.weight == 1).all()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm):
+            assert module.bias is not None
+            assert not module.bias.any()
+    codes = tokenizer.quantizer.codebook.weight.detach()
+    lengths = codes.norm(dim=1).log()
+    assert lengths.mean().item() == pytest.approx(-math.log(20) / 2, abs=0.1)
+    assert lengths.std().item() == pytest.approx(math.log(20) / math.sqrt(12), rel=0.05)
+    assert codes.sum(dim=0).abs().max() < 5 * codes.square().sum(dim=0).max().sqrt()
+    assert not tokenizer.quantizer.hits_KV.any()
 
 
 def test_saved_tokenizer_is_loaded_bit_for_bit(

@@ -62,7 +62,7 @@ def slow_attention(layer: Attention, x: Tensor, mask: Tensor, *, normalized: boo
 @pytest.mark.parametrize("normalized", [True, False])
 @torch.no_grad()
 def test_attention_is_its_formula(transformer_config: TransformerConfig, normalized: bool) -> None:
-    """Both kinds, under the block-causal mask; a temperature beyond log 100 counts as log 100."""
+    """Both kinds, under the block-causal mask and without one; a temperature beyond log 100 counts as log 100."""
     layer = redrawn(Attention(dataclasses.replace(transformer_config, normalized_attention=normalized)))
     if normalized:
         layer.temperature.copy_(torch.tensor([0.3, 1.0, 9.0, -1.0]).view(4, 1, 1))
@@ -73,6 +73,9 @@ def test_attention_is_its_formula(transformer_config: TransformerConfig, normali
     expected = torch.stack([slow_attention(layer, row, mask, normalized=normalized) for row in x])
     bias = torch.zeros(14, 14).masked_fill(~mask, -torch.inf)
     torch.testing.assert_close(layer(x, as_they_are, bias), expected, atol=1e-5, rtol=1e-4)
+    everything = torch.ones(14, 14, dtype=torch.bool)
+    expected = torch.stack([slow_attention(layer, row, everything, normalized=normalized) for row in x])
+    torch.testing.assert_close(layer(x, as_they_are), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
