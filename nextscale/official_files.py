@@ -61,11 +61,13 @@ def _unpickle(path: Path, *, mmap: bool) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain values only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged pickle can raise anything
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            got = f"a pickle that asks for {code[1]}, which was not run"
-        else:
-            got = f"a damaged file or one of another kind ({(str(error) or type(error).__name__).splitlines()[0]})"
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        got = (
+            f"a pickle that asks for {code[1]}, which was not run" if code else "a damaged file or one of another kind"
+        )
         raise InputError(f"{path}: expected a checkpoint of tensors, got {got}") from None
 
 
