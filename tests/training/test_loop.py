@@ -1,0 +1,325 @@
+"""Laws of the training loop: what stops it, what it goes on from, and that none of it shows in the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nextscale import checkpoint
+from nextscale.data import DataSet
+from nextscale.errors import InputError
+from nextscale.training import loop
+from nextscale.training.loop import Event, Length, Stopped, train
+from nextscale.training.optimization import Recipe
+
+
+class Slope:
+    """A stage with a known answer: the gradient of its loss is (3, 4) at every step, of norm 5."""
+
+    name = "slope"
+    settings: dict[str, object] = {}  # noqa: RUF012 - as the protocol has it
+
+    def __init__(self, data: DataSet, *, clip: float = 100.0) -> None:
+        self.data = data
+        self.model = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(self.model.weight)
+        self.recipe = Recipe(
+            batch=1, learning_rate=0.01, betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, final_rate=1.0, clip=clip
+        )
+        self.factor = 1.0
+        self.before_step: Callable[[int], None] = lambda step: None
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        self.before_step(step)
+        return self.model(torch.tensor([3.0, 4.0])).sum() * self.factor, {}
+
+    def validate(self) -> dict[str, float]:
+        return {"height": self.model.weight.sum().item()}
+
+    def pictures(self) -> Tensor:
+        return torch.zeros(3, 2, 2)
+
+    def export(self, directory: Path) -> None:
+        checkpoint.write_tensors(directory / "slope.safetensors", self.model.state_dict())
+
+
+def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int], None]:
+    """For `Slope.before_step`: a signal in the middle of that step."""
+    return lambda now: signal.raise_signal(number) if now == step else None
+
+
+# ---- continuing ------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no code of ours may catch."""
+
+
+def only(allowed: int) -> Callable[[str, str], None]:
+    """`os.replace` that works so many times."""
+    left = iter(range(allowed))
+
+    def replace(source: str, target: str) -> None:
+        if next(left, None) is None:
+            raise Killed
+        os.rename(source, target)
+
+    return replace
+
+
+def begin(stage: Any, run: Path, *, steps: int = 4, checks: int = 2) -> Iterator[Event]:
+    return train(stage, run, Length(steps=steps), seed=0, checks=checks)
+
+
+def test_a_run_cut_short_after_any_step_continues_bit_for_bit(make_stage, tmp_path: Path, left_behind) -> None:
+    """Weights, optimiser, history, exported model and sample pictures are those of a run that was left alone."""
+    list(begin(make_stage(), tmp_path / "whole"))
+    for done in range(1, 4):
+        run = tmp_path / f"cut after {done}"
+        list(itertools.islice(begin(make_stage(), run), done))
+        assert [event.step for event in begin(make_stage(), run)][-1] == 4
+        assert left_behind(run) == left_behind(tmp_path / "whole")
+
+
+def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
+    make_stage, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file is renamed into place, so these are all the states a kill can leave."""
+    renames, rename = [], os.replace
+    monkeypatch.setattr(checkpoint.os, "replace", lambda *names: [renames.append(names), rename(*names)])
+    list(begin(make_stage(), tmp_path / "whole", steps=2))
+    total = len(renames)
+    assert total > 10
+    for allowed in range(total):
+        run = tmp_path / f"killed after {allowed}"
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, "replace", only(allowed))
+            with pytest.raises(Killed):
+                list(begin(make_stage(), run, steps=2))
+        list(begin(make_stage(), run, steps=2))
+        assert left_behind(run) == left_behind(tmp_path / "whole"), f"killed after {allowed} of {total} writes"
+
+
+def test_the_optimiser_is_restored_exactly(make_stage, tmp_path: Path, left_behind) -> None:
+    """Every moment and step count of AdamW is in the comparison that the laws above make."""
+    list(begin(make_stage(), tmp_path))
+    state = left_behind(tmp_path)["state"]
+    parameters = len(list(make_stage().model.parameters()))
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        assert sum(key.endswith(f"/{name}") and "/optimizer/state/" in key for key in state) == parameters
+
+
+def test_a_finished_run_is_left_alone(make_stage, tmp_path: Path, left_behind) -> None:
+    """No step, no new log, not a byte; its weights are in the stage afterwards."""
+    first, second = make_stage(), make_stage()
+    list(begin(first, tmp_path))
+    before, logs = left_behind(tmp_path), list((tmp_path / "tensorboard").iterdir())
+    assert list(begin(second, tmp_path)) == []
+    assert left_behind(tmp_path) == before
+    assert list((tmp_path / "tensorboard").iterdir()) == logs
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weight)
+
+
+def test_the_same_seed_gives_the_same_run(make_stage, tmp_path: Path, left_behind) -> None:
+    """And another seed another one."""
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        list(begin(make_stage(seed=seed), tmp_path / name))
+    assert left_behind(tmp_path / "one") == left_behind(tmp_path / "two")
+    assert left_behind(tmp_path / "one")["state"] != left_behind(tmp_path / "other")["state"]
+
+
+def test_training_leaves_torch_as_it_was(make_stage, tmp_path: Path, untouched) -> None:
+    """Its random numbers above all: a caller's own program must not depend on having trained something."""
+    with untouched():
+        list(begin(make_stage(), tmp_path))
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_after_the_step_and_saves_it(toy: DataSet, tmp_path: Path, number: int) -> None:
+    """The step is finished and reported, the checkpoint is of that step, and the process keeps its own handlers."""
+    before = signal.getsignal(number)
+    stage, seen = Slope(toy), []
+    stage.before_step = stop_at(6, number)
+    with pytest.raises(Stopped):
+        seen.extend(event.step for event in begin(stage, tmp_path, steps=50, checks=1))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 7
+    assert (tmp_path / "slope.safetensors").exists()
+    assert signal.getsignal(number) is before
+
+
+def test_a_stopped_run_continues(toy: DataSet, tmp_path: Path) -> None:
+    """At the next step, to the same end."""
+    stage = Slope(toy)
+    stage.before_step = stop_at(6)
+    with pytest.raises(Stopped):
+        list(begin(stage, tmp_path, steps=50))
+    assert [event.step for event in begin(Slope(toy), tmp_path, steps=50)] == list(range(8, 51))
+
+
+def test_a_second_interrupt_is_not_held_back(toy: DataSet, tmp_path: Path) -> None:
+    """Whoever presses Ctrl-C twice means it."""
+    stage = Slope(toy)
+    first, second = stop_at(0), stop_at(0)
+    stage.before_step = lambda step: (first(step), second(step))[1]
+    with pytest.raises(KeyboardInterrupt):
+        list(begin(stage, tmp_path))
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_training_works_outside_the_main_thread(toy: DataSet, tmp_path: Path) -> None:
+    """Where Python allows no signal handlers."""
+    steps: list[int] = []
+    thread = threading.Thread(target=lambda: steps.extend(event.step for event in begin(Slope(toy), tmp_path)))
+    thread.start()
+    thread.join()
+    assert steps == [1, 2, 3, 4]
+
+
+# ---- steps and minutes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "either steps or minutes"),
+        ({"steps": 5, "minutes": 1.0}, "either steps or minutes"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"minutes": 0.0}, "minutes: expected more than 0, got 0.0"),
+        ({"minutes": float("nan")}, "minutes: expected more than 0, got nan"),
+    ],
+)
+def test_a_length_is_steps_or_minutes(given: dict[str, Any], told: str) -> None:
+    """One of them, and positive."""
+    with pytest.raises(InputError, match=told):
+        Length(**given)
+
+
+@pytest.mark.parametrize(("total", "checks"), [(1, 20), (7, 20), (20, 20), (39, 20), (59, 20), (60, 7), (5, 1)])
+def test_checks_are_spread_evenly_and_one_is_the_last_step(
+    toy: DataSet, tmp_path: Path, total: int, checks: int
+) -> None:
+    """As many as asked for, or one a step in shorter runs; the gaps differ by one step at most."""
+    events = list(begin(Slope(toy), tmp_path, steps=total, checks=checks))
+    assert [event.step for event in events] == list(range(1, total + 1))
+    assert {event.total for event in events} == {total}
+    checked = [event.step for event in events if event.validation]
+    assert len(checked) == min(total, checks)
+    assert checked[-1] == total
+    gaps = [after - before for before, after in itertools.pairwise([0, *checked])]
+    assert max(gaps) - min(gaps) <= 1
+
+
+class Clock:
+    """Time that passes in steps alone."""
+
+    def __init__(self, seconds_a_step: float) -> None:
+        self.now, self.seconds_a_step = 100.0, seconds_a_step
+
+    def tick(self, step: int) -> None:
+        self.now += self.seconds_a_step
+
+
+@pytest.fixture
+def clocked(toy: DataSet, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Slope]:
+    """`clocked(0.5)`: a stage whose steps take half a second each, by the loop's clock."""
+
+    def make(seconds_a_step: float) -> Slope:
+        clock, stage = Clock(seconds_a_step), Slope(toy)
+        stage.before_step = clock.tick
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        return stage
+
+    return make
+
+
+def test_minutes_become_a_number_of_steps(clocked, tmp_path: Path) -> None:
+    """93 % of a minute at half a second a step: 111, known after the 20 that were timed."""
+    events = list(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0))
+    assert [event.total for event in events] == [None] * 19 + [111] * (111 - 19)
+    assert [event.step for event in events if event.validation][-1] == 111
+
+
+def test_a_budget_of_less_than_the_trial_ends_in_time(clocked, tmp_path: Path) -> None:
+    """Steps of ten seconds: the sixth is the first after 55.8 s."""
+    events = list(train(clocked(10.0), tmp_path, Length(minutes=1.0), seed=0))
+    assert [event.total for event in events] == [None] * 5 + [6]
+    assert events[-1].validation
+
+
+def test_the_number_of_steps_is_kept_on_a_slower_machine(clocked, tmp_path: Path) -> None:
+    """Once known, it is part of the run."""
+    list(itertools.islice(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0, checks=111), 40))
+    events = list(train(clocked(7.0), tmp_path, Length(minutes=1.0), seed=0, checks=111))
+    assert events[0].step == 41
+    assert {event.total for event in events} == {111}
+    assert events[-1].step == 111
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1000.0])
+def test_a_run_stopped_while_it_is_timed_still_ends_properly(clocked, tmp_path: Path, seconds: float) -> None:
+    """The budget is given anew to the continuation, whose total counts the steps done before."""
+    stage = clocked(0.5)
+    tick, stop = stage.before_step, stop_at(9)
+    stage.before_step = lambda step: (tick(step), stop(step))[1]
+    with pytest.raises(Stopped):
+        list(train(stage, tmp_path, Length(minutes=1.0), seed=0))
+    events = list(train(clocked(seconds), tmp_path, Length(minutes=1.0), seed=0))
+    assert events[-1].step == events[-1].total == 10 + (111 if seconds == 0.5 else 1)
+    assert events[-1].validation
+    assert list(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0)) == []
+
+
+# ---- a step ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("clip", "share"), [(100.0, 1.0), (5.0, 1.0), (1.0, 0.2)])
+def test_a_gradient_longer_than_the_clip_is_scaled_down(
+    toy: DataSet, tmp_path: Path, clip: float, share: float
+) -> None:
+    """The first moment is (1 - beta_1) times the gradient (3, 4) used; the norm that is told is the one before."""
+    (event,) = begin(Slope(toy, clip=clip), tmp_path, steps=1)
+    moment = torch.load(tmp_path / "state.pt", weights_only=True)["optimizer"]["state"][0]["exp_avg"]
+    torch.testing.assert_close(moment, 0.1 * share * torch.tensor([[3.0, 4.0]]), rtol=1e-4, atol=0)
+    assert event.figures["gradient_norm"] == pytest.approx(5.0)
+
+
+def test_steps_follow_the_learning_rate(toy: DataSet, tmp_path: Path) -> None:
+    """Adam under a constant gradient goes one learning rate a step in each direction."""
+    stage = Slope(toy)
+    stage.recipe = dataclasses.replace(stage.recipe, warmup_steps=4, final_rate=0.5)
+    rates = [event.figures["learning_rate"] for event in begin(stage, tmp_path, steps=8)]
+    assert rates == [stage.recipe.rate(step, 8) for step in range(8)]
+    torch.testing.assert_close(stage.model.weight, torch.full((1, 2), -sum(rates)), rtol=1e-4, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(toy: DataSet, tmp_path: Path, left_behind) -> None:
+    """The last checkpoint stays as it was, and holds numbers."""
+    list(itertools.islice(begin(Slope(toy), tmp_path / "healthy", steps=8, checks=4), 4))
+    stage = Slope(toy)
+    stage.before_step = lambda step: setattr(stage, "factor", float("nan") if step == 5 else 1.0)
+    with pytest.raises(FloatingPointError, match="slope: the gradient of step 5 is not finite"):
+        list(begin(stage, tmp_path / "broken", steps=8, checks=4))
+    assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "healthy")
+    assert torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["model"]["weight"].isfinite().all()
+
+
+def test_every_event_tells_loss_rate_norm_and_speed(make_stage, tmp_path: Path) -> None:
+    """As plain finite numbers."""
+    for event in begin(make_stage(), tmp_path):
+        assert {"loss", "learning_rate", "gradient_norm", "images_per_second"} <= event.figures.keys()
+        assert all(type(value) is float and abs(value) < float("inf") for value in event.figures.values())

@@ -1,0 +1,237 @@
+"""Laws of the run directory: it belongs to one run, says what is wrong with it, and tells what was seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nextscale import MultiScaleVQVAE, images
+from nextscale.data import DataSet
+from nextscale.errors import InputError
+from nextscale.training.loop import Length, train
+from nextscale.training.tokenizer import TokenizerStage
+
+
+def run(stage: TokenizerStage, directory: Path, *, steps: int = 2, seed: int = 0) -> list[int]:
+    """Train to the end; the steps it took."""
+    return [event.step for event in train(stage, directory, Length(steps=steps), seed=seed, checks=2)]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def finished(first_stage, tmp_path: Path) -> Path:
+    """A run of two steps."""
+    run(first_stage(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+# ---- whose directory it is -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch": 2}, "recipe.batch is 4 there, 2 here"),
+        ({"learning_rate": 1.0}, "recipe.learning_rate is 0.002 there, 1.0 here"),
+        ({"betas": (0.5, 0.95)}, r"recipe.betas is \[0.9, 0.95\] there, \[0.5, 0.95\] here"),
+    ],
+)
+def test_another_recipe_is_refused(first_stage, finished: Path, change: dict[str, object], told: str) -> None:
+    """With the difference, and without touching a file."""
+    before = contents(finished)
+    with pytest.raises(InputError, match=told):
+        run(first_stage(**change), finished)
+    assert contents(finished) == before
+
+
+def test_another_length_seed_stage_or_data_is_refused(first_stage, second_stage, finished: Path, toy: DataSet) -> None:
+    """Each is a different run; the message begins with the directory."""
+    other_data = dataclasses.replace(toy, train=dataclasses.replace(toy.train, fingerprint="edited"))
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: run(first_stage(), finished, steps=3), r"\(length.steps is 2 there, 3 here\)"),
+        (lambda: run(first_stage(), finished, seed=7), r"\(seed is 0 there, 7 here\)"),
+        (lambda: run(first_stage(other_data), finished), "data is train 18 1 there, edited here"),
+        (lambda: run(second_stage(), finished), "stage is tokenizer there, transformer here"),
+    ]
+    for case, told in cases:
+        with pytest.raises(InputError, match=f"^{finished} holds another run .*{told}"):
+            case()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"settings": 3}', '{"finished": true}', "{", ""])
+def test_a_settings_file_that_is_none_is_refused(first_stage, finished: Path, text: str) -> None:
+    """Whatever JSON it holds instead, and if it holds none."""
+    (finished / "run.json").write_text(text)
+    with pytest.raises(InputError, match="run.json: expected"):
+        run(first_stage(), finished)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def without_optimiser(file: Path) -> None:
+    torch.save({key: value for key, value in torch.load(file, weights_only=True).items() if key != "optimizer"}, file)
+
+
+def of_another_shape(file: Path) -> None:
+    stored = torch.load(file, weights_only=True)
+    stored["model"]["decoder.conv_in.weight"] = torch.zeros(3)
+    torch.save(stored, file)
+
+
+def of_fewer_parameters(file: Path) -> None:
+    stored = torch.load(file, weights_only=True)
+    stored["optimizer"]["param_groups"] = stored["optimizer"]["param_groups"][:1]
+    torch.save(stored, file)
+
+
+def a_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        without_optimiser,
+        of_another_shape,
+        of_fewer_parameters,
+        a_directory,
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"no checkpoint"),
+        lambda file: torch.save([1, 2], file),
+        lambda file: torch.save({"model": 3}, file),
+        lambda file: torch.save(torch.zeros(3), file),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(first_stage, finished: Path, damage: Callable[[Path], object]) -> None:
+    """In one line, whichever way it is damaged."""
+    damage(finished / "state.pt")
+    with pytest.raises(InputError, match="state.pt: expected this run's checkpoint, got a damaged one") as caught:
+        run(first_stage(), finished)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_cannot_run_code(first_stage, finished: Path, tmp_path: Path) -> None:
+    """Someone else's run directory is data, not a program."""
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"model": Payload()}, finished / "state.pt")
+    with pytest.raises(InputError, match="state.pt"):
+        run(first_stage(), finished)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_named(first_stage, tmp_path: Path) -> None:
+    """A file lies where it, or a folder above it, should be."""
+    (tmp_path / "taken").touch()
+    for directory in (tmp_path / "taken", tmp_path / "taken" / "run"):
+        with pytest.raises(InputError, match=f"cannot write {directory}"):
+            run(first_stage(), directory)
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything may be written by root")
+def test_a_directory_of_somebody_else_is_named(first_stage, tmp_path: Path) -> None:
+    """No permission to write."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot write .*Permission denied"):
+        run(first_stage(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("kilobytes", "file"), [(16, "tokenizer.safetensors"), (1000, "state.pt")])
+def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(
+    first_stage, tmp_path: Path, kilobytes: int, file: str
+) -> None:
+    """Files may not grow beyond a limit that the weights, or the checkpoint with its optimiser, go beyond."""
+    events = train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=4)
+    next(events)
+    before = (tmp_path / "state.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
+    try:
+        with pytest.raises(InputError, match=f"^cannot write {tmp_path / file}: ") as caught:
+            next(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert MultiScaleVQVAE.load(tmp_path)
+
+
+def test_what_killed_attempts_left_is_removed_at_the_end(first_stage, tmp_path: Path) -> None:
+    """Half-written files; the user's own stay, hidden or not."""
+    ours, theirs = (".state.pt.123", ".tokenizer.safetensors.9", ".tmpAb1Cd2"), ("notes.txt", ".hidden")
+    for name in (*ours, *theirs):
+        (tmp_path / name).write_text("x")
+    run(first_stage(), tmp_path)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert not left & set(ours)
+    assert set(theirs) <= left
+
+
+# ---- what a run tells ------------------------------------------------------------------------------------------------
+
+
+def test_history_is_what_was_validated(first_stage, tmp_path: Path) -> None:
+    """One entry a check: the step, its loss, and the figures on held-out data."""
+    events = [e for e in train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=3) if e.validation]
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history == [{"step": e.step, "loss": e.figures["loss"], **e.validation} for e in events]
+    assert [entry["step"] for entry in history] == [2, 4, 6]
+
+
+def test_run_and_data_files_say_what_it_was(first_stage, tmp_path: Path, toy: DataSet) -> None:
+    """Counts, classes, and the pictures that could not be read, also those found while training."""
+    data = dataclasses.replace(toy, unreadable=["b.png"])
+    for _ in train(first_stage(data), tmp_path, Length(steps=1), seed=0):
+        data.unreadable.append("a.png")
+    list(train(first_stage(data), tmp_path, Length(steps=1), seed=0))
+    stored = json.loads((tmp_path / "data.json").read_text())
+    assert stored == {"train": 18, "validation": 6, "classes": ["dark", "light"], "broken": ["a.png", "b.png"]}
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert (settings["finished"], settings["steps"], settings["settings"]["recipe"]["batch"]) == (True, 1, 4)
+
+
+def test_a_run_shows_pictures_at_every_check(finished: Path) -> None:
+    """Six held-out pictures of 8x8 pixels above their reconstructions."""
+    files = sorted(file.name for file in (finished / "samples").iterdir())
+    assert files == ["step-0000001.png", "step-0000002.png"]
+    sheet = images.open_rgb(finished / "samples" / files[-1])
+    assert sheet.width >= 6 * 8
+    assert sheet.height >= 2 * 8
+
+
+def test_tensorboard_shows_every_step_once(first_stage, tmp_path: Path) -> None:
+    """Steps that a killed attempt did without saving are done, and shown, again: what came of them is hidden."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=2)
+    for _ in range(5):  # saved at 3
+        last = next(events)
+    events.close()
+    assert last.step == 5
+    list(train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=2))
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    assert [point.step for point in log.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [point.step for point in log.Scalars("validation/psnr")] == [3, 6]
+    assert [picture.step for picture in log.Images("pictures")] == [3, 6]

@@ -1,0 +1,202 @@
+"""Laws of stage 2: what it minimises, what it leaves alone, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale.config import TransformerConfig
+from nextscale.data import DataSet
+from nextscale.errors import InputError
+from nextscale.training.loop import Length, train
+from nextscale.training.order import batch_indices
+from nextscale.training.tokenizer import TokenizerStage
+from nextscale.training.transformer import LABEL_DROPOUT, TransformerStage, fingerprint, fitted
+
+
+@pytest.fixture
+def calls() -> Callable[[TransformerStage], list[tuple[Tensor, dict[str, Any]]]]:
+    """`calls(stage)`: a list that fills with the labels and options the model is called with."""
+
+    def record(stage: TransformerStage) -> list[tuple[Tensor, dict[str, Any]]]:
+        seen: list[tuple[Tensor, dict[str, Any]]] = []
+        stage.model.register_forward_pre_hook(
+            lambda module, given, options: seen.append((given[0].clone(), options)), with_kwargs=True
+        )
+        return seen
+
+    return record
+
+
+def test_an_untrained_model_knows_nothing(second_stage, emoji: DataSet) -> None:
+    """The head begins near zero: ln V at every scale, and the first loss of training is the same."""
+    stage = second_stage(emoji)
+    figures = stage.validate()
+    expected = math.log(stage.model.config.codebook_size)
+    assert [figures[f"cross_entropy_scale_{k}"] for k in (1, 2, 3, 4)] == pytest.approx([expected] * 4, abs=0.1)
+    assert figures["cross_entropy"] == pytest.approx(expected, abs=0.05)
+    assert float(stage.loss(0)[0].detach()) == pytest.approx(expected, abs=0.05)
+
+
+def test_training_beats_the_unigram_entropy_on_held_out_emoji(
+    first_stage, emoji: DataSet, transformer_config: TransformerConfig, tmp_path: Path
+) -> None:
+    """Both stages, a hundred steps each: more is learned than what is frequent where."""
+    first: TokenizerStage = first_stage(emoji, batch=16)
+    list(train(first, tmp_path / "tokenizer", Length(steps=100), seed=0, checks=1))
+    second = TransformerStage(
+        fitted(transformer_config, first.model, classes=len(emoji.classes)),
+        first.model,
+        emoji,
+        recipe=dataclasses.replace(first.recipe, batch=32),
+        precision="fp32",
+    )
+    untrained = second.validate()["cross_entropy"]
+    events = list(train(second, tmp_path / "transformer", Length(steps=100), seed=0, checks=1))
+    assert events[-1].figures["loss"] < events[0].figures["loss"] - 0.5
+    assert events[-1].validation["cross_entropy"] < min(untrained - 0.5, second.unigram())
+
+
+def test_the_tokenizer_does_not_change(second_stage, tmp_path: Path) -> None:
+    """Not a bit of it, its counters included, while the transformer does."""
+    stage = second_stage()
+    before = {name: tensor.clone() for name, tensor in stage.tokenizer.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    list(train(stage, tmp_path, Length(steps=3), seed=0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stage.tokenizer.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in stage.tokenizer.parameters())
+    assert not all(torch.equal(tensor, weights[name]) for name, tensor in stage.model.state_dict().items())
+
+
+def test_a_tenth_of_the_labels_is_dropped(second_stage, toy: DataSet, calls) -> None:
+    """4,000 draws: 10 % give or take 2; the others are the pictures' own, and a step always drops the same."""
+    stage = second_stage(batch=100)
+    seen = calls(stage)
+    with torch.no_grad():
+        for step in (*range(40), 0):
+            stage.loss(step)
+    given = torch.stack([labels for labels, _ in seen[:40]])
+    true = torch.stack([toy.train.labels[batch_indices(18, 100, step, 0)] for step in range(40)])
+    dropped = given == len(toy.classes)
+    assert dropped.float().mean().item() == pytest.approx(LABEL_DROPOUT, abs=0.02)
+    assert torch.equal(given[~dropped], true[~dropped])
+    assert torch.equal(seen[40][0], given[0])
+    assert not torch.equal(dropped[0], dropped[1])
+
+
+def test_drop_path_is_for_training_alone(second_stage, toy: DataSet, calls) -> None:
+    """At the paper's rate, 0.1 x depth / 24, from a stream of the step; validation drops neither paths nor labels."""
+    stage = second_stage()
+    seen = calls(stage)
+    stage.loss(0)
+    stage.loss(1)
+    rates = [options["drop_path"].rate for _, options in seen]
+    assert rates == [0.1 * stage.model.config.depth / 24] * 2
+    seeds = [options["drop_path"].generator.initial_seed() for _, options in seen]
+    assert seeds[0] != seeds[1]
+    seen.clear()
+    stage.validate()
+    assert torch.equal(torch.cat([labels for labels, _ in seen]), toy.validation.labels)
+    assert all(options.get("drop_path") is None for _, options in seen)
+
+
+def test_the_loss_of_a_step_is_a_function_of_the_step(second_stage) -> None:
+    """Pictures, crops, dropped labels and dropped paths, asked for in any order."""
+    stage, again = second_stage(), second_stage()
+    losses = [float(stage.loss(step)[0].detach()) for step in range(4)]
+    assert [float(again.loss(step)[0].detach()) for step in (3, 1, 0, 2)] == [losses[step] for step in (3, 1, 0, 2)]
+    assert len(set(losses)) == 4
+
+
+def test_validation_averages_over_all_held_out_tokens(second_stage, toy: DataSet) -> None:
+    """-log p of the right token with teacher forcing, and the share that is guessed right; by hand."""
+    stage = second_stage()
+    pictures, labels = toy.validation.batch(range(6))
+    with torch.no_grad():
+        tokens = stage.tokenizer.encode(pictures)
+        logits = stage.model(labels, stage.tokenizer.teacher_inputs(tokens))
+    costs = -logits.log_softmax(dim=-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    figures = stage.validate()
+    assert figures["cross_entropy"] == pytest.approx(costs.mean().item(), abs=1e-4)
+    assert figures["accuracy"] == pytest.approx((logits.argmax(dim=2) == tokens).float().mean().item(), abs=1e-6)
+    parts = costs.split([1, 4, 9, 16], dim=1)
+    assert [figures[f"cross_entropy_scale_{k}"] for k in (1, 2, 3, 4)] == pytest.approx(
+        [part.mean().item() for part in parts], abs=1e-4
+    )
+
+
+def test_unigram_is_of_the_training_tokens(second_stage, toy: DataSet) -> None:
+    """Counted here position by position."""
+    stage = second_stage()
+    tokens = stage.tokenizer.encode(toy.train.batch(range(18))[0])
+    entropies = []
+    for column in tokens.T:
+        shares = column.unique(return_counts=True)[1] / 18
+        entropies.append(-(shares * shares.log()).sum().item())
+    assert stage.unigram() == pytest.approx(sum(entropies) / len(entropies), abs=1e-5)
+
+
+def test_every_parameter_learns(second_stage) -> None:
+    """A gradient reaches each but the rows of classes that a batch does not hold."""
+    stage = second_stage()
+    stage.loss(0)[0].backward()
+    silent = [name for name, parameter in stage.model.named_parameters() if not parameter.grad.any()]
+    assert not silent
+
+
+def test_pictures_leave_the_model_as_it_was(second_stage, untouched) -> None:
+    """Weights, their format, and what is trained; six samples in [-1, 1], the same each time."""
+    stage = second_stage()
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    with untouched():
+        sheet = stage.pictures()
+    assert torch.equal(stage.pictures(), sheet)
+    assert sheet.abs().max() <= 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stage.model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in stage.model.parameters())
+
+
+def test_export_is_a_pipeline(second_stage, tmp_path: Path) -> None:
+    """With the class names of the data; both models bit for bit."""
+    stage = second_stage()
+    stage.export(tmp_path)
+    pipe = Pipeline.load(tmp_path, precision="fp32")
+    assert pipe.classes == ("dark", "light")
+    for ours, loaded in ((stage.tokenizer, pipe.tokenizer), (stage.model, pipe.transformer)):
+        for name, tensor in ours.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_a_config_is_fitted_to_tokenizer_and_data(make_tokenizer, transformer_config: TransformerConfig) -> None:
+    """Scales and codes are the tokenizer's, classes the data's, the rest its own; unfitted ones are refused."""
+    tokenizer = make_tokenizer(codebook_size=32, code_channels=4)
+    config = fitted(transformer_config, tokenizer, classes=7)
+    assert (config.codebook_size, config.code_channels, config.classes) == (32, 4, 7)
+    assert (config.depth, config.width) == (transformer_config.depth, transformer_config.width)
+
+
+def test_a_transformer_of_another_tokenizer_is_refused(
+    make_tokenizer, transformer_config: TransformerConfig, toy: DataSet
+) -> None:
+    """The differences are named."""
+    with pytest.raises(InputError, match="do not belong together: codebook_size 32 and 64"):
+        TransformerStage(transformer_config, make_tokenizer(codebook_size=32), toy)
+
+
+def test_any_weight_of_the_tokenizer_changes_its_fingerprint(make_tokenizer, tmp_path: Path) -> None:
+    """A run is not continued on a tokenizer that was trained further; a saved and loaded one is the same."""
+    tokenizer: MultiScaleVQVAE = make_tokenizer()
+    before = fingerprint(tokenizer)
+    tokenizer.save(tmp_path)
+    assert fingerprint(MultiScaleVQVAE.load(tmp_path)) == before
+    with torch.no_grad():
+        tokenizer.quantizer.codebook.weight[5, 3] += 1e-6
+    assert fingerprint(tokenizer) != before
