@@ -59,8 +59,8 @@ class Pipeline:
         tokenizer, transformer: models that belong together (same scales and codebook), else `InputError`.
         classes: a name a class; their numbers when None.
         device: where both go.
-        precision: "auto" takes bfloat16 where the hardware multiplies it fast. The transformer's blocks are then *held*
-            in bfloat16; the tokenizer's weights stay float32 and its decoder runs in bfloat16.
+        precision: "auto" takes bfloat16 where the hardware multiplies it fast. The blocks of `transformer` are then
+            converted, in place, and held in bfloat16; the tokenizer's weights stay float32, its decoder runs in bfloat16.
     """
 
     def __init__(
@@ -179,6 +179,8 @@ class Pipeline:
     def _walk(
         self, labels: Sequence[int | str], seeds: Sequence[int] | None, guidance: float, choice: Choice
     ) -> Iterator[Painted]:
+        if isinstance(labels, int | str) or isinstance(seeds, int):
+            raise InputError(f"labels and seeds: expected lists, one entry an image, got {labels!r} and {seeds!r}")
         numbers = [self.label(label) for label in labels]
         seeds = range(len(numbers)) if seeds is None else seeds
         if len(seeds) != len(numbers):

@@ -37,6 +37,7 @@ READER_GONE = 128 + 13  # and SIGPIPE
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 WORDING = (
+    (r"no type matching .* could be instantiated from .* - <class '\w+'>: ", ""),  # for an option that may be left out
     (r"^Error parsing ([^:]+): invalid literal for int\(\) with base 10: ", r"\1: expected an integer, got "),
     (r"^Error parsing ([^:]+): could not convert string to float: ", r"\1: expected a number, got "),
     (r"^Error parsing ", ""),

@@ -30,7 +30,8 @@ def write_json(file: Path, values: Any) -> None:
 
 def say(line: str) -> None:
     """A line for people, broken between words where a terminal of 80 columns ends; what continues it is set in."""
-    print(textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    text = textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print(text, flush=True)
 
 
 def directory(option: str, path: Path) -> Path:

@@ -73,12 +73,11 @@ class MultiScaleVQVAE(nn.Module):
     # -- the two halves of the convnet ---------------------------------------------------------------------------------
 
     def features(self, images_B3HW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> features f (B, C, h_K, w_K) float32, not yet quantized."""
-        expected = (3, self.config.height, self.config.width)
-        if tuple(images_B3HW.shape[1:]) != expected:
-            raise InputError(
-                f"images: expected shape (batch, {', '.join(map(str, expected))}), got {tuple(images_B3HW.shape)}"
-            )
+        """Images, float in [-1, 1], -> features f (B, C, h_K, w_K) float32, not yet quantized."""
+        height, width = self.config.height, self.config.width
+        if images_B3HW.shape[1:] != (3, height, width) or not images_B3HW.is_floating_point():
+            got = f"{tuple(images_B3HW.shape)} {str(images_B3HW.dtype).removeprefix('torch.')}"
+            raise InputError(f"images: expected shape (batch, 3, {height}, {width}), float in [-1, 1], got {got}")
         return self.pre_quantizer(self.encoder(images_B3HW)).float()
 
     def paint(self, canvas_BCHW: Tensor) -> Tensor:

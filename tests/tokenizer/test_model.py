@@ -80,11 +80,18 @@ def test_quantize_is_the_way_through_encode_and_decode(tokenizer: MultiScaleVQVA
     assert all(grad.abs().max() > 0 for grad in torch.autograd.grad(quantized.loss, weights))
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 9), (1, 3, 16, 16), (1, 1, 8, 8), (3, 8, 8)], ids=str)
-def test_pictures_of_another_size_are_refused(tokenizer: MultiScaleVQVAE, shape: tuple[int, ...]) -> None:
-    """With the size that fits."""
-    with pytest.raises(InputError, match=r"^images: expected shape \(batch, 3, 8, 8\), got "):
-        tokenizer.encode(torch.zeros(shape))
+@pytest.mark.parametrize(
+    "images",
+    [
+        *(torch.zeros(shape) for shape in [(1, 3, 8, 9), (1, 3, 16, 16), (1, 1, 8, 8), (3, 8, 8)]),
+        torch.ones(1, 3, 8, 8).byte(),
+    ],
+    ids=lambda images: f"{tuple(images.shape)} {images.dtype}",
+)
+def test_pictures_of_another_size_or_kind_are_refused(tokenizer: MultiScaleVQVAE, images: torch.Tensor) -> None:
+    """With the size that fits, and the range."""
+    with pytest.raises(InputError, match=r"^images: expected shape \(batch, 3, 8, 8\), float in \[-1, 1\], got "):
+        tokenizer.encode(images)
 
 
 @pytest.mark.parametrize(
