@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nextscale.cli import main
+from nextscale.config import TokenizerConfig, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,61 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipe.classes = ("Smileys & Emotion", *(f"class {number}" for number in range(1, 9)))
     pipe.save(directory)
     return directory
+
+
+# ---- training: every preset means the same two small models ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer_config: TokenizerConfig, transformer_config: TransformerConfig) -> Iterator[None]:
+    """In this process."""
+    from nextscale import presets
+
+    get = presets.get
+
+    def shrunk(name: str) -> presets.Preset:
+        return dataclasses.replace(get(name), tokenizer=tokenizer_config, transformer=transformer_config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "get", shrunk)
+        yield
+
+
+@pytest.fixture
+def started(
+    tokenizer_config: TokenizerConfig, transformer_config: TransformerConfig, tmp_path: Path
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`started("train", "tokenizer")`: in a process of its own, which does not outlive the test."""
+    from nextscale.config import to_json
+
+    configs = tmp_path / "configs.json"
+    configs.write_text(json.dumps({"tokenizer": to_json(tokenizer_config), "transformer": to_json(transformer_config)}))
+    processes = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        program = [sys.executable, Path(__file__).parent / "small.py", configs, *arguments]
+        process = subprocess.Popen(
+            list(map(str, program)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes, 24 pictures of 12x12 pixels."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(24):
+        folder = root / ("cat", "dog")[number % 2]
+        folder.mkdir(exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:02}.png")
+    return root
