@@ -60,7 +60,7 @@ class Pipeline:
         classes: a name a class; their numbers when None.
         device: where both go.
         precision: "auto" takes bfloat16 where the hardware multiplies it fast. The blocks of `transformer` are then
-            converted, in place, and held in bfloat16; the tokenizer's weights stay float32, its decoder runs in bfloat16.
+            converted, in place, and held in bfloat16; the tokenizer stays float32, its decoder runs in bfloat16.
     """
 
     def __init__(
