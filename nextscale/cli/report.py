@@ -112,7 +112,9 @@ def curves(figures: Sequence[Curve], *, columns: int) -> str:
 
     lines = -(-len(figures) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.2 * lines), layout="constrained")
-    places = figure.subplots(lines, columns, squeeze=False).flat
+    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in places[len(figures) :]:
+        axes.remove()
     for axes, curve in zip(places, figures, strict=False):
         axes.plot(*zip(*curve.points, strict=True), marker="o", markersize=3)
         if curve.level is not None:

@@ -84,7 +84,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
 
 
 def _line(name: str, event: Event) -> str:
-    """A check as one line that fits 80 columns: the loss and the first two held-out figures."""
-    shown = list(event.validation.items())[:2]
-    held_out = "  ".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in shown if "scale" not in figure)
+    """A check as one line that fits 80 columns: the loss and the first held-out figure."""
+    figure, value = next(iter(event.validation.items()))
+    held_out = f"{figure.replace('_', ' ')} {value:.3f}"
     return f"{name}: step {event.step}/{event.total}  loss {event.figures['loss']:.3f}  held out: {held_out}"
