@@ -41,7 +41,7 @@ TOKENIZERS = {
 # fmt: off
 #    name           pixels tokenizer classes depth width heads shared  published
 TABLE = (
-    ("emoji-32",    "32",  "tiny",        9,    6,  192,    3, False, "-"),
+    ("emoji-32",    "32",  "tiny",        9,    4,  256,    4, False, "-"),
     ("emoji-64",    "64",  "small",       9,    8,  384,    6, False, "-"),
     ("var-d16",     "256", "vqgan",    1000,   16, 1024,   16, False, "3.30 (release card 3.55)"),
     ("var-d20",     "256", "vqgan",    1000,   20, 1280,   20, False, "2.57 (2.95)"),

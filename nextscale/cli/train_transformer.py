@@ -28,7 +28,7 @@ class TrainTransformer:
     minutes: float | None = None
     """Length in minutes (default: 10); the first steps are timed, then the number of steps is fixed."""
     batch: int | None = None
-    """Pictures a step (default: 64)."""
+    """Pictures a step (default: 32)."""
     seed: int = 0
     """Decides weights and the order of the data."""
     device: str = "auto"

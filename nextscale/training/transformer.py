@@ -25,8 +25,8 @@ from nextscale.training.tokenizer import encoded
 from nextscale.transformer import VAR, DropPath
 
 RECIPE = Recipe(
-    batch=64,
-    learning_rate=1e-3,
+    batch=32,
+    learning_rate=2e-3,
     betas=(0.9, 0.95),
     weight_decay=0.05,
     warmup_steps=100,
