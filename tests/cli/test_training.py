@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,43 +79,52 @@ def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
 
 
 def test_a_killed_run_continues_bit_for_bit(nextscale, started, command: list[object], tmp_path: Path) -> None:
-    """SIGKILL during a save, then at a random moment; the same command goes on to the same weights and history."""
+    """SIGKILL during a save, or at a random moment; the same command goes on to the same weights and history."""
+    in_a_save, at_random = tmp_path / "killed in a save", tmp_path / "killed at random"
+
+    def killed(run: Path) -> int:
+        process = started(*command, "--out", run)
+        wait_for_step(process, 4)
+        if run == in_a_save:
+            wait_for_save(process, run)
+        else:
+            time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        return process.wait()
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(killed, (in_a_save, at_random))) == [-signal.SIGKILL] * 2
     assert nextscale(*command, "--out", tmp_path / "whole").status == 0
-    run = tmp_path / "killed"
-    process = started(*command, "--out", run)
-    wait_for_step(process, 4)
-    wait_for_save(process, run)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process = started(*command, "--out", run)
-    wait_for_step(process, 10)
-    time.sleep(random.uniform(0, 0.1))
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert nextscale(*command, "--out", run).status == 0
-    assert left_behind(run) == left_behind(tmp_path / "whole")
+    for run in (in_a_save, at_random):
+        assert nextscale(*command, "--out", run).status == 0
+        assert left_behind(run) == left_behind(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_says_so_and_continues(
-    nextscale, started, pictures: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    """Saved, one line, status 130, a model that loads; the same command goes on from there."""
-    command = ["train", "tokenizer", "--data", pictures, "--batch", 4, "--out", tmp_path / "run", "--steps", 150]
-    process = started(*command)
-    wait_for_step(process, 7)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    told = re.search(r"^tokenizer: stopped at step (\d+) of 150, saved in", output, flags=re.MULTILINE)
-    assert told, output
-    assert (process.returncode, errors) == (130, "nextscale: interrupted\n")
-    assert MultiScaleVQVAE.load(tmp_path / "run")
-    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == int(told[1])
-    done = nextscale(*command)
-    assert done.status == 0
-    first = re.search(r"step (\d+)/150", done.output)
-    assert first
-    assert int(first[1]) > int(told[1])
+def test_an_interrupted_run_says_so_and_continues(nextscale, started, pictures: Path, tmp_path: Path) -> None:
+    """After Ctrl-C or SIGTERM: saved, one line, status 130, a model that loads; the same command goes on from there."""
+    signals = {tmp_path / "interrupted": signal.SIGINT, tmp_path / "terminated": signal.SIGTERM}
+    command = ["train", "tokenizer", "--data", pictures, "--batch", 4, "--steps", 100, "--out"]
+
+    def stopped(run: Path) -> tuple[int, str, str]:
+        process = started(*command, run)
+        wait_for_step(process, 5)
+        process.send_signal(signals[run])
+        output, errors = process.communicate(timeout=60)
+        return process.returncode, output, errors
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(stopped, signals))
+    for run, (status, output, errors) in zip(signals, results, strict=True):
+        told = re.search(r"^tokenizer: stopped at step (\d+) of 100, saved in", output, flags=re.MULTILINE)
+        assert told, output
+        assert (status, errors) == (130, "nextscale: interrupted\n")
+        assert MultiScaleVQVAE.load(run)
+        assert torch.load(run / "state.pt", weights_only=True)["step"] == int(told[1])
+        done = nextscale(*command, run)
+        assert done.status == 0
+        first = re.search(r"step (\d+)/100", done.output)
+        assert first
+        assert int(first[1]) > int(told[1])
 
 
 def test_a_finished_run_is_reused(nextscale, command: list[object], tmp_path: Path) -> None:

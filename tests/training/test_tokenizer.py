@@ -15,13 +15,13 @@ from nextscale.training.tokenizer import SHOWN, encoded
 
 
 def test_training_reduces_the_loss_and_improves_held_out_emoji(first_stage, emoji: DataSet, tmp_path: Path) -> None:
-    """Eighty steps on the embedded pictures: the error falls by a quarter, held-out PSNR rises by 2 dB."""
+    """Sixty steps on the embedded pictures: the error is halved, nearly, and held-out PSNR rises by 5 dB."""
     stage = first_stage(emoji, batch=16)
     before = stage.validate()["psnr"]
-    events = list(train(stage, tmp_path, Length(steps=80), seed=0, checks=1))
+    events = list(train(stage, tmp_path, Length(steps=60), seed=0, checks=1))
     losses = [event.figures["reconstruction"] for event in events]
-    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
-    assert events[-1].validation["psnr"] > before + 2
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert events[-1].validation["psnr"] > before + 5
 
 
 def test_the_loss_is_reconstruction_plus_quantizer(first_stage, toy: DataSet) -> None:

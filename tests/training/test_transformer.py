@@ -49,14 +49,14 @@ def test_an_untrained_model_knows_nothing(second_stage, emoji: DataSet) -> None:
 def test_training_beats_the_unigram_entropy_on_held_out_emoji(
     first_stage, emoji: DataSet, transformer_config: TransformerConfig, tmp_path: Path
 ) -> None:
-    """Both stages, a hundred steps each: more is learned than what is frequent where."""
+    """Sixty steps of the first stage, a hundred of the second: more is learned than what is frequent where."""
     first: TokenizerStage = first_stage(emoji, batch=16)
-    list(train(first, tmp_path / "tokenizer", Length(steps=100), seed=0, checks=1))
+    list(train(first, tmp_path / "tokenizer", Length(steps=60), seed=0, checks=1))
     second = TransformerStage(
         fitted(transformer_config, first.model, classes=len(emoji.classes)),
         first.model,
         emoji,
-        recipe=dataclasses.replace(first.recipe, batch=32),
+        recipe=dataclasses.replace(first.recipe, batch=32, learning_rate=5e-3),
         precision="fp32",
     )
     untrained = second.validate()["cross_entropy"]
