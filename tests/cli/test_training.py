@@ -20,18 +20,26 @@ import torch
 from PIL import Image
 
 from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale.cli import main
 
 pytestmark = pytest.mark.usefixtures("small")
 
-STEPS = 40
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def trained(small: None, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tokenizer; look, do not touch."""
+    out = tmp_path_factory.mktemp("tokenizer")
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 2, "--batch", 4, "--out", out]
+    assert main([str(word) for word in command]) == 0
+    return out
 
 
 @pytest.fixture
-def tokenizer_run(nextscale, pictures: Path, tmp_path: Path) -> Path:
-    """A finished tokenizer."""
-    out = tmp_path / "finished tokenizer"
-    assert nextscale("train", "tokenizer", "--data", pictures, "--steps", 2, "--batch", 4, "--out", out).status == 0
-    return out
+def tokenizer_run(trained: Path, tmp_path: Path) -> Path:
+    """A finished tokenizer, to be spoilt."""
+    return shutil.copytree(trained, tmp_path / "finished tokenizer")
 
 
 @pytest.fixture(params=["tokenizer", "transformer"])
