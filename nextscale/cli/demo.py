@@ -113,7 +113,7 @@ class Demo:
         config = preset.tokenizer
         data = load_data("emoji", height=config.height, width=config.width)
         first = TokenizerStage(config, data, seed=self.seed, device=self.device, precision=self.precision)
-        length = Length(minutes=self.minutes * TOKENIZER_SHARE)
+        length = Length(minutes=self.minutes, share=TOKENIZER_SHARE)
         watch("tokenizer", train(first, self.out / "tokenizer", length, seed=self.seed), self.out / "tokenizer")
         second = TransformerStage(
             fitted(preset.transformer, first.model, classes=len(data.classes)),
@@ -123,7 +123,7 @@ class Demo:
             device=self.device,
             precision=self.precision,
         )
-        length = Length(minutes=self.minutes * TRANSFORMER_SHARE)
+        length = Length(minutes=self.minutes, share=TRANSFORMER_SHARE)
         watch("transformer", train(second, self.out, length, seed=self.seed), self.out)
         figures = {
             "tokenizer": first.validate(),

@@ -72,6 +72,8 @@ class Length:
 
     steps: int | None = None
     minutes: float | None = None
+    share: float = 1.0
+    """Of the minutes, for a run that shares them with others."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -174,7 +176,7 @@ def _plan(length: Length, step: int, durations: list[float], elapsed: float) -> 
     if length.steps is not None:
         return length.steps
     assert length.minutes is not None
-    left = length.minutes * 60 * SHARE_FOR_STEPS - elapsed
+    left = length.minutes * length.share * 60 * SHARE_FOR_STEPS - elapsed
     if len(durations) < TRIAL_STEPS and left > 0:
         return None
     return step + max(int(left / statistics.median(durations)), 0)

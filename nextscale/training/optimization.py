@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
 from nextscale.errors import InputError
+from nextscale.precision import find_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,13 @@ class Recipe:
             return self.learning_rate
         done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
         return self.learning_rate * (1 - (1 - self.final_rate) * min(done, 1.0))
+
+
+def training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the matrix products of training run in. Raises `InputError` for fp16, whose gradients would underflow."""
+    if precision == "fp16":
+        raise InputError("precision: expected auto, fp32 or bf16 for training, got fp16")
+    return find_dtype(precision, device)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:

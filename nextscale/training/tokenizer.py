@@ -11,11 +11,11 @@ from torch import Tensor
 from nextscale import images
 from nextscale.config import TokenizerConfig, to_json
 from nextscale.data import DataSet, Pictures
-from nextscale.precision import Precision, find_device, find_dtype, lowered
+from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.quantizer import usage
 from nextscale.training.losses import psnr, reconstruction
-from nextscale.training.optimization import Recipe
+from nextscale.training.optimization import Recipe, training_dtype
 from nextscale.training.order import batch_indices, generator
 
 RECIPE = Recipe(
@@ -53,7 +53,7 @@ class TokenizerStage:
         precision: Precision = "auto",
     ) -> None:
         self.device = find_device(device)
-        self.dtype = find_dtype(precision, self.device)
+        self.dtype = training_dtype(precision, self.device)
         self.model = MultiScaleVQVAE(config, seed=seed).to(self.device)
         self.data, self.recipe, self.seed = data, recipe, seed
         self.settings = {

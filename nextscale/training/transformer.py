@@ -16,10 +16,10 @@ from nextscale import images
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.pipeline import Pipeline
-from nextscale.precision import Precision, find_device, find_dtype, lowered
+from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.losses import cross_entropy, unigram_entropy
-from nextscale.training.optimization import Recipe
+from nextscale.training.optimization import Recipe, training_dtype
 from nextscale.training.order import batch_indices, generator
 from nextscale.training.tokenizer import encoded
 from nextscale.transformer import VAR, DropPath
@@ -63,7 +63,7 @@ class TransformerStage:
     ) -> None:
         check_pair(tokenizer.config, config)
         self.device = find_device(device)
-        self.dtype = find_dtype(precision, self.device)
+        self.dtype = training_dtype(precision, self.device)
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
         self.model = VAR(config, seed=seed).to(self.device)
         self.data, self.recipe, self.seed = data, recipe, seed

@@ -254,6 +254,13 @@ def test_minutes_become_a_number_of_steps(clocked, tmp_path: Path) -> None:
     assert [event.step for event in events if event.validation][-1] == 111
 
 
+def test_runs_can_share_the_minutes(clocked, tmp_path: Path) -> None:
+    """A fifth of five minutes is as long as one."""
+    events = list(train(clocked(0.5), tmp_path / "alone", Length(minutes=1.0), seed=0))
+    shared = list(train(clocked(0.5), tmp_path / "shared", Length(minutes=5.0, share=0.2), seed=0))
+    assert len(shared) == len(events)
+
+
 def test_a_budget_of_less_than_the_trial_ends_in_time(clocked, tmp_path: Path) -> None:
     """Steps of ten seconds: the sixth is the first after 55.8 s."""
     events = list(train(clocked(10.0), tmp_path, Length(minutes=1.0), seed=0))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nextscale.errors import InputError
-from nextscale.training.optimization import Recipe, make_optimizer
+from nextscale.training.optimization import Recipe, make_optimizer, training_dtype
 
 RECIPE = Recipe(
     batch=4, learning_rate=0.5, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=10, final_rate=0.2, clip=1.0
@@ -100,3 +100,12 @@ def test_nonsense_is_refused(change: dict[str, float], told: str) -> None:
     """In words that say what was expected."""
     with pytest.raises(InputError, match=told):
         dataclasses.replace(RECIPE, **change)
+
+
+def test_training_is_not_offered_in_fp16() -> None:
+    """Its gradients would underflow; the formats that work are named."""
+    cpu = torch.device("cpu")
+    assert training_dtype("bf16", cpu) == torch.bfloat16
+    assert training_dtype("fp32", cpu) == torch.float32
+    with pytest.raises(InputError, match=r"^precision: expected auto, fp32 or bf16 for training, got fp16$"):
+        training_dtype("fp16", cpu)
