@@ -17,9 +17,11 @@ from torch import Tensor
 from nextscale import checkpoint, hub, presets, sampling
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError
+from nextscale.guidance import Guidance, listed_guidance, weights_of
 from nextscale.images import to_unit
+from nextscale.memory import image_bytes
 from nextscale.precision import Precision, find_device, find_dtype, lowered
-from nextscale.sampling import Choice, Painted, linear_guidance
+from nextscale.sampling import Choice, Painted
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
 from nextscale.transformer import VAR
@@ -140,45 +142,54 @@ class Pipeline:
         labels: Sequence[int | str],
         seeds: Sequence[int] | None = None,
         *,
-        guidance: float = 1.5,
+        guidance: float | Guidance = 1.5,
         top_k: int = 900,
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
+        memory: int | None = None,
     ) -> Generated:
         """Sample one image a label.
 
         Arguments:
             labels: class names or numbers; the number of classes itself means "no class".
             seeds: one integer an image, 0, 1, 2 ... when None. Seed i and label i alone decide image i.
-            guidance: at the last scale; it grows linearly from 0 at the first.
+            guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
+                `nextscale.guidance`.
             top_k, top_p, temperature, smooth: see `sampling.Choice`.
+            memory: bytes that the images painted at the same time may take, as `memory.image_bytes` counts them; a
+                larger request is painted in several batches. All at once when None.
 
-        Raises `InputError` for an unknown label, a value out of range, or another number of seeds than of labels.
+        Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, or too
+        little memory for a single image.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
-        steps = list(self._walk(labels, seeds, guidance, choice))
-        tokens = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
-        return Generated(self.show(steps[-1].canvas), tokens)
+        numbers, seeds, weights = self._request(labels, seeds, guidance)
+        size = len(numbers) if memory is None else self._images_within(memory, guided=any(weights))
+        parts = [slice(start, start + size) for start in range(0, len(numbers), size)]
+        done = [self._paint(self._walk(numbers[part], seeds[part], weights, choice)) for part in parts]
+        return Generated(torch.cat([part.images for part in done]), torch.cat([part.tokens for part in done]))
 
     def stream(
         self,
         labels: Sequence[int | str],
         seeds: Sequence[int] | None = None,
         *,
-        guidance: float = 1.5,
+        guidance: float | Guidance = 1.5,
         top_k: int = 900,
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
-        steps = self._walk(labels, seeds, guidance, Choice(top_k, top_p, temperature, smooth))
-        return (Step(step.scale, step.tokens, self, step.canvas) for step in steps)  # wrong labels raise at the call
+        choice = Choice(top_k, top_p, temperature, smooth)
+        steps = self._walk(*self._request(labels, seeds, guidance), choice)  # mistakes raise at the call
+        return (Step(step.scale, step.tokens, self, step.canvas) for step in steps)
 
-    def _walk(
-        self, labels: Sequence[int | str], seeds: Sequence[int] | None, guidance: float, choice: Choice
-    ) -> Iterator[Painted]:
+    def _request(
+        self, labels: Sequence[int | str], seeds: Sequence[int] | None, guidance: float | Guidance
+    ) -> tuple[list[int], Sequence[int], list[float]]:
+        """Numbers of the classes, one seed each, and the weight of guidance at each scale, all checked."""
         if isinstance(labels, int | str) or isinstance(seeds, int):
             raise InputError(f"labels and seeds: expected lists, one entry an image, got {labels!r} and {seeds!r}")
         numbers = [self.label(label) for label in labels]
@@ -187,14 +198,31 @@ class Pipeline:
             raise InputError(f"seeds: expected one a label, {len(numbers)}, got {len(seeds)}")
         if not numbers:
             raise InputError("labels: expected at least one, got none")
+        return numbers, seeds, weights_of(guidance, len(self.transformer.config.scales))
+
+    def _images_within(self, memory: int, *, guided: bool) -> int:
+        each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)
+        if memory < each:
+            raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
+        return int(memory // each)
+
+    def _walk(
+        self, numbers: Sequence[int], seeds: Sequence[int], weights: Sequence[float], choice: Choice
+    ) -> Iterator[Painted]:
         return sampling.generate(
             self.transformer,
             self.tokenizer.quantizer,
             numbers,
             seeds,
-            guidance=linear_guidance(guidance),
+            guidance=listed_guidance(weights),
             choice=choice,
         )
+
+    def _paint(self, walk: Iterator[Painted]) -> Generated:
+        """The tokens of all scales, and the last canvas decoded once the walk has let its cache go."""
+        steps = list(walk)
+        tokens_BL = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
+        return Generated(self.show(steps[-1].canvas), tokens_BL)
 
     @torch.no_grad()
     def show(self, canvas_BCHW: Tensor) -> Tensor:

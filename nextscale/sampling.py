@@ -11,7 +11,6 @@ Shapes: B batch, L positions of all scales, l positions of one scale, V codes, C
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,21 +19,12 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InputError
+from nextscale.guidance import Guidance, weights_of
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR, KeyValueCache
 
-Guidance = Callable[[int, int], float]
-"""(scale k, number of scales K) -> weight t; logits are (1 + t) * conditional - t * unconditional."""
-
 Edit = Callable[[int, Tensor], Tensor]
 """(scale k, codes (B, C, h_k, w_k)) -> the codes to paint instead."""
-
-
-def linear_guidance(guidance: float) -> Guidance:
-    """The release's schedule: t = guidance * k / (K - 1), 0 at the first scale. Raises `InputError` unless finite."""
-    if not math.isfinite(guidance):
-        raise InputError(f"guidance: expected a finite number, got {guidance}")
-    return lambda k, scales: guidance * k / max(scales - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -87,13 +77,13 @@ def generate(
     Arguments:
         labels: B class numbers; the number of classes itself means "no class".
         seeds: B integers; seed i alone decides the randomness of image i.
-        guidance: the schedule of the guidance weight; a schedule that is 0 throughout costs no second row an image.
+        guidance: the schedule of its weight (`nextscale.guidance`); one that is 0 throughout costs no second row.
         choice: truncation, temperature, smoothness.
         edit: may replace the codes of a scale before they are painted.
     """
     scales, batch = transformer.config.scales, len(labels)
     device = transformer.positions.device
-    weights = [guidance(k, len(scales)) for k in range(len(scales))]
+    weights = weights_of(guidance, len(scales))
     unconditional = [transformer.config.classes] * batch if any(weights) else []
     rows = [*labels, *unconditional]
     condition = transformer.condition(torch.tensor(rows, device=device))

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from parity import golden
 
 from nextscale import editing, official, sampling
-from nextscale.sampling import Choice, Edit, Painted, linear_guidance
+from nextscale.guidance import linear_guidance
+from nextscale.sampling import Choice, Edit, Painted
 
 
 def same(name: str, ours: torch.Tensor) -> None:

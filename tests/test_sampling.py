@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
-from nextscale.sampling import Choice, Painted, choose, generate, guided, gumbel, linear_guidance, random_keys
+from nextscale.guidance import linear_guidance
+from nextscale.sampling import Choice, Painted, choose, generate, guided, gumbel, random_keys
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
 Pair = tuple[MultiScaleVQVAE, VAR]
@@ -257,12 +258,6 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 
 
 # -- guidance ----------------------------------------------------------------------------------------------------------
-
-
-def test_guidance_grows_linearly_from_nothing() -> None:
-    """t = guidance * k / (K - 1), and nothing at a single scale."""
-    assert [linear_guidance(1.5)(k, 4) for k in range(4)] == [0.0, 0.5, 1.0, 1.5]
-    assert linear_guidance(1.5)(0, 1) == 0.0
 
 
 def test_guided_logits_are_extrapolated_from_the_unconditional_ones() -> None:

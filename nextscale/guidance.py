@@ -1,0 +1,90 @@
+"""Guidance schedules: how strongly each scale is pulled towards its class (classifier-free guidance).
+
+A schedule is a function (scale k, number of scales K) -> weight t; logits are (1 + t) * conditional - t * the others.
+These five, or any function of that form. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from nextscale.errors import InputError
+
+Guidance = Callable[[int, int], float]
+"""(scale k, 0-based; number of scales K) -> the weight t of that scale."""
+
+
+def linear_guidance(guidance: float) -> Guidance:
+    """The release's schedule: t = guidance * k / (K - 1), 0 at the first scale. Raises `InputError` unless finite."""
+    _check(guidance)
+    return lambda k, scales: guidance * k / max(scales - 1, 1)
+
+
+def constant_guidance(guidance: float) -> Guidance:
+    """t = guidance at every scale. Raises `InputError` unless finite."""
+    _check(guidance)
+    return lambda k, scales: guidance
+
+
+def cosine_guidance(guidance: float) -> Guidance:
+    """t = guidance * (1 - cos(pi * k / (K - 1))) / 2: flat at both ends, steepest in the middle.
+
+    Raises `InputError` unless finite.
+    """
+    _check(guidance)
+    return lambda k, scales: guidance * (1 - math.cos(math.pi * k / max(scales - 1, 1))) / 2
+
+
+def interval_guidance(guidance: float, first: int, last: int) -> Guidance:
+    """t = guidance at scales first .. last (0-based, both counted), 0 at the others.
+
+    After "Applying guidance in a limited interval" (Kynkaanniemi et al. 2024), scales in place of noise levels.
+
+    Raises `InputError` unless finite and in order, and when asked about a pyramid that ends before `last`.
+    """
+    _check(guidance)
+    if not 0 <= first <= last:
+        raise InputError(f"guidance: expected scales in order, 0 <= first <= last, got {first} and {last}")
+
+    def weight(k: int, scales: int) -> float:
+        if last >= scales:
+            raise InputError(f"guidance: expected an interval within scales 0 .. {scales - 1}, got {first} .. {last}")
+        return guidance if first <= k <= last else 0.0
+
+    return weight
+
+
+def listed_guidance(weights: Sequence[float]) -> Guidance:
+    """One weight a scale. Raises `InputError` unless all are finite, and when asked about another number of scales."""
+    for listed in weights:
+        _check(listed)
+
+    def weight(k: int, scales: int) -> float:
+        if scales != len(weights):
+            raise InputError(f"guidance: expected one weight a scale, {scales}, got {len(weights)}")
+        return weights[k]
+
+    return weight
+
+
+def weights_of(guidance: float | Guidance, scales: int) -> list[float]:
+    """The weights of all scales; a number means the linear schedule that ends there.
+
+    Raises `InputError` for what is neither a number nor a schedule, and for a schedule that does not fit the pyramid or
+    gives a weight that is not finite.
+    """
+    schedule = guidance if callable(guidance) else linear_guidance(guidance)
+    weights = [schedule(k, scales) for k in range(scales)]
+    for weight in weights:
+        _check(weight)
+    return weights
+
+
+def _check(weight: float) -> None:
+    try:
+        finite = math.isfinite(weight)
+    except (TypeError, ValueError, OverflowError):
+        finite = False
+    if not finite:
+        raise InputError(f"guidance: expected a finite number, got {weight}")

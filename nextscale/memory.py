@@ -1,0 +1,46 @@
+"""How much memory sampling takes for each image painted at the same time: what a stated budget is divided by.
+
+Counted, not measured, and rounded upwards where kernels differ. Weights, results and torch itself are not in it: they
+do not grow with the batch, or only by the pictures one gets.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nextscale.config import TokenizerConfig, TransformerConfig
+from nextscale.transformer import cache_bytes
+
+FLOAT = 4  # bytes of a float32
+DRAW = 48  # bytes a code while one is drawn: value, code, probability, noise, and the integers the noise is made of
+MAPS = 4  # feature maps a residual block of the decoder holds: its input, the branch, the branch normalised, its SiLU
+
+
+def image_bytes(tokenizer: TokenizerConfig, transformer: TransformerConfig, *, guided: bool, dtype: torch.dtype) -> int:
+    """Bytes an image takes at its peak: the larger of sampling and decoding, for the cache is let go before the latter.
+
+    Arguments:
+        guided: two rows an image, conditional and unconditional.
+        dtype: what the blocks compute in; logits and, to be safe, the decoder's maps count as float32.
+    """
+    return max(sampling_bytes(transformer, guided=guided, dtype=dtype), decoding_bytes(tokenizer))
+
+
+def sampling_bytes(config: TransformerConfig, *, guided: bool, dtype: torch.dtype) -> int:
+    """The cache, and of the largest scale the activations of a block, the logits, and the draw among all codes."""
+    rows = 2 if guided else 1
+    largest = max(config.scales.lengths)
+    block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
+    logits = (rows + 2 * (rows - 1)) * largest * config.codebook_size * FLOAT  # guided: two terms and their sum
+    draw = largest * config.codebook_size * DRAW
+    return cache_bytes(config, 1, guided=guided, dtype=dtype) + block + logits + draw
+
+
+def decoding_bytes(config: TokenizerConfig) -> int:
+    """`MAPS` feature maps of the decoder where they are largest; a level's first map still has the width before it."""
+    widths = [config.channels * multiplier for multiplier in config.multipliers]
+    widest = max(
+        max(here, before) * (config.height >> level) * (config.width >> level)
+        for level, (here, before) in enumerate(zip(widths, [*widths[1:], 0], strict=True))
+    )
+    return MAPS * widest * FLOAT
