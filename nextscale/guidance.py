@@ -1,6 +1,6 @@
 """Guidance schedules: how strongly each scale is pulled towards its class (classifier-free guidance).
 
-A schedule is a function (scale k, number of scales K) -> weight t; logits are (1 + t) * conditional - t * the others.
+A schedule is a function (scale k, number of scales K) -> t; logits are (1 + t) * conditional - t * unconditional.
 These five, or any function of that form. Needs no torch.
 """
 
