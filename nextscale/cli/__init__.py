@@ -28,6 +28,8 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
+    "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what this machine could do"),
+    "bench tokenizer": ("bench_tokenizer", "BenchTokenizer", "pictures a second, encoded and decoded"),
     "convert": ("convert", "Convert", "the public release's files to a model directory, and back"),
     "presets": ("presets", "Presets", "the models that have names"),
 }

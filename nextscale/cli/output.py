@@ -1,4 +1,4 @@
-"""What the commands share: JSON, directories, checks of numbers, progress on terminals only."""
+"""What the commands share: JSON, directories, checks of numbers, tables, progress on terminals only."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nextscale.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
 COLUMNS = 80
 
@@ -58,6 +59,29 @@ def console(*, stderr: bool = False) -> Console:
             raise BrokenPipeError
 
     return Output(stderr=stderr, highlight=False)
+
+
+def table(title: str, left: tuple[str, ...], right: tuple[str, ...], rows: list[tuple[object, ...]]) -> Table:
+    """Columns `left` aligned left, then `right` aligned right; narrow enough for 80 characters."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in left:
+        drawn.add_column(name, no_wrap=True)
+    for name in right:
+        drawn.add_column(name, no_wrap=True, justify="right")
+    for row in rows:
+        drawn.add_row(*map(str, row))
+    return drawn
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale import config, presets
-from nextscale.cli.output import console, write_json
+from nextscale.cli.output import console, table, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,11 +23,11 @@ class Presets:
     """Write the table as JSON instead; - is stdout."""
 
     def run(self) -> None:
-        table = [presets.get(name) for name in presets.names()]
+        every = [presets.get(name) for name in presets.names()]
         if self.json is not None:
-            write_json(self.json, [describe(preset) for preset in table])
+            write_json(self.json, [describe(preset) for preset in every])
             return
-        console().print(_pyramids(table), "", _transformers(table), sep="\n")
+        console().print(_pyramids(every), "", _transformers(every), sep="\n")
 
 
 def describe(preset: presets.Preset) -> dict[str, Any]:
@@ -44,43 +44,20 @@ def describe(preset: presets.Preset) -> dict[str, Any]:
     }
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...], rows: list[tuple[object, ...]]) -> Table:
-    """Columns `left` aligned left, then `right` aligned right; narrow enough for 80 characters."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, no_wrap=True, justify="right")
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
-
-
-def _pyramids(table: list[presets.Preset]) -> Table:
+def _pyramids(every: list[presets.Preset]) -> Table:
     rows: list[tuple[object, ...]] = [
         (p.name, t.scales, t.scales.total, f"{t.height}x{t.width}", t.codebook_size, t.code_channels)
-        for p in table
+        for p in every
         for t in (p.tokenizer,)
     ]
-    return _table("Tokenizers", ("name", "scales"), ("tokens L", "pixels", "codes V", "channels C"), rows)
+    return table("Tokenizers", ("name", "scales"), ("tokens L", "pixels", "codes V", "channels C"), rows)
 
 
-def _transformers(table: list[presets.Preset]) -> Table:
+def _transformers(every: list[presets.Preset]) -> Table:
     rows: list[tuple[object, ...]] = [
         (p.name, p.published, t.classes, t.depth, t.width, t.heads, f"{t.parameters / 1e6:,.1f} M")
-        for p in table
+        for p in every
         for t in (p.transformer,)
     ]
     names = ("name", "published FID"), ("classes", "depth", "width", "heads", "parameters")
-    return _table("Transformers", *names, rows)
+    return table("Transformers", *names, rows)

@@ -14,7 +14,7 @@ from nextscale.config import TransformerConfig
 def cache_bytes(config: TransformerConfig, images: int, *, guided: bool, dtype: torch.dtype) -> int:
     """Bytes of the cache: 2 (keys, values) * depth * rows * L * width * bytes an element.
 
-    rows is one an image, two with guidance. For VAR-d30 with guidance in bfloat16, 313,344,000 bytes (299 MiB) an image.
+    rows is one an image, two with guidance. VAR-d30 with guidance in bfloat16: 313,344,000 bytes (299 MiB) an image.
     """
     rows = images * (2 if guided else 1)
     return 2 * config.depth * rows * config.scales.total * config.width * dtype.itemsize

@@ -1,0 +1,129 @@
+"""`nextscale bench sample`: how long sampling takes, beside what its arithmetic alone would take."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nextscale.cli import bench
+from nextscale.cli.options import Batches, Json, Precision, Threads
+from nextscale.cli.output import console, progress, say, table, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nextscale.benchmark import Sampling
+    from nextscale.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSample:
+    """How long sampling takes, decoding included; the weights are random.
+
+    ratio: time over that of the arithmetic alone, at rates measured meanwhile
+    """
+
+    preset: str = "var-d16"
+    """Model to time; nextscale presets lists them."""
+    batch: Batches = (1, 4, 16)
+    """Images painted at a time, one size or several."""
+    guidance: float = 1.5
+    """Strength of classifier-free guidance at the last scale; 0 is none, and half of the work."""
+    top_k: int = 900
+    """Choose among the k likeliest codes; 0 is all."""
+    top_p: float = 0.96
+    """Choose among the likeliest codes that hold this much probability; 0 is all."""
+    repeats: int = 5
+    """Times each size is measured; medians are reported."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32."""
+    threads: Threads = None
+    """CPU threads (default: torch's own choice)."""
+    json: Json = None
+    """Also write all figures as JSON; - is stdout, without the tables."""
+
+    def run(self) -> None:
+        bench.check(self.batch, self.repeats, self.threads)
+        from nextscale.pipeline import Pipeline
+        from nextscale.precision import find_device
+
+        device = find_device(self.device)
+        with bench.threads(self.threads):
+            pipe = Pipeline.from_preset(self.preset, device=device, precision=self.precision)
+            measured = self._measure(pipe)
+            setting = bench.setting(pipe, self.preset, self.repeats)
+        setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
+        if str(self.json) != "-":
+            console().print(_totals(measured), "", _scales(pipe, measured), "", sep="\n")
+            _tell(setting, measured)
+        if self.json is not None:
+            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
+
+    def _measure(self, pipe: Pipeline) -> list[Sampling]:
+        from nextscale.benchmark import measure_sampling
+
+        measured = []
+        with progress() as bar:
+            task = bar.add_task("sampling", total=len(self.batch) * (1 + self.repeats))
+            for size in self.batch:
+                bar.update(task, description=f"batch {size}")
+                measured.append(
+                    measure_sampling(
+                        pipe,
+                        size,
+                        guidance=self.guidance,
+                        top_k=self.top_k,
+                        top_p=self.top_p,
+                        repeats=self.repeats,
+                        done=lambda: bar.advance(task),
+                    )
+                )
+        return measured
+
+
+def _totals(measured: list[Sampling]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (
+            row.batch,
+            f"{row.seconds_per_image:.4f}",
+            f"{sum(row.scale_seconds_per_image):.4f}",
+            f"{row.decoder_seconds_per_image:.4f}",
+            f"{row.roofline_seconds_per_image:.4f}",
+            f"{row.roofline_ratio:.2f}",
+            f"{row.first_call_seconds:.2f}",
+            f"{row.peak_memory_bytes / 1e9:.2f}",
+        )
+        for row in measured
+    ]
+    names = ("batch",), ("s/image", "scales", "decoder", "roofline", "ratio", "first call s", "peak GB")
+    return table("Sampling, seconds per image", *names, rows)
+
+
+def _scales(pipe: Pipeline, measured: list[Sampling]) -> Table:
+    columns = measured[:8]  # what 80 characters hold; the JSON has them all
+    parts = [*map(str, pipe.transformer.config.scales.to_list()), "decoder"]
+    times = zip(*((*row.scale_seconds_per_image, row.decoder_seconds_per_image) for row in columns), strict=True)
+    rows: list[tuple[object, ...]] = [
+        (part, *(f"{seconds * 1e3:.2f}" for seconds in of_part)) for part, of_part in zip(parts, times, strict=True)
+    ]
+    names = ("scale",), tuple(f"B={row.batch}" for row in columns)
+    return table("Milliseconds per image", *names, rows)
+
+
+def _tell(setting: dict[str, object], measured: list[Sampling]) -> None:
+    """The setting, and the machine's own rates at the last size."""
+    bench.tell(setting)
+    last = measured[-1]
+    say(
+        f"rates: matrix products {last.matrix_flop_per_second / 1e9:,.0f} GFLOP/s, "
+        f"convolutions {last.convolution_flop_per_second / 1e9:,.0f} GFLOP/s, "
+        f"memory {last.memory_bytes_per_second / 1e9:,.0f} GB/s"
+    )
+    say(
+        f"work: {last.matrix_flop_per_image / 1e9:,.1f} GFLOP of matrix products and "
+        f"{last.convolution_flop_per_image / 1e9:,.1f} of convolutions an image; reading the weights takes "
+        f"{last.weight_reading_seconds_per_batch:.4f} s a batch"
+    )
