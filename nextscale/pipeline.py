@@ -16,11 +16,12 @@ from torch import Tensor
 
 from nextscale import checkpoint, hub, presets, sampling
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
+from nextscale.engine import Engine, make_engine, signature
 from nextscale.errors import InputError
 from nextscale.guidance import Guidance, listed_guidance, weights_of
 from nextscale.images import to_unit
 from nextscale.memory import image_bytes
-from nextscale.precision import Precision, find_device, find_dtype, lowered
+from nextscale.precision import Precision, find_device, find_dtype
 from nextscale.sampling import Choice, Painted
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
@@ -85,6 +86,7 @@ class Pipeline:
         if self.dtype != torch.float32:
             self.transformer.lower_precision(self.dtype)
         self.classes = names
+        self._engine: Engine | None = None
 
     # -- where pipelines come from and go ------------------------------------------------------------------------------
 
@@ -210,7 +212,7 @@ class Pipeline:
         self, numbers: Sequence[int], seeds: Sequence[int], weights: Sequence[float], choice: Choice
     ) -> Iterator[Painted]:
         return sampling.generate(
-            self.transformer,
+            self.engine().transformer,
             self.tokenizer.quantizer,
             numbers,
             seeds,
@@ -224,11 +226,17 @@ class Pipeline:
         tokens_BL = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
         return Generated(self.show(steps[-1].canvas), tokens_BL)
 
+    def engine(self) -> Engine:
+        """What sampling runs, made on first use and anew whenever weights have changed."""
+        if self._engine is None or self._engine.signature != signature(self.tokenizer, self.transformer):
+            self._engine = None  # not two at a time
+            self._engine = make_engine(self.tokenizer, self.transformer, self.dtype)
+        return self._engine
+
     @torch.no_grad()
     def show(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
-        with lowered(self.device, self.dtype):
-            return to_unit(self.tokenizer.paint(canvas_BCHW))
+        return to_unit(self.engine().paint(canvas_BCHW))
 
     @torch.no_grad()
     def reconstruct(self, images_B3HW: Tensor, through: int | None = None) -> Tensor:

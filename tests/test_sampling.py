@@ -291,9 +291,9 @@ def test_sampled_tokens_are_drawn_from_the_teacher_forced_logits(
 def test_no_guidance_costs_no_second_row(
     make_tokenizer: Callable[..., MultiScaleVQVAE], make_transformer: Callable[..., VAR], guidance: float, rows: int
 ) -> None:
-    """Counted at the head."""
+    """Counted at the first block."""
     pair, seen = (make_tokenizer(), make_transformer()), []
-    pair[1].head.register_forward_pre_hook(lambda head, x: seen.append(len(x[0])))
+    pair[1].blocks[0].register_forward_pre_hook(lambda block, x: seen.append(len(x[0])))
     walk(pair, [0, 1, 2], [0, 1, 2], guidance=linear_guidance(guidance))
     assert seen == [rows] * 4
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
 from nextscale.transformer.cache import KeyValueCache
-from nextscale.transformer.layers import Block, DropPath, Modulation, modulate
+from nextscale.transformer.layers import Block, DropPath, Modulation, linear, modulate
 
 WEIGHTS = "transformer.safetensors"
 
@@ -118,9 +118,10 @@ class VAR(nn.Module):
         return self._place(x_BlD, 1, len(self.config.scales)) if k is None else self._place(x_BlD, k, k + 1)
 
     def logits(self, x_BLD: Tensor, condition: Condition) -> Tensor:
-        """Modulated norm and the linear head, in float32 whatever the blocks computed in, (B, L, V)."""
+        """Modulated norm, in float32, and the linear head, in the dtype it is held in: (B, L, V) float32."""
         with torch.autocast(x_BLD.device.type, enabled=False):
-            return self.head(modulate(x_BLD.float(), condition.head_shift, condition.head_scale))
+            h_BLD = modulate(x_BLD.float(), condition.head_shift, condition.head_scale)
+            return linear(h_BLD.to(self.head.weight.dtype), self.head.weight, self.head.bias).float()
 
     def _place(self, x_BlD: Tensor, first: int, end: int) -> Tensor:
         """Add positions and levels of scales first .. end - 1; what the blocks compute in follows from here."""

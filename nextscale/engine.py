@@ -1,0 +1,102 @@
+"""What sampling runs instead of the two models: the same weights in the layouts and formats that kernels like.
+
+In float32 these are the models themselves, the slow path that everything else is held against. In lower precision the
+decoder is converted once, channels last; on CPUs the products of the blocks and the head are prepacked once. Both are
+made on the first picture and made anew when weights have changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.tokenizer import MultiScaleVQVAE
+from nextscale.tokenizer.convnet import Decoder
+from nextscale.transformer import VAR
+from nextscale.transformer.layers import Attention, FeedForward
+
+Signature = tuple[tuple[int, int], ...]
+
+
+class Engine(NamedTuple):
+    """The two halves of sampling, and the state of the weights they were made of."""
+
+    transformer: VAR
+    """Predicts; only `condition` and `step` are called."""
+    tokenizer: MultiScaleVQVAE
+    """Holds the quantizer and the convolution behind it, in float32."""
+    decoder: Decoder
+    """Paints, in the dtype and memory format of its weights."""
+    signature: Signature
+
+    def paint(self, canvas_BCHW: Tensor) -> Tensor:
+        """A canvas f_hat (B, C, h_K, w_K) -> the image it shows, (B, 3, H, W) float32 in [-1, 1]."""
+        latent = self.tokenizer.post_quantizer(canvas_BCHW)
+        weight = self.decoder.stem.weight
+        memory_format = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+        return self.decoder(latent.to(weight.dtype, memory_format=memory_format)).float().clamp(-1, 1)
+
+
+def signature(*models: nn.Module) -> Signature:
+    """Changes with any weight that is replaced or written to."""
+    return tuple((weight.data_ptr(), weight._version) for model in models for weight in model.parameters())
+
+
+@torch.no_grad()
+def make_engine(tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> Engine:
+    """The engine for models on one device, in `dtype`; the models themselves stay as they are."""
+    state = signature(tokenizer, transformer)
+    if dtype == torch.float32:
+        return Engine(transformer, tokenizer, tokenizer.decoder, state)
+    return Engine(
+        packed(transformer) if can_pack(transformer) else transformer,
+        tokenizer,
+        lowered_decoder(tokenizer, dtype),
+        state,
+    )
+
+
+def lowered_decoder(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Decoder:
+    """A copy of the decoder in `dtype`, its convolutions channels last."""
+    with torch.device("meta"):
+        decoder = Decoder(tokenizer.config)
+    weights = {
+        name: weight.to(dtype, memory_format=torch.channels_last if weight.ndim == 4 else torch.preserve_format)
+        for name, weight in tokenizer.decoder.state_dict().items()
+    }
+    decoder.load_state_dict(weights, assign=True)
+    return decoder.requires_grad_(False)
+
+
+def can_pack(transformer: VAR) -> bool:
+    """Whether this torch packs the weights of linear layers: bfloat16 on CPUs that multiply it."""
+    return (
+        transformer.compute_dtype == torch.bfloat16
+        and transformer.positions.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def packed(transformer: VAR) -> VAR:
+    """A view of the transformer whose blocks and head multiply with prepacked weights; all else is shared."""
+    view = VAR(transformer.config, seed=None)
+    view.load_state_dict(transformer.state_dict(), assign=True)
+    for module in view.blocks.modules():
+        if isinstance(module, Attention):
+            _pack(module.qkv)
+            _pack(module.out)
+        elif isinstance(module, FeedForward):
+            _pack(module.up)
+            _pack(module.down)
+    view.head.bias = nn.Parameter(view.head.bias.to(torch.bfloat16), requires_grad=False)
+    _pack(view.head)
+    return view.requires_grad_(False)
+
+
+def _pack(layer: nn.Linear) -> None:
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(torch.bfloat16))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
