@@ -42,6 +42,7 @@ WORDING = (
     (r"no type matching .* could be instantiated from .* - <class '\w+'>: ", ""),  # for an option that may be left out
     (r"^Error parsing ([^:]+): invalid literal for int\(\) with base 10: ", r"\1: expected an integer, got "),
     (r"^Error parsing ([^:]+): could not convert string to float: ", r"\1: expected a number, got "),
+    (r"^Error parsing ([^:]+): Could not find valid parse for arguments: \[(.*)\]", r"\1: expected numbers, got \2"),
     (r"^Error parsing ", ""),
     (r"^Missing value for argument '([^']+)'\..*$", r"\1: expected a value, got none"),
     (

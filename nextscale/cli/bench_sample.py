@@ -110,7 +110,7 @@ def _scales(pipe: Pipeline, measured: list[Sampling]) -> Table:
         (part, *(f"{seconds * 1e3:.2f}" for seconds in of_part)) for part, of_part in zip(parts, times, strict=True)
     ]
     names = ("scale",), tuple(f"B={row.batch}" for row in columns)
-    return table("Milliseconds per image", *names, rows)
+    return table("ms per image", *names, rows)
 
 
 def _tell(setting: dict[str, object], measured: list[Sampling]) -> None:

@@ -1,0 +1,132 @@
+"""Laws of `nextscale bench`: tables for people, JSON for programs, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMANDS = ["sample", "tokenizer"]
+QUICK = ["--preset", "emoji-32", "--repeats", 1, "--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_gauge() -> Iterator[None]:
+    """Rates of small shapes: what they are does not matter here."""
+    from nextscale import benchmark
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "COPIED", 1 << 16)
+        patch.setattr(benchmark, "ROWS", {"cpu": 8, "accelerator": 8})
+        yield
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_table_has_a_row_a_batch_size_and_fits_80_columns(nextscale: Callable[..., Any], command: str) -> None:
+    """And says what was measured on what."""
+    done = nextscale("bench", command, *QUICK, "--batch", 1, 2)
+    assert (done.status, done.errors) == (0, "")
+    lines = done.output.splitlines()
+    assert [line.split()[0] for line in lines if line[:1] in ("1", "2")][:2] == ["1", "2"]
+    assert "emoji-32, random weights, float32" in done.output
+    assert max(map(len, lines)) <= 80
+    assert "…" not in done.output
+
+
+def test_sampling_is_split_by_scale_and_decoder(nextscale: Callable[..., Any]) -> None:
+    """With the rates and the work below."""
+    output = nextscale("bench", "sample", *QUICK, "--batch", 1).output
+    part = output[output.index("ms per image") :].split("\n\n")[0]
+    assert [line.split()[0] for line in part.splitlines()[3:]] == ["1", "2", "3", "4", "6", "8", "decoder"]
+    for words in ("rates: matrix products", "GFLOP/s", "GFLOP of matrix products", "reading the weights"):
+        assert words in " ".join(output.split())
+
+
+@pytest.mark.parametrize("sizes", [[1], [1] * 9], ids=["one", "nine"])
+def test_tables_fit_however_many_sizes_there_are(nextscale: Callable[..., Any], sizes: list[int]) -> None:
+    """Eight columns of scales at most."""
+    output = nextscale("bench", "sample", *QUICK, "--batch", *sizes).output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_holds_the_setting_and_every_batch_size(
+    nextscale: Callable[..., Any], tmp_path: Path, command: str
+) -> None:
+    """Beside the table in a file; alone on stdout."""
+    file = tmp_path / "bench.json"
+    beside = nextscale("bench", command, *QUICK, "--batch", 2, "--json", file)
+    assert "random weights" in beside.output
+    alone = nextscale("bench", command, *QUICK, "--batch", 2, "--json", "-")
+    for values in (json.loads(file.read_text(encoding="utf-8")), json.loads(alone.output)):
+        assert (values["preset"], values["device"], values["precision"]) == ("emoji-32", "cpu", "float32")
+        assert values["repeats"] == 1
+        assert values["threads"] >= 1
+        assert [row["batch"] for row in values["batches"]] == [2]
+        assert all(row["peak_memory_bytes"] > 0 for row in values["batches"])
+
+
+def test_json_of_sampling_names_its_units(nextscale: Callable[..., Any]) -> None:
+    """What a table in the documentation is made from."""
+    values = json.loads(nextscale("bench", "sample", *QUICK, "--batch", 1, "--json", "-").output)
+    assert (values["guidance"], values["top_k"], values["top_p"]) == (1.5, 900, 0.96)
+    (row,) = values["batches"]
+    assert len(row["scale_seconds_per_image"]) == 6
+    for name in (
+        "seconds_per_image",
+        "decoder_seconds_per_image",
+        "first_call_seconds",
+        "roofline_seconds_per_image",
+        "roofline_ratio",
+        "matrix_flop_per_second",
+        "convolution_flop_per_second",
+        "matrix_flop_per_image",
+    ):
+        assert row[name] > 0, name
+
+
+def test_threads_are_asked_for_and_given_back(nextscale: Callable[..., Any]) -> None:
+    """Whatever they were before."""
+    import torch
+
+    before = torch.get_num_threads()
+    done = nextscale("bench", "tokenizer", *QUICK, "--batch", 1, "--threads", 2, "--json", "-")
+    assert json.loads(done.output)["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--batch", 0], "--batch: expected at least 1, got 0"),
+        (["--batch", "many"], "--batch: expected numbers, got 'many'"),
+        (["--repeats", 0], "--repeats: expected at least 1, got 0"),
+        (["--threads", 0], "--threads: expected at least 1, got 0"),
+        (["--preset", "var-d17"], "did you mean var-d16?"),
+        (["--device", "nowhere"], "device: expected auto, cpu"),
+    ],
+)
+def test_mistakes_are_one_line(nextscale: Callable[..., Any], command: str, options: list[Any], told: str) -> None:
+    """Status 2, nothing on stdout."""
+    done = nextscale("bench", command, *options)
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert told in done.errors
+
+
+def test_top_k_and_top_p_are_checked(nextscale: Callable[..., Any]) -> None:
+    """By the same words as in `sample`."""
+    done = nextscale("bench", "sample", *QUICK, "--top-p", 2)
+    assert (done.status, done.errors) == (2, "nextscale: error: top_p: expected 0 .. 1, got 2.0\n")
+
+
+def test_group_has_help(nextscale: Callable[..., Any]) -> None:
+    """Both commands and no other."""
+    shown = nextscale("bench", "--help")
+    assert [line.split()[:2] for line in shown.output.splitlines() if line.startswith("  bench ")] == [
+        ["bench", "sample"],
+        ["bench", "tokenizer"],
+    ]
