@@ -12,7 +12,7 @@ from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.transformer import cache_bytes
 
 FLOAT = 4  # bytes of a float32
-DRAW = 48  # bytes a code while one is drawn: value, code, probability, noise, and the integers the noise is made of
+DRAW = 64  # bytes a code while one is drawn: value, code, probability, noise, and the integers the noise is made of
 MAPS = 4  # feature maps a residual block of the decoder holds: its input, the branch, the branch normalised, its SiLU
 
 
