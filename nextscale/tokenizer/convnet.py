@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,11 @@ from nextscale.config import GROUPS, TokenizerConfig
 
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU, in place where no gradient will ask for x: fresh memory for large maps costs more than the function."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResidualBlock(nn.Module):
@@ -30,9 +36,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
+        return h.add_(self.shortcut(x))
 
 
 class SelfAttention(nn.Module):
@@ -122,7 +128,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.middle(self.levels(self.stem(images)))
-        return self.head(F.silu(self.norm(h)))
+        return self.head(silu(self.norm(h)))
 
 
 class Decoder(nn.Module):
@@ -147,4 +153,4 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         h = self.levels(self.middle(self.stem(latent)))
-        return self.head(F.silu(self.norm(h)))
+        return self.head(silu(self.norm(h)))
