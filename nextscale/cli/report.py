@@ -6,6 +6,7 @@ Knows how things look, not where they come from: it is given pictures, figures a
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -85,14 +86,14 @@ def tiles(figures: Sequence[tuple[str, str]]) -> str:
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table; cells that begin with a digit are aligned as numbers."""
+    """A table; cells that hold a number alone are aligned as such."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in body)
     return f"<table><tr>{titles}</tr>{lines}</table>"
 
 
 def _cell(text: str) -> str:
-    kind = ' class="number"' if text[:1].isdigit() else ""
+    kind = ' class="number"' if re.fullmatch(r"[\d.,]+", text) else ""
     return f"<td{kind}>{escape(text)}</td>"
 
 
