@@ -13,7 +13,8 @@ from nextscale import cli, presets
 from nextscale.memory import image_bytes
 from nextscale.transformer import cache_bytes
 
-PAGE = (Path(__file__).parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -29,8 +30,12 @@ def test_the_python_runs() -> None:
 
 @pytest.mark.parametrize("line", "".join(blocks("console")).splitlines())
 def test_the_commands_parse(line: str) -> None:
-    """All are the program's."""
-    assert cli.parse(shlex.split(line)[1:]) is not None
+    """The program's own; of the others, that the file is there."""
+    program, first, *_ = words = shlex.split(line)
+    if program == "nextscale":
+        assert cli.parse(words[1:]) is not None
+    else:
+        assert (ROOT / first).exists()
 
 
 @pytest.mark.parametrize("name", presets.names())
