@@ -5,7 +5,7 @@
 The release's way: every block projects its modulation anew at every scale, keys and values are joined to a longer copy
 at every scale, top-p sorts all V logits, weights are float32, and the decoder runs in float32's memory format. It is
 timed as it is ("fp32") and with bfloat16 autocast around everything ("autocast"); ours in whatever precision "auto" is
-here. Random weights, the same for all; the three follow one another in each repeat, and ratios are medians over repeats.
+here. Random weights, the same for all. The three follow one another in each repeat; ratios are medians over repeats.
 """
 
 from __future__ import annotations
