@@ -211,7 +211,7 @@ class Pipeline:
     def _walk(
         self, numbers: Sequence[int], seeds: Sequence[int], weights: Sequence[float], choice: Choice
     ) -> Iterator[Painted]:
-        return sampling.generate(
+        walk = sampling.generate(
             self.engine().transformer,
             self.tokenizer.quantizer,
             numbers,
@@ -219,6 +219,8 @@ class Pipeline:
             guidance=listed_guidance(weights),
             choice=choice,
         )
+        # copied outside of inference mode, so that callers get tensors they may do anything with
+        return (Painted(step.scale, step.tokens.clone(), step.canvas.clone()) for step in walk)
 
     def _paint(self, walk: Iterator[Painted]) -> Generated:
         """The tokens of all scales, and the last canvas decoded once the walk has let its cache go."""
@@ -233,10 +235,11 @@ class Pipeline:
             self._engine = make_engine(self.tokenizer, self.transformer, self.dtype)
         return self._engine
 
-    @torch.no_grad()
     def show(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
-        return to_unit(self.engine().paint(canvas_BCHW))
+        with torch.inference_mode():
+            images = to_unit(self.engine().paint(canvas_BCHW))
+        return images.clone()
 
     @torch.no_grad()
     def reconstruct(self, images_B3HW: Tensor, through: int | None = None) -> Tensor:

@@ -61,7 +61,7 @@ class Painted:
     """(B, C, h_K, w_K) float32, f_hat so far; `MultiScaleVQVAE.paint` shows it."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     transformer: VAR,
     quantizer: MultiScaleQuantizer,

@@ -361,6 +361,7 @@ def test_smooth_paints_a_mixture_and_says_which_tokens_won(tokenizer: MultiScale
     assert not torch.equal(smooth[0].canvas, plain[0].canvas)
 
 
+@torch.no_grad()
 def test_edit_receives_the_codes_of_each_scale(pair: Pair) -> None:
     """The codebook vectors of the tokens that were drawn; giving them back changes nothing."""
     tokenizer, transformer = pair

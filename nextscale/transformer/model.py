@@ -125,12 +125,13 @@ class VAR(nn.Module):
 
     def _place(self, x_BlD: Tensor, first: int, end: int) -> Tensor:
         """Add positions and levels of scales first .. end - 1; what the blocks compute in follows from here."""
-        slices = self.config.scales.slices()
         if first == end:
             return x_BlD
-        part = slice(slices[first].start, slices[end - 1].stop)
-        levels = self.config.scales.level_ids()[part].to(x_BlD.device)
-        return (x_BlD + (self.positions[:, part] + self.levels(levels))).to(self.compute_dtype)
+        scales = self.config.scales
+        part = slice(scales.offsets[first], scales.offsets[first] + x_BlD.shape[1])
+        # no table of level numbers: it would have to be copied to the device at every step
+        levels = [self.levels.weight[k].expand(scales.lengths[k], -1) for k in range(first, end)]
+        return (x_BlD + (self.positions[:, part] + torch.cat(levels))).to(self.compute_dtype)
 
     @property
     def compute_dtype(self) -> torch.dtype:
