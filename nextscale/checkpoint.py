@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +25,37 @@ CPU = torch.device("cpu")
 CHUNK = 1 << 26  # bytes of a file that may be resident while they are converted
 
 
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a sibling of `path`, then rename it into place; its parent is made if need be."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A sibling of `path` to write to, renamed into place when the block ends well; its parent is made if need be."""
+    sibling = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        mode = beside.stat().st_mode  # as the umask wants it: safetensors makes files that their owner alone can read
-        write(beside)
-        beside.chmod(mode)
-        os.replace(beside, path)
+        sibling.touch()
+        mode = sibling.stat().st_mode  # as the umask wants it: safetensors makes files that their owner alone can read
+        yield sibling
+        sibling.chmod(mode)
+        os.replace(sibling, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         with suppress(OSError):
-            beside.unlink()
+            sibling.unlink()
+
+
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a sibling of `path`, then rename it into place."""
+    with beside(path) as sibling:
+        write(sibling)
 
 
 def write_json(path: Path, values: Any) -> None:
     """`values` as indented JSON."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_beside(path, lambda sibling: sibling.write_bytes(_json(values)))
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -61,16 +71,20 @@ def read_json(path: Path) -> Any:
 
 
 def save(directory: str | Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write each of `files` (name -> tensors) and, last, config.json."""
-    for name, tensors in files.items():
-        write_tensors(Path(directory) / name, tensors)
-    write_json(Path(directory) / CONFIG, config)
+    """Write config.json and each of `files` (name -> tensors): all beside, then all renamed, as they are a set."""
+    with ExitStack() as renames:
+        renames.enter_context(beside(Path(directory) / CONFIG)).write_bytes(_json(config))
+        for name, tensors in files.items():
+            safetensors.torch.save_file(_whole(tensors), renames.enter_context(beside(Path(directory) / name)))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as safetensors."""
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_beside(path, lambda beside: safetensors.torch.save_file(whole, beside))
+    write_beside(path, lambda sibling: safetensors.torch.save_file(_whole(tensors), sibling))
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -210,21 +210,24 @@ def test_many_misfits_are_still_one_line(weights: dict[str, Tensor]) -> None:
         checkpoint.assign(two_layers(), lambda: {**weights, **strangers})
 
 
-def test_saved_config_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory without config.json is no model yet, so a first save that is interrupted leaves none."""
-    real = checkpoint.write_tensors
-
-    def fail_on_second(path: Path, tensors: dict[str, Tensor]) -> None:
-        if path.name == "b.safetensors":
-            raise KeyboardInterrupt
-        real(path, tensors)
-
-    monkeypatch.setattr(checkpoint, "write_tensors", fail_on_second)
+def test_a_saved_model_stays_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted before the last file is written, no file of the model before is replaced and nothing is left over."""
     files = {"a.safetensors": {"a": torch.zeros(1)}, "b.safetensors": {"b": torch.zeros(1)}}
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, {"tokenizer": {}}, files)
-    assert not (tmp_path / "config.json").exists()
-    monkeypatch.setattr(checkpoint, "write_tensors", real)
     checkpoint.save(tmp_path, {"tokenizer": {}}, files)
-    assert json.loads((tmp_path / "config.json").read_text()) == {"tokenizer": {}}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = safetensors.torch.save_file
+
+    def fail_on_second(tensors: dict[str, Tensor], path: Path) -> None:
+        if "b.safetensors" in path.name:
+            raise KeyboardInterrupt
+        real(tensors, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail_on_second)
+    newer = {name: {key: tensor + 1 for key, tensor in tensors.items()} for name, tensors in files.items()}
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, {"tokenizer": {"newer": True}}, newer)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.setattr(safetensors.torch, "save_file", real)
+    checkpoint.save(tmp_path, {"tokenizer": {"newer": True}}, newer)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"tokenizer": {"newer": True}}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "config.json"]
