@@ -81,15 +81,19 @@ def lowered_decoder(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Decoder:
     return decoder.requires_grad_(False)
 
 
+PACKING = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # torch compiles with these
+
+
+def packs_bf16() -> bool:
+    """Whether this torch, on this CPU, multiplies bfloat16 by prepacked weights."""
+    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in PACKING)
+    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def can_pack(transformer: VAR) -> bool:
-    """Whether this torch packs the weights of linear layers: bfloat16 on CPUs that multiply it."""
-    return (
-        transformer.compute_dtype == torch.bfloat16
-        and transformer.positions.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
+    """Whether the transformer's products can be prepacked: held in bfloat16, on a CPU that does it."""
+    on_cpu = transformer.positions.device.type == "cpu"
+    return transformer.compute_dtype == torch.bfloat16 and on_cpu and packs_bf16()
 
 
 def packed(transformer: VAR) -> VAR:

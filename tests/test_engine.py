@@ -13,7 +13,7 @@ from nextscale.transformer import VAR, KeyValueCache
 from nextscale.transformer.layers import SCORES, attend_in_parts
 
 needs_packing = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not multiply bfloat16"
+    not engine.packs_bf16(), reason="this processor, or this torch, does not multiply bfloat16 by packed weights"
 )
 
 
