@@ -17,6 +17,7 @@ from nextscale.tokenizer.convnet import Decoder
 from nextscale.transformer import VAR
 from nextscale.transformer.layers import Attention, FeedForward
 
+PACKING = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # what torch.compile uses too
 PIXELS = 256 * 256  # painted together on CPUs
 Signature = tuple[tuple[int, int], ...]
 
@@ -79,9 +80,6 @@ def lowered_decoder(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Decoder:
     }
     decoder.load_state_dict(weights, assign=True)
     return decoder.requires_grad_(False)
-
-
-PACKING = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # torch compiles with these
 
 
 def packs_bf16() -> bool:
