@@ -82,6 +82,8 @@ class Length:
             raise InputError(f"steps: expected at least 1, got {self.steps}")
         if self.minutes is not None and not self.minutes > 0:
             raise InputError(f"minutes: expected more than 0, got {self.minutes}")
+        if self.minutes == float("inf"):
+            raise InputError("minutes: expected a finite number, got inf")
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,7 @@ def test_training_works_outside_the_main_thread(toy: DataSet, tmp_path: Path) ->
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"minutes": 0.0}, "minutes: expected more than 0, got 0.0"),
         ({"minutes": float("nan")}, "minutes: expected more than 0, got nan"),
+        ({"minutes": float("inf")}, "minutes: expected a finite number, got inf"),
     ],
 )
 def test_a_length_is_steps_or_minutes(given: dict[str, Any], told: str) -> None:
