@@ -52,8 +52,9 @@ class Engine(NamedTuple):
 
 
 def signature(*models: nn.Module) -> Signature:
-    """Changes with any weight that is replaced or written to."""
-    return tuple((weight.data_ptr(), weight._version) for model in models for weight in model.parameters())
+    """Changes with any weight that is replaced or written to; what goes through `.data` torch itself does not see."""
+    weights = (weight for model in models for weight in model.parameters())
+    return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
 
 
 @torch.no_grad()

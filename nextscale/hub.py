@@ -5,6 +5,7 @@ Only finds files; what is in them is read by `Pipeline.load` and `official.load`
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def _fetch(name: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # its retries take many lines, ours is one
     try:
         return Path(hf_hub_download(name, file))
     except LocalEntryNotFoundError:
@@ -49,4 +53,9 @@ def _fetch(name: str, file: str) -> Path:
         reason = "the repository has no such file (one of the public release's wants a depth)"
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise InputError(f"expected a model directory or a hub name, got {name}: no {file} there, {reason}")
+    finally:
+        log.setLevel(level)
+    raise InputError(
+        f"expected a model directory or a hub name, got {name}: "
+        f"no such directory here, and no {file} on the hub: {reason}"
+    )

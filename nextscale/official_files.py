@@ -6,7 +6,6 @@ What the tensors mean is known to `official` alone.
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale import checkpoint
+from nextscale import checkpoint, pickles
 from nextscale.errors import InputError
 
 State = Mapping[str, Any]
@@ -41,8 +40,8 @@ def reader(source: str | Path | State, part: str) -> checkpoint.Read:
     if not path.is_file():
         raise InputError(f"expected a file {path}, found none")
     if zipfile.is_zipfile(path):
-        return lambda: _unwrap(str(path), _unpickle(path, mmap=True), part)
-    whole = _unwrap(str(path), _unpickle(path, mmap=False), part)  # torch's format before 1.6 cannot be mapped
+        return lambda: _unwrap(str(path), pickles.read(path, mmap=True), part)
+    whole = _unwrap(str(path), pickles.read(path), part)  # torch's format before 1.6 cannot be mapped
     return lambda: whole
 
 
@@ -55,20 +54,6 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
     # torch.save writes whole storages, and that of a mapped weight is all of its file; an array's ends where it ends
     alone = {name: torch.from_numpy(tensor.numpy()) for name, tensor in tensors.items()}
     checkpoint.write_beside(path, lambda beside: torch.save(alone, beside))
-
-
-def _unpickle(path: Path, *, mmap: bool) -> Any:
-    """What `torch.save` wrote, if it is made of tensors and plain values only."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        got = (
-            f"a pickle that asks for {code[1]}, which was not run" if code else "a damaged file or one of another kind"
-        )
-        raise InputError(f"{path}: expected a checkpoint of tensors, got {got}") from None
 
 
 def _unwrap(what: str, values: Any, part: str) -> dict[str, Tensor]:

@@ -88,6 +88,10 @@ class Pipeline:
         self.classes = names
         self._engine: Engine | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the engine, which is made again where it is needed."""
+        return {**vars(self), "_engine": None}
+
     # -- where pipelines come from and go ------------------------------------------------------------------------------
 
     @classmethod

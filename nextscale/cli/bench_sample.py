@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nextscale.cli import bench
 from nextscale.cli.options import Batches, Json, Precision, Threads
-from nextscale.cli.output import console, progress, say, table, write_json
+from nextscale.cli.output import check_json, console, progress, say, table, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +47,7 @@ class BenchSample:
 
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)
+        check_json(self.json)
         from nextscale.pipeline import Pipeline
         from nextscale.precision import find_device
 

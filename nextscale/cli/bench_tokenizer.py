@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nextscale.cli import bench
 from nextscale.cli.options import Batches, Json, Precision, Threads
-from nextscale.cli.output import console, progress, table, write_json
+from nextscale.cli.output import check_json, console, progress, table, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +41,7 @@ class BenchTokenizer:
 
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)
+        check_json(self.json)
         from nextscale.benchmark import tokenizer_pipeline
         from nextscale.precision import find_device
 

@@ -61,10 +61,9 @@ class Convert:
         """In float32, which loses nothing."""
         files = models.release_files(self.model, self.depth)
         if files is None:
-            if self.scales or self.num_heads is not None:
-                raise InputError(
-                    "--scales, --num-heads: expected with the release's files, got a model that tells them"
-                )
+            if self.scales or self.num_heads is not None or self.distance != "euclidean":
+                told = "--scales, --num-heads, --distance"
+                raise InputError(f"{told}: expected with the release's files, got a model that tells them")
             return models.load(self.model, self.depth, device="cpu", precision="fp32")
         from nextscale import official
 

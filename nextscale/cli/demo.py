@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextscale.cli.options import Directory, Precision
-from nextscale.cli.output import directory, say, write_json
+from nextscale.cli.output import check_json, directory, say, write_json
 from nextscale.cli.training import load_data, watch
 from nextscale.errors import InputError
 
@@ -63,7 +63,7 @@ class Demo:
     out: Directory = Path("runs/demo")
     """Directory of runs and report; what is there already is continued or reused."""
     minutes: float = 8.5
-    """Budget in minutes; more gives better pictures."""
+    """Budget in minutes; more gives better pictures. Another budget wants another --out."""
     seed: int = 0
     """Decides weights, order of the data, and samples."""
     device: str = "auto"
@@ -77,6 +77,7 @@ class Demo:
         if not self.minutes > 0:
             raise InputError(f"--minutes: expected more than 0, got {self.minutes:g}")
         directory("--out", self.out)
+        check_json(self.json)
         with contextlib.redirect_stdout(sys.stderr if str(self.json) == "-" else sys.stdout):
             figures = self._everything()
         if self.json is not None:

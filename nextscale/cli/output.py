@@ -29,6 +29,15 @@ def write_json(file: Path, values: Any) -> None:
     checkpoint.write_json(file, values)
 
 
+def check_json(file: Path | None) -> None:
+    """Raise `InputError` now rather than after the work whose figures `--json` is to hold."""
+    if file is None or str(file) == "-":
+        return
+    if file.is_dir():
+        raise InputError(f"--json: expected a file, got the directory {file}")
+    directory("--json", file.parent)
+
+
 def say(line: str) -> None:
     """A line for people, broken between words where a terminal of 80 columns ends; what continues it is set in."""
     text = textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

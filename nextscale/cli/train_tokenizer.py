@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,4 +51,5 @@ class TrainTokenizer:
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
         say(f"tokenizer in {self.out}; next:")
-        print(f"nextscale train transformer --tokenizer {self.out}")
+        told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
+        print(shlex.join(["nextscale", "train", "transformer", *told]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,4 +61,4 @@ class TrainTransformer:
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed), self.out)
         say(f"model in {self.out}; next:")
-        print(f"nextscale sample --model {self.out}")
+        print(shlex.join(["nextscale", "sample", "--model", str(self.out)]))

@@ -39,7 +39,7 @@ class MultiScaleVQVAE(nn.Module):
             self.decoder = Decoder(config)
         if seed is not None:
             self.to_empty(device="cpu")
-            initialize(self, torch.Generator().manual_seed(seed))
+            initialize(self, torch.Generator().manual_seed(seed % 2**63))
 
     # -- doors ---------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ samples/              pictures along the run
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nextscale import images
+from nextscale import images, pickles
 from nextscale.checkpoint import read_json, write_beside, write_json
 from nextscale.data import DataSet
 from nextscale.errors import InputError
@@ -30,17 +29,8 @@ from nextscale.errors import InputError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# What torch, and we, may raise over a checkpoint that is cut, altered, or not ours.
-DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    pickle.UnpicklingError,
-)
+# What loading may raise over a checkpoint that is altered, or not ours.
+DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 
 
 @dataclass
@@ -83,7 +73,7 @@ class RunDirectory:
         # through JSON, so that tuples compare equal to the lists that will be read back
         wanted = json.loads(json.dumps(settings))
         file = path / "run.json"
-        if file.exists():
+        if (path / "state.pt").exists() and file.exists():  # without a checkpoint there is nothing to lose
             stored = read_json(file)
             _refuse_other_run(path, stored.get("settings") if isinstance(stored, dict) else None, wanted)
         else:
@@ -96,13 +86,12 @@ class RunDirectory:
         if not file.exists():
             return State()
         try:
-            stored = torch.load(file, map_location="cpu", weights_only=True)
+            stored = pickles.read(file)
             model.load_state_dict(stored["model"])
             optimizer.load_state_dict(stored["optimizer"])
             return State(stored["step"], stored["total"], stored["history"])
-        except DAMAGE as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{file}: expected this run's checkpoint, got a damaged one ({reason})") from None
+        except DAMAGE:
+            raise InputError(f"{file}: expected this run's checkpoint, got a damaged one or another's") from None
 
     def save(self, state: State, stage: Exportable, optimizer: torch.optim.Optimizer) -> None:
         """Write the loadable model and the history, then the checkpoint.
@@ -174,7 +163,7 @@ def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any]) -> None:
     if not isinstance(stored, dict):
         raise InputError(f"{path}/run.json: expected the settings of a run, got something else")
     ours, theirs = _flat(wanted), _flat(stored)
-    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    names = [name for name in (*ours, *(theirs.keys() - ours.keys())) if ours.get(name) != theirs.get(name)]
     if names:
         shown = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
         raise InputError(f"{path} holds another run ({shown}): choose another --out, or ask for the same run")

@@ -35,7 +35,7 @@ def modulate(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
-    """x weight^T + bias, then GELU (tanh) if asked; `weight` may be prepacked (see `packed`), which fuses the GELU."""
+    """x weight^T + bias, then GELU (tanh) if asked; `weight` may be prepacked, which fuses the GELU."""
     if weight.is_mkldnn:
         activation, kind = ("gelu", "tanh") if gelu else ("none", "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)

@@ -58,7 +58,7 @@ class VAR(nn.Module):
             self.head = nn.Linear(width, config.codebook_size)
         if seed is not None:
             self.to_empty(device="cpu")
-            initialize(self, torch.Generator().manual_seed(seed))
+            initialize(self, torch.Generator().manual_seed(seed % 2**63))
 
     def forward(self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None) -> Tensor:
         """Teacher forcing: logits of every position.

@@ -155,7 +155,7 @@ def test_a_mistake_is_one_line_and_status_2(nextscale, release, cache, tmp_path)
         (["sample", "--model", var, vae], "expected a transformer"),
         (["sample", "--model", vae, var, vae], "got 3 values"),
         (["sample", "--model", vae, var, "--depth", 2], "--depth: expected with one"),
-        (["sample", "--model", "FoundationVision/var", "--depth", 16], "no var_d16.pth there"),
+        (["sample", "--model", "FoundationVision/var", "--depth", 16], "no var_d16.pth on the hub"),
         (["sample", "--model", "FoundationVision/var"], "no config.json there"),
         (["sample", "--model", "nobody/nothing"], "expected a model directory or a hub name, got nobody/nothing"),
         (["convert", "--out", tmp_path / "a"], "--model: expected"),
