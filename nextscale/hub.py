@@ -57,5 +57,5 @@ def _fetch(name: str, file: str) -> Path:
         log.setLevel(level)
     raise InputError(
         f"expected a model directory or a hub name, got {name}: "
-        f"no such directory here, and no {file} on the hub: {reason}"
+        f"no such directory here, and no {file} from the hub: {reason}"
     )

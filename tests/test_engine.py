@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -144,3 +146,22 @@ def test_tokenizer_of_the_engine_is_the_models(make_tokenizer: Callable, make_tr
     assert made.tokenizer.post_quantizer.weight.dtype == torch.float32
     assert made.decoder.stem.weight.dtype == torch.bfloat16
     assert made.decoder.stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"])
+def test_a_pipeline_can_be_copied_after_a_picture(
+    make_tokenizer: Callable, make_transformer: Callable, how: Callable[[Pipeline], Pipeline]
+) -> None:
+    """The copy makes an engine of its own."""
+    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+    before = pipe.generate([0, 1], [0, 1])
+    again = how(pipe)
+    assert torch.equal(again.generate([0, 1], [0, 1]).tokens, before.tokens)
+
+
+def test_a_pipeline_made_in_inference_mode_samples(make_tokenizer: Callable, make_transformer: Callable) -> None:
+    """Its weights count no writes; they cannot be written to outside of it either."""
+    with torch.inference_mode():
+        pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+        tokens = pipe.generate([0], [0]).tokens
+    assert torch.equal(pipe.generate([0], [0]).tokens, tokens)

@@ -201,3 +201,9 @@ def test_config_and_weights_that_contradict_each_other_are_refused(make_tokenize
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"quantizer.codebook.weight should be \(32, 8\), is \(64, 8\)"):
         MultiScaleVQVAE.load(tmp_path)
+
+
+def test_any_integer_is_a_seed(tokenizer_config: TokenizerConfig) -> None:
+    """Beyond 64 bits and below 0, too."""
+    for seed in (-1, 2**64 + 5, 10**30):
+        assert MultiScaleVQVAE(tokenizer_config, seed=seed).encoder.stem.weight.isfinite().all()

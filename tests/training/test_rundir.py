@@ -54,6 +54,12 @@ def test_another_recipe_is_refused(first_stage, finished: Path, change: dict[str
     assert contents(finished) == before
 
 
+def test_a_run_without_a_checkpoint_gives_way(first_stage, finished: Path) -> None:
+    """One that ended before its first check has nothing to lose, whatever its settings were."""
+    (finished / "state.pt").unlink()
+    assert run(first_stage(batch=2), finished, steps=3) == [1, 2, 3]
+
+
 def test_another_length_seed_stage_or_data_is_refused(first_stage, second_stage, finished: Path, toy: DataSet) -> None:
     """Each is a different run; the message begins with the directory."""
     other_data = dataclasses.replace(toy, train=dataclasses.replace(toy.train, fingerprint="edited"))
