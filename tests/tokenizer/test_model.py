@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nextscale import InputError, MultiScaleVQVAE, Scales
+from nextscale.config import TokenizerConfig
 
 Make = Callable[..., MultiScaleVQVAE]
 
