@@ -11,7 +11,7 @@ help:  ## this list
 demo: $(READY)  ## train both stages on the embedded pictures and sample from them, into runs/demo
 	@.venv/bin/nextscale demo --out runs/demo
 
-test: $(READY)  ## the tests (without the slow ones)
+test: $(READY)  ## the tests
 	@.venv/bin/python -m pytest -q
 
 check: $(READY)  ## format, lint and types
