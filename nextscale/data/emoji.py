@@ -1,8 +1,8 @@
 """The embedded data set: 3,777 emoji in two drawing styles, nine Unicode groups as classes.
 
 The pack beside this file holds 64 px WebP pictures and an index; `scripts/make_emoji_pack.py` made it and its README
-says how the split was drawn. This room decodes the pack at one size. Random crops shift a picture by at most 1/16 of
-its side; there is no mirroring, since letters and flags have a right way round.
+says how the split was drawn. This room decodes the pack at one size. Crops shift a picture by at most 1/16 of its
+side. Letters and flags have a right way round, so views of them are better not mirrored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What every data set gives: two splits of pictures at one size, handed out in batches.
 
-Crops are drawn here, once for all data sets: a picture is kept a little larger than asked for, and a batch takes the
-centre or, with a generator, a random window. Nothing here reads files.
+Crops are cut here, once for all data sets: a picture is kept a little larger than asked for, and a batch takes the
+centre, or the windows that the caller has drawn. Nothing here reads files or draws random numbers, so that processes
+which share a batch each read their part of it alone.
 
 Shapes: N pictures of a split, n of a batch, H height, W width in pixels.
 """
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from nextscale import images
+from nextscale.errors import InputError
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 Fetch = Callable[[list[int]], tuple[list[int], list[Tensor]]]  # indices -> the indices shown, (3, h, w) uint8 of each
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+CENTRED = (0.5, 0.5, 0.0)  # a view: halfway down, halfway right, not mirrored
 _CHUNK = 1024  # items handed to the threads at a time: a million waiting jobs would take a gigabyte
 
 
@@ -50,12 +53,12 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(
-        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (n, 3, H, W) float32 in [-1, 1] and labels (n,) int64.
 
-        With a generator (on the CPU) the crops are random and depend on its state alone; without one they are centred.
+        `views`, (n, 3) float32 in [0, 1), tells how each picture is seen: how far down and how far right its crop sits
+        (`images.crop`), and whether it is mirrored, from 0.5 on. Without it crops are centred and nothing is mirrored.
+        Raises `InputError` for another shape.
         """
         ...
 
@@ -90,13 +93,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.names)
 
-    def batch(
-        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Pictures.batch`."""
         wanted = torch.arange(len(self))[torch.as_tensor(indices, dtype=torch.int64)]  # refuses what is out of range
+        views = torch.tensor(CENTRED).expand(len(wanted), 3) if views is None else views
+        if views.shape != (len(wanted), 3):
+            raise InputError(f"expected views of shape ({len(wanted)}, 3), got {tuple(views.shape)}")
         shown, pictures = self.fetch(wanted.tolist())
-        return windows(pictures, height=self.height, width=self.width, generator=generator), self.labels[shown]
+        return windows(pictures, views, height=self.height, width=self.width), self.labels[shown]
 
 
 def from_memory(stored: Sequence[Tensor]) -> Fetch:
@@ -104,16 +108,13 @@ def from_memory(stored: Sequence[Tensor]) -> Fetch:
     return lambda wanted: (wanted, [stored[index] for index in wanted])
 
 
-def windows(pictures: Sequence[Tensor], *, height: int, width: int, generator: torch.Generator | None) -> Tensor:
-    """One window of each (3, h, w) uint8 picture, random or centred: (n, 3, height, width) float32 in [-1, 1]."""
-    positions = torch.full((len(pictures), 2), 0.5)
-    if generator is not None:
-        positions = torch.rand((len(pictures), 2), generator=generator)
-    cut = [
-        images.crop(picture, height=height, width=width, position=(down, right))
-        for picture, (down, right) in zip(pictures, positions.tolist(), strict=True)
-    ]
-    return images.from_uint8(torch.stack(cut) if cut else torch.empty((0, 3, height, width)))
+def windows(pictures: Sequence[Tensor], views: Tensor, *, height: int, width: int) -> Tensor:
+    """One window of each (3, h, w) uint8 picture, by its row of `views`: (n, 3, height, width) float32 in [-1, 1]."""
+    cut = torch.empty((len(pictures), 3, height, width), dtype=torch.uint8)
+    for window, picture, (down, right, mirror) in zip(cut, pictures, views.tolist(), strict=True):
+        seen = images.crop(picture, height=height, width=width, position=(down, right))
+        window.copy_(seen.flip(-1) if mirror >= 0.5 else seen)
+    return images.from_uint8(cut)
 
 
 def in_threads(

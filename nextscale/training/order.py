@@ -24,3 +24,12 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
     orders = torch.cat([torch.randperm(count, generator=generator(seed, "order", epoch)) for epoch in epochs])
     start = first - epochs.start * count
     return orders[start : start + batch]
+
+
+def views(batch: int, step: int, seed: int, *, flip: bool = False) -> Tensor:
+    """(batch, 3) float32: how `step` sees its pictures, as `Pictures.batch` takes it; with `flip` half are mirrored."""
+    crops = torch.rand((batch, 2), generator=generator(seed, "crops", step))
+    mirrored = torch.zeros(batch, 1)
+    if flip:
+        mirrored[torch.rand(batch, generator=generator(seed, "flips", step)) < 0.5] = 0.5
+    return torch.cat([crops, mirrored], dim=1)

@@ -16,7 +16,7 @@ from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.quantizer import usage
 from nextscale.training.losses import psnr, reconstruction
 from nextscale.training.optimization import Recipe, training_dtype
-from nextscale.training.order import batch_indices, generator
+from nextscale.training.order import batch_indices, views
 
 RECIPE = Recipe(
     batch=32,
@@ -65,7 +65,7 @@ class TokenizerStage:
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction plus the quantizer's loss, on randomly cropped pictures."""
         indices = batch_indices(len(self.data.train), self.recipe.batch, step, self.seed)
-        originals, _ = self.data.train.batch(indices, generator=generator(self.seed, "crops", step))
+        originals, _ = self.data.train.batch(indices, views=views(self.recipe.batch, step, self.seed))
         originals = originals.to(self.device)
         with lowered(self.device, self.dtype):
             f_hat, tokens, quantizer_loss = self.model.quantize(self.model.features(originals))

@@ -20,7 +20,7 @@ from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.losses import cross_entropy, unigram_entropy
 from nextscale.training.optimization import Recipe, training_dtype
-from nextscale.training.order import batch_indices, generator
+from nextscale.training.order import batch_indices, generator, views
 from nextscale.training.tokenizer import encoded
 from nextscale.transformer import VAR, DropPath
 
@@ -77,7 +77,7 @@ class TransformerStage:
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy averaged over all tokens, with label dropout and drop-path."""
         indices = batch_indices(len(self.data.train), self.recipe.batch, step, self.seed)
-        originals, labels = self.data.train.batch(indices, generator=generator(self.seed, "crops", step))
+        originals, labels = self.data.train.batch(indices, views=views(self.recipe.batch, step, self.seed))
         dropped = torch.rand(len(labels), generator=generator(self.seed, "labels", step)) < LABEL_DROPOUT
         labels = labels.masked_fill(dropped, self.model.config.classes).to(self.device)
         with lowered(self.device, self.dtype):

@@ -11,6 +11,7 @@ from PIL import Image
 from nextscale import data
 from nextscale.data import folder
 from nextscale.errors import InputError
+from nextscale.training.order import views
 
 
 def put(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
@@ -234,7 +235,7 @@ def test_memory_and_disk_give_the_same_batches(tmp_path: Path, monkeypatch: pyte
     assert on_disk.train.fingerprint == in_memory.train.fingerprint
     for seed in (None, 0, 1):
         batches = [
-            loaded.train.batch([3, 1, 12], generator=None if seed is None else torch.Generator().manual_seed(seed))
+            loaded.train.batch([3, 1, 12], views=None if seed is None else views(3, 0, seed, flip=True))
             for loaded in (in_memory, on_disk)
         ]
         assert torch.equal(batches[0][0], batches[1][0])
@@ -247,28 +248,28 @@ def test_batches_do_not_depend_on_the_number_of_threads(tmp_path: Path, monkeypa
     for processors in (1, 9):
         monkeypatch.setattr(os, "cpu_count", lambda processors=processors: processors)
         loaded = load(root)
-        found.append(loaded.train.batch(range(len(loaded.train)), generator=torch.Generator().manual_seed(3))[0])
+        found.append(loaded.train.batch(range(len(loaded.train)), views=views(len(loaded.train), 0, 3))[0])
     assert torch.equal(*found)
 
 
 def test_random_crops_stay_inside_the_margin(tmp_path: Path) -> None:
     """Seeds differ, the shape and the range do not, also for a rectangle."""
     loaded = data.load(two_classes(tmp_path), height=16, width=24)
-    one, other = (loaded.train.batch([0, 1], generator=torch.Generator().manual_seed(seed))[0] for seed in (0, 1))
+    one, other = (loaded.train.batch([0, 1], views=views(2, 0, seed))[0] for seed in (0, 1))
     assert one.shape == (2, 3, 16, 24)
     assert not torch.equal(one, other)
     assert -1 <= one.min() <= one.max() <= 1
 
 
-def test_crops_are_not_mirrored(tmp_path: Path) -> None:
-    """A picture dark on the left is dark on the left in every crop."""
+def test_only_what_is_asked_for_is_mirrored(tmp_path: Path) -> None:
+    """A picture dark on the left is dark on the left in every crop, unless the view says otherwise."""
     ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
     for name in ("a.png", "b.png"):
         Image.fromarray(ramp).save(tmp_path / name)
     loaded = load(tmp_path)
-    for seed in range(20):
-        picture = loaded.train.batch([0], generator=torch.Generator().manual_seed(seed))[0][0]
-        assert picture[:, :, 0].mean() < picture[:, :, -1].mean()
+    for view in views(20, 0, 0, flip=True):
+        picture = loaded.train.batch([0], views=view[None])[0][0]
+        assert (picture[:, :, 0].mean() > picture[:, :, -1].mean()) == (view[2] == 0.5)
 
 
 def test_fingerprint_follows_the_data(tmp_path: Path) -> None:

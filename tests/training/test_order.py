@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextscale.training.order import batch_indices, generator
+from nextscale.training.order import batch_indices, generator, views
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 60), seed=st.integers(0, 5))
@@ -67,3 +67,20 @@ def test_the_same_place_gives_the_same_stream() -> None:
 def test_places_keep_their_seeds(place: tuple[int | str, ...], seed: int) -> None:
     """Golden: a run begun with an older release goes on with the same numbers."""
     assert generator(*place).initial_seed() == seed
+
+
+def test_crops_are_the_numbers_they_have_always_been() -> None:
+    """A run begun before pictures could be mirrored goes on unchanged, mirrored or not."""
+    crops = torch.rand((6, 2), generator=generator(3, "crops", 9))
+    for flip in (False, True):
+        assert torch.equal(views(6, 9, 3, flip=flip)[:, :2], crops)
+
+
+def test_half_of_the_pictures_are_mirrored_if_asked() -> None:
+    """Others at another step and another seed; otherwise none."""
+    assert views(400, 0, 0)[:, 2].eq(0).all()
+    mirrored = [views(400, step, seed, flip=True)[:, 2] for step in (0, 1) for seed in (0, 1)]
+    for column in mirrored:
+        assert set(column.tolist()) == {0.0, 0.5}
+        assert 150 < column.eq(0.5).sum() < 250
+    assert len({tuple(column.tolist()) for column in mirrored}) == 4

@@ -10,7 +10,7 @@ from nextscale import MultiScaleVQVAE
 from nextscale.data import DataSet
 from nextscale.training.loop import Length, train
 from nextscale.training.losses import reconstruction
-from nextscale.training.order import batch_indices, generator
+from nextscale.training.order import batch_indices, views
 from nextscale.training.tokenizer import SHOWN, encoded
 
 
@@ -28,7 +28,7 @@ def test_the_loss_is_reconstruction_plus_quantizer(first_stage, toy: DataSet) ->
     """Of the step's own pictures and crops, computed here step by step."""
     stage = first_stage()
     loss, figures = stage.loss(5)
-    pictures, _ = toy.train.batch(batch_indices(18, 4, 5, 0), generator=generator(0, "crops", 5))
+    pictures, _ = toy.train.batch(batch_indices(18, 4, 5, 0), views=views(4, 5, 0))
     f_hat, _, quantizer_loss = stage.model.quantize(stage.model.features(pictures))
     error = reconstruction(stage.model.decoder(stage.model.post_quantizer(f_hat)), pictures)
     torch.testing.assert_close(loss, error + quantizer_loss)
