@@ -1,0 +1,101 @@
+"""What `test_distributed` starts in two processes: `laws`, or `one_dies`; an error where a law is broken."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from nextscale import distributed
+from nextscale.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def laws() -> None:
+    """Every function of the room, among two."""
+    assert (distributed.rank(), distributed.world()) == (0, 1), "outside of the group there is one process"
+    with distributed.joined(CPU):
+        me = int(os.environ["RANK"])
+        assert (distributed.rank(), distributed.world(), distributed.is_first()) == (me, 2, me == 0)
+        shares_of_work(me)
+        sums(me)
+        rows(me)
+        values_of_the_first(me)
+        gradients(me)
+        with distributed.joined(CPU):
+            distributed.barrier()
+        assert distributed.world() == 2, "the inner one leaves the outer one's group alone"
+    assert distributed.world() == 1
+    leaving_after_an_exception()
+
+
+def shares_of_work(me: int) -> None:
+    assert distributed.shared(6) == (slice(0, 3), slice(3, 6))[me]
+    with pytest.raises(InputError, match="2 processes, got 7"):
+        distributed.shared(7)
+
+
+def sums(me: int) -> None:
+    mine = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T * (me + 1)
+    before = mine.clone()
+    assert torch.equal(distributed.summed(mine), torch.tensor([[3.0, 9.0], [6.0, 12.0]]))
+    assert torch.equal(distributed.averaged(mine), torch.tensor([[1.5, 4.5], [3.0, 6.0]]))
+    assert torch.equal(mine, before), "what was brought stays as it is"
+    assert torch.equal(distributed.summed(torch.tensor(2**40 + me)), torch.tensor(2**41 + 1))
+    assert [distributed.any_of(flag) for flag in (False, True, me == 0, me == 1)] == [False, True, True, True]
+
+
+def rows(me: int) -> None:
+    mine = torch.tensor([[0, 1], [2, 3], [4, 5]]) + 10 * me
+    assert distributed.gathered(mine).tolist() == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
+    assert distributed.gathered(mine.T).tolist() == [[0, 2, 4], [1, 3, 5], [10, 12, 14], [11, 13, 15]]
+    assert distributed.gathered(torch.tensor([float(me)])).tolist() == [0.0, 1.0]
+    assert distributed.gathered(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def values_of_the_first(me: int) -> None:
+    assert distributed.from_first({"steps": 7 + me, "name": "a"}) == {"steps": 7, "name": "a"}
+    assert distributed.from_first("told" if me == 0 else None) == "told"
+    assert torch.equal(distributed.from_first(torch.arange(3 + me) + me), torch.arange(3))
+
+
+def gradients(me: int) -> None:
+    """Averaged over ranks; inside `no_sync` each rank's own, until the next `backward` outside it."""
+    module = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(module.weight, 1.0 + me)
+    module.register_buffer("hits", torch.tensor(me))
+    wrapped = distributed.wrapped(module)
+    assert torch.equal(module.weight, torch.ones(1, 2)), "all begin with the weights of the first"
+    assert module.hits == 0, "and its buffers"
+    module.hits.fill_(me)
+    wrapped(torch.full((1, 2), me + 1.0)).sum().backward()
+    assert module.weight.grad.tolist() == [[1.5, 1.5]]
+    module.weight.grad = None
+    with distributed.no_sync(wrapped):
+        wrapped(torch.full((1, 2), me + 1.0)).sum().backward()
+    assert module.weight.grad.tolist() == [[me + 1.0, me + 1.0]]
+    wrapped(torch.full((1, 2), me + 1.0)).sum().backward()
+    assert module.weight.grad.tolist() == [[3.0, 3.0]], "what was held back is averaged with the rest"
+    assert module.hits == me, "buffers are left alone later"
+
+
+def leaving_after_an_exception() -> None:
+    with pytest.raises(KeyError), distributed.joined(CPU):
+        raise KeyError("a bug")
+    assert distributed.world() == 1
+
+
+def one_dies() -> None:
+    """The other waits for it, and must not for ever."""
+    with distributed.joined(CPU):
+        if distributed.rank() == 1:
+            raise InputError("the second of two died")
+        distributed.barrier()
+
+
+if __name__ == "__main__":
+    {"laws": laws, "one_dies": one_dies}[sys.argv[1]]()
