@@ -1,0 +1,94 @@
+"""Gaussians of features, gathered batch by batch, and the distance between two of them; all in float64.
+
+Knows neither pictures nor networks. What is kept does not grow with the number of pictures, and what two processes
+gathered can be merged. Shapes: N feature vectors, D features of each, R the rank of a covariance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nextscale.errors import InputError
+
+
+class Gaussian(NamedTuple):
+    """What the Fréchet distance sees of a set of features."""
+
+    mean: Tensor
+    """(D,) float64."""
+    covariance: Tensor
+    """(D, D) float64, unbiased."""
+
+
+class RunningGaussian:
+    """Count, mean and scatter of all features seen so far, on the CPU: D * D numbers, however many there were.
+
+    The scatter is kept about the mean: sums of raw squares would lose what a small spread about a large mean says.
+
+    Arguments:
+        dimensions: D.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.count = 0
+        self.mean_D = torch.zeros(dimensions, dtype=torch.float64)
+        self.scatter_DD = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+
+    def update(self, features_ND: Tensor) -> None:
+        """Take in features (N, D) of any floating dtype and device. Raises `InputError` for others, and for NaN."""
+        if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean_D) or not features_ND.is_floating_point():
+            got = f"{tuple(features_ND.shape)} {str(features_ND.dtype).removeprefix('torch.')}"
+            raise InputError(f"features: expected shape (pictures, {len(self.mean_D)}), floating point, got {got}")
+        if not features_ND.isfinite().all():
+            raise InputError("features: expected finite numbers, got NaN or infinity")
+        if len(features_ND):
+            x_ND = features_ND.detach().to("cpu", torch.float64)
+            mean_D = x_ND.mean(dim=0)
+            centred_ND = x_ND - mean_D
+            self._combine(len(x_ND), mean_D, centred_ND.T @ centred_ND)
+
+    def merge(self, other: RunningGaussian) -> None:
+        """Take in what another has gathered, which stays as it is."""
+        if other.count:
+            self._combine(other.count, other.mean_D, other.scatter_DD)
+
+    # n = n_1 + n_2,  d = m_2 - m_1,  m = m_1 + d n_2 / n,  M = M_1 + M_2 + d d^T n_1 n_2 / n   (Chan, Golub, LeVeque)
+    def _combine(self, count: int, mean_D: Tensor, scatter_DD: Tensor) -> None:
+        total, step_D = self.count + count, mean_D - self.mean_D
+        self.scatter_DD.add_(scatter_DD).addr_(step_D, step_D, alpha=self.count * count / total)
+        self.mean_D.add_(step_D, alpha=count / total)
+        self.count = total
+
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance, which is zero for a single vector. Raises `InputError` when there was none."""
+        if not self.count:
+            raise InputError("features: expected those of at least one picture, got none")
+        return Gaussian(self.mean_D.clone(), self.scatter_DD / max(self.count - 1, 1))
+
+
+# d^2 = |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)   (Dowson and Landau)
+#
+# With S_i = A_i A_i^T the last trace is the sum of the singular values of A_1^T A_2. The textbook way, roots of the
+# eigenvalues of S_1 S_2, turns rounding of 1e-16 in the zeros of a singular covariance into 1e-8 each, and there are
+# many of them when pictures are fewer than features.
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """The squared Fréchet (2-Wasserstein) distance of two Gaussians, at least 0; exact for singular covariances.
+
+    Raises `InputError` when they have different numbers of features.
+    """
+    if len(one.mean) != len(other.mean):
+        raise InputError(f"features: expected as many in both sets, got {len(one.mean)} and {len(other.mean)}")
+    means = (one.mean - other.mean).square().sum()
+    traces = one.covariance.trace() + other.covariance.trace()
+    overlap = torch.linalg.svdvals(_root(one.covariance).T @ _root(other.covariance)).sum()
+    return max(0.0, float(means + traces - 2 * overlap))
+
+
+def _root(covariance_DD: Tensor) -> Tensor:
+    """A (D, R) with A A^T = S: eigenvectors times roots of the eigenvalues, without those that rounding made of 0."""
+    values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
+    kept_D = values_D > values_D[-1].clamp_min(0) * len(values_D) * torch.finfo(values_D.dtype).eps
+    return vectors_DD[:, kept_D] * values_D[kept_D].sqrt()
