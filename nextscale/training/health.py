@@ -1,18 +1,36 @@
-"""Is the codebook alive? Usage of each scale on held-out pictures, and plain words where it is not."""
+"""Is the tokenizer well? What each scale does, as a compact table, and plain words where a figure passes a threshold.
+
+Figures come in, text goes out: nothing is measured here, nothing printed. The thresholds are the constants below; a
+figure that is missing (nan) passes none of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nextscale.config import TokenizerConfig
 
+Figures = Mapping[str, float]
+
 HANDFUL = 10  # a scale whose perplexity is below this says little more than a handful of codes could
+USED_SHARE = 0.5  # of the codes it could use that a scale should; as many random draws as codes would use 0.63 of them
+FEW_TOKENS = 4  # up to 2x2, pictures have too little to say for that
+RESIDUAL_GROWTH = 0.001  # share of the features' energy; less would not be seen in the table
+DECIBELS_LOST = 0.01  # by the last scale; less is within the rounding of bfloat16
+DECIBELS_PAID = 1.0  # for what a discriminator adds; about a quarter more error, and still hard to see
+TOLD_BY_ALL = 0.95  # share of patches told right from which hardly any patch is left to learn from
+TOLD_BY_CHANCE = 0.55  # share of patches told right up to which the discriminator as good as guesses
+HELD_SHARE = 0.5  # of the steps with the adaptive weight at a bound: then the bound is the weight
+ROUNDING = 1e-6  # of a float32 that was clamped, relative
+CLIPPED_SHARE = 0.95  # of the steps with the gradient clipped: then the clip decides the step, not the gradient
 
 
 @dataclass(frozen=True)
 class ScaleUsage:
-    """What one scale does with the codebook."""
+    """What one scale does with the codebook, and what that does for the picture."""
 
     size: str
     """"4x6"."""
@@ -22,6 +40,10 @@ class ScaleUsage:
     """Codes that could: those in the codebook, but no more than there were tokens."""
     perplexity: float
     """exp(entropy) of the codes: how many equally frequent codes would carry as much."""
+    residual: float
+    """Share of the features' energy that is left after this scale; 1 is all of it, nan unknown."""
+    psnr: float
+    """Of pictures painted through this scale, in dB; nan unknown."""
 
     @property
     def collapsed(self) -> bool:
@@ -32,11 +54,12 @@ class ScaleUsage:
         """For people."""
         return (
             f"scale {self.size} has collapsed to a handful of codes: {self.used} of {self.possible} possible are used, "
-            f"as much as {self.perplexity:.1f} equally frequent ones would say"
+            f"as much as {self.perplexity:.1f} equally frequent ones would say; try a k-means start, restarts of dead "
+            f"codes, or fewer channels a code (docs/tokenizer.md)"
         )
 
 
-def scale_usage(config: TokenizerConfig, validation: Mapping[str, float], pictures: int) -> list[ScaleUsage]:
+def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> list[ScaleUsage]:
     """The usage of every scale, from the figures of a validation over so many pictures."""
     return [
         ScaleUsage(
@@ -44,6 +67,160 @@ def scale_usage(config: TokenizerConfig, validation: Mapping[str, float], pictur
             round(validation[f"codes_used_scale_{k}"]),
             min(config.codebook_size, pictures * h * w),
             validation[f"perplexity_scale_{k}"],
+            validation.get(f"residual_scale_{k}", math.nan),
+            validation.get(f"psnr_scale_{k}", math.nan),
         )
         for k, (h, w) in enumerate(config.scales, start=1)
     ]
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[ScaleUsage]) -> list[str]:
+    """Lines of text, a column a scale; ten scales fit 80 columns."""
+    columns: list[tuple[str, ...]] = [("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")]
+    columns += [
+        (row.size, str(row.used), str(row.possible), *map(_short, (row.perplexity, 100 * row.residual, row.psnr)))
+        for row in rows
+    ]
+    padded = [_padded(column, right=i > 0) for i, column in enumerate(columns)]
+    return ["  ".join(cells) for cells in zip(*padded, strict=True)]
+
+
+def _short(value: float) -> str:
+    """One decimal while that takes no more than four characters."""
+    return "-" if math.isnan(value) else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"
+
+
+def _padded(column: Sequence[str], *, right: bool) -> list[str]:
+    width = max(map(len, column))
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in column]
+
+
+# ---- the words -------------------------------------------------------------------------------------------------------
+
+
+def warnings(
+    config: TokenizerConfig,
+    validation: Figures,
+    figures: Sequence[Figures],
+    pictures: int,
+    *,
+    clip: float = math.inf,
+    adaptive_range: tuple[float, float] = (0.0, math.inf),
+    history: Sequence[Figures] = (),
+) -> list[str]:
+    """What is not as it should be, each as one line with its figures and what to try.
+
+    Arguments:
+        validation: held-out figures, over so many `pictures`.
+        figures: of the steps since the validation before. Steps with an "adversarial_weight" above 0 are those in which
+            the discriminator was heard; those with a gradient norm that is not finite were skipped.
+        clip: of the gradient's norm.
+        adaptive_range: between which the adaptive weight is clamped.
+        history: the validations before, for the best PSNR so far.
+    """
+    rows = scale_usage(config, validation, pictures)
+    heard = [step for step in figures if step.get("adversarial_weight", 0.0) > 0]
+    return [
+        *_about_codes(config, rows),
+        *_about_painting(rows),
+        *_about_gradients(figures, clip),
+        *_about_discriminator(heard),
+        *_about_balance(heard, adaptive_range),
+        *(_about_price(validation, history) if heard else ()),
+    ]
+
+
+def _about_codes(config: TokenizerConfig, rows: Sequence[ScaleUsage]) -> Iterator[str]:
+    for row, tokens in zip(rows, config.scales.lengths, strict=True):
+        if row.collapsed:
+            yield row.warning()
+        elif tokens > FEW_TOKENS and row.used < USED_SHARE * row.possible:
+            yield (
+                f"scale {row.size} uses {row.used} of {row.possible} possible codes, less than {USED_SHARE:.0%}; try "
+                f"restarts of dead codes more often, fewer channels a code, or a smaller codebook (docs/tokenizer.md)"
+            )
+
+
+def _about_painting(rows: Sequence[ScaleUsage]) -> Iterator[str]:
+    """Of the residual before the first scale, everything is left."""
+    for before, row in zip([1.0, *(row.residual for row in rows)], rows, strict=False):
+        if row.residual - before > RESIDUAL_GROWTH:
+            yield (
+                f"scale {row.size} leads away from the features: {row.residual:.1%} of their energy is left after it, "
+                f"{before:.1%} before it; try Euclidean distance, more codes, or a phi for each scale "
+                f"(docs/tokenizer.md)"
+            )
+    if len(rows) > 1 and rows[-2].psnr - rows[-1].psnr > DECIBELS_LOST:
+        yield (
+            f"the last scale, {rows[-1].size}, makes pictures worse: PSNR {rows[-1].psnr:.2f} dB after it, "
+            f"{rows[-2].psnr:.2f} before it; try longer training, then restarts of dead codes or less quantizer "
+            f"dropout (docs/tokenizer.md)"
+        )
+
+
+def _about_gradients(figures: Sequence[Figures], clip: float) -> Iterator[str]:
+    names = ("gradient_norm", "discriminator_gradient_norm")
+    skipped = sum(any(not math.isfinite(step.get(name, 0.0)) for name in names) for step in figures)
+    if skipped:
+        yield (
+            f"{skipped} of {len(figures)} steps were skipped, their gradient not being finite; try a smaller learning "
+            f"rate, a longer warm-up, or float32 (docs/tokenizer.md)"
+        )
+    norms = [step["gradient_norm"] for step in figures if math.isfinite(step.get("gradient_norm", math.nan))]
+    clipped = sum(norm > clip for norm in norms)
+    if clipped and clipped >= CLIPPED_SHARE * len(norms):
+        yield (
+            f"the gradient was clipped in {clipped} of {len(norms)} steps: its norm is {statistics.median(norms):.3g} "
+            f"as a rule, the clip {clip:g}; try a larger clip or a smaller learning rate (docs/tokenizer.md)"
+        )
+
+
+def _about_discriminator(heard: Sequence[Figures]) -> Iterator[str]:
+    told = [step["discriminator_accuracy"] for step in heard if "discriminator_accuracy" in step]
+    accuracy = statistics.fmean(told) if told else math.nan
+    if accuracy > TOLD_BY_ALL:
+        yield (
+            f"the discriminator has won: it tells {accuracy:.1%} of patches right, more than {TOLD_BY_ALL:.0%}, and "
+            f"its gradient says little; try a smaller learning rate for it, more DiffAug or LeCam (docs/tokenizer.md)"
+        )
+    if accuracy < TOLD_BY_CHANCE:
+        yield (
+            f"the discriminator has learned nothing: it tells {accuracy:.1%} of patches right, less than "
+            f"{TOLD_BY_CHANCE:.0%}, and is heard all the same; try a longer warm-up or a larger learning rate for it "
+            f"(docs/tokenizer.md)"
+        )
+
+
+def _about_balance(heard: Sequence[Figures], adaptive_range: tuple[float, float]) -> Iterator[str]:
+    weights = [step["adaptive_weight"] for step in heard if "adaptive_weight" in step]
+    low, high = adaptive_range
+    sides = (
+        (
+            "lower",
+            low,
+            sum(weight <= low * (1 + ROUNDING) for weight in weights),
+            "outweighs that of the reconstruction by far",
+        ),
+        ("upper", high, sum(weight >= high * (1 - ROUNDING) for weight in weights), "has as good as vanished"),
+    )
+    for side, bound, held, why in sides:
+        if held and held >= HELD_SHARE * len(weights):
+            yield (
+                f"the adaptive weight is at its {side} bound of {bound:g} in {held} of {len(weights)} steps: the "
+                f"discriminator's gradient {why}; try a longer warm-up, more LeCam, or another range "
+                f"(docs/tokenizer.md)"
+            )
+
+
+def _about_price(validation: Figures, history: Sequence[Figures]) -> Iterator[str]:
+    """While the discriminator is heard."""
+    psnr = validation.get("psnr", math.nan)
+    best = max((before["psnr"] for before in history if "psnr" in before), default=math.nan)
+    if best - psnr > DECIBELS_PAID:
+        yield (
+            f"PSNR is {psnr:.2f} dB, {best - psnr:.2f} below its best of {best:.2f}, with a discriminator heard; "
+            f"try a smaller adversarial weight, a longer ramp, or more L2 (docs/tokenizer.md)"
+        )
