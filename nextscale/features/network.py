@@ -1,0 +1,110 @@
+"""What every feature network has: frozen float32 weights with a name and a fingerprint, features and inner maps.
+
+The one room besides `images` that resizes pictures, because a network sees them at its own size. Knows no metric and no
+loss. Shapes: B batch, H W pixels, D features, C h w channels and sides of an inner map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale import checkpoint
+from nextscale.errors import InputError
+
+
+class FeatureNetwork(nn.Module):
+    """A frozen image network. Subclasses give the architecture, `embed` and `activations`.
+
+    Arguments:
+        mean: of the pixels that the weights were trained on, red, green, blue, in [0, 1].
+        deviation: likewise; pictures are shifted and scaled by the two before the first layer.
+    """
+
+    name: str
+    """What stands beside every figure made with it."""
+    fingerprint: str
+    """16 hex digits of the weights; set by `assign`."""
+    dimensions: int
+    """D, the features of one picture."""
+    side: int = 224
+    """Pixels a side that `forward` resizes pictures to."""
+    mean_311: Tensor
+    deviation_311: Tensor
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        deviation: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean_311", (torch.tensor(mean) * 2 - 1).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation_311", torch.tensor(deviation).mul(2).view(3, 1, 1), persistent=False)
+
+    # -- doors ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Images of any size, float in [-1, 1], -> features (B, D), computed in float32 whatever autocast says."""
+        check_images(images_B3HW)
+        with torch.autocast(images_B3HW.device.type, enabled=False):
+            return self.embed(self._seen(resized(images_B3HW.float(), self.side, self.side)))
+
+    def maps(self, images_B3HW: Tensor, side: int | None = None) -> list[Tensor]:
+        """Images, float in [-1, 1], -> inner activations (B, C, h, w) float32, fine to coarse; differentiable.
+
+        `side`: pictures whose short side is shorter are first enlarged to it; None takes all as they are.
+        """
+        check_images(images_B3HW)
+        height, width = images_B3HW.shape[2:]
+        larger = max(1.0, (side or 0) / min(height, width))
+        with torch.autocast(images_B3HW.device.type, enabled=False):  # bfloat16 was no faster on a CPU that has it
+            enlarged_B3HW = resized(images_B3HW.float(), round(height * larger), round(width * larger))
+            return self.activations(self._seen(enlarged_B3HW))
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights, names as in the state dict, and freeze them. Raises `InputError` when they do not fit."""
+        checkpoint.assign(self, lambda: tensors)
+        self.fingerprint = fingerprint(self.state_dict())
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)  # a half to two thirds of the time in EfficientNet on a CPU
+
+    # -- the architecture ----------------------------------------------------------------------------------------------
+
+    def embed(self, pixels_B3HW: Tensor) -> Tensor:
+        """Normalised pixels, `side` x `side`, -> (B, D)."""
+        raise NotImplementedError
+
+    def activations(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """Normalised pixels of any size -> inner activations, fine to coarse."""
+        raise NotImplementedError
+
+    def _seen(self, images_B3HW: Tensor) -> Tensor:
+        return (images_B3HW - self.mean_311) / self.deviation_311
+
+
+def resized(images_B3HW: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, with the filter widened when shrinking; differentiable."""
+    if images_B3HW.shape[2:] == (height, width):
+        return images_B3HW
+    return F.interpolate(images_B3HW, (height, width), mode="bicubic", antialias=True)
+
+
+def check_images(images_B3HW: Tensor) -> None:
+    """Raise `InputError` unless these are pictures (B, 3, H, W), floating point."""
+    if images_B3HW.dim() != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
+        got = f"{tuple(images_B3HW.shape)} {str(images_B3HW.dtype).removeprefix('torch.')}"
+        raise InputError(f"images: expected shape (batch, 3, height, width), float in [-1, 1], got {got}")
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that any change of a name, a shape or a value changes; dtype and device do not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()[:16]
