@@ -25,6 +25,7 @@ TOLD_BY_ALL = 0.95  # share of patches told right from which hardly any patch is
 TOLD_BY_CHANCE = 0.55  # share of patches told right up to which the discriminator as good as guesses
 HELD_SHARE = 0.5  # of the steps with the adaptive weight at a bound: then the bound is the weight
 ROUNDING = 1e-6  # of a float32 that was clamped, relative
+ENOUGH_STEPS = 10  # for a share of steps to be told
 CLIPPED_SHARE = 0.95  # of the steps with the gradient clipped: then the clip decides the step, not the gradient
 
 
@@ -115,14 +116,14 @@ def warnings(
 
     Arguments:
         validation: held-out figures, over so many `pictures`.
-        figures: of the steps since the validation before. Steps with an "adversarial_weight" above 0 are those in which
-            the discriminator was heard; those with a gradient norm that is not finite were skipped.
+        figures: of the steps since the validation before. Those with an "adaptive_weight" are the steps in which the
+            discriminator was heard, those with a gradient norm that is not finite were skipped.
         clip: of the gradient's norm.
         adaptive_range: between which the adaptive weight is clamped.
         history: the validations before, for the best PSNR so far.
     """
     rows = scale_usage(config, validation, pictures)
-    heard = [step for step in figures if step.get("adversarial_weight", 0.0) > 0]
+    heard = [step for step in figures if "adaptive_weight" in step]
     return [
         *_about_codes(config, rows),
         *_about_painting(rows),
@@ -171,7 +172,7 @@ def _about_gradients(figures: Sequence[Figures], clip: float) -> Iterator[str]:
         )
     norms = [step["gradient_norm"] for step in figures if math.isfinite(step.get("gradient_norm", math.nan))]
     clipped = sum(norm > clip for norm in norms)
-    if clipped and clipped >= CLIPPED_SHARE * len(norms):
+    if len(norms) >= ENOUGH_STEPS and clipped >= CLIPPED_SHARE * len(norms):
         yield (
             f"the gradient was clipped in {clipped} of {len(norms)} steps: its norm is {statistics.median(norms):.3g} "
             f"as a rule, the clip {clip:g}; try a larger clip or a smaller learning rate (docs/tokenizer.md)"
@@ -195,7 +196,7 @@ def _about_discriminator(heard: Sequence[Figures]) -> Iterator[str]:
 
 
 def _about_balance(heard: Sequence[Figures], adaptive_range: tuple[float, float]) -> Iterator[str]:
-    weights = [step["adaptive_weight"] for step in heard if "adaptive_weight" in step]
+    weights = [step["adaptive_weight"] for step in heard]
     low, high = adaptive_range
     sides = (
         (
@@ -207,7 +208,7 @@ def _about_balance(heard: Sequence[Figures], adaptive_range: tuple[float, float]
         ("upper", high, sum(weight >= high * (1 - ROUNDING) for weight in weights), "has as good as vanished"),
     )
     for side, bound, held, why in sides:
-        if held and held >= HELD_SHARE * len(weights):
+        if len(weights) >= ENOUGH_STEPS and held >= HELD_SHARE * len(weights):
             yield (
                 f"the adaptive weight is at its {side} bound of {bound:g} in {held} of {len(weights)} steps: the "
                 f"discriminator's gradient {why}; try a longer warm-up, more LeCam, or another range "
