@@ -1,7 +1,8 @@
 """The models that have names, in one table; the last column is the published result (FID on ImageNet, ADM protocol).
 
 `var-*` are the public release's sizes: VQGAN f16 with V = 4096 and C = 32, and the paper's rule width = 64 * depth.
-`emoji-*` are for the embedded data: small enough to be trained on two CPU cores.
+`emoji-*` are for the embedded data: small enough to be trained on two CPU cores. `small-128` and `base-256` are for data
+of one's own on one accelerator; training fits the number of classes to the data.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Preset:
 SCALES = {
     "32": Scales([1, 2, 3, 4, 6, 8]),
     "64": Scales([1, 2, 3, 4, 6, 8]),
+    "128": Scales([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
     "256": Scales([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
     "512": Scales([1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
 }
@@ -35,6 +37,8 @@ SCALES = {
 TOKENIZERS = {
     "tiny": (512, 16, 32, (1, 1, 2), 1),
     "small": (1024, 16, 32, (1, 2, 4, 4), 1),
+    "medium": (2048, 16, 64, (1, 2, 4, 4), 1),
+    "large": (4096, 32, 96, (1, 1, 2, 2, 4), 2),
     "vqgan": (4096, 32, 160, (1, 1, 2, 2, 4), 2),
 }
 
@@ -43,6 +47,8 @@ TOKENIZERS = {
 TABLE = (
     ("emoji-32",    "32",  "tiny",        9,    4,  256,    4, False, "-"),
     ("emoji-64",    "64",  "small",       9,    8,  384,    6, False, "-"),
+    ("small-128", "128", "medium",   10,   12,  768,   12, False, "-"),
+    ("base-256",  "256", "large",   100,   16, 1024,   16, False, "-"),
     ("var-d16",     "256", "vqgan",    1000,   16, 1024,   16, False, "3.30 (release card 3.55)"),
     ("var-d20",     "256", "vqgan",    1000,   20, 1280,   20, False, "2.57 (2.95)"),
     ("var-d24",     "256", "vqgan",    1000,   24, 1536,   24, False, "2.09 (2.33)"),

@@ -47,6 +47,25 @@ class Scales:
                 raise InputError(f"scales: expected coarse to fine, got {h}x{w} before {next_h}x{next_w}")
         object.__setattr__(self, "sizes", pairs)
 
+    @classmethod
+    def suggest(cls, height: int, width: int, stride: int) -> Scales:
+        """Scales for pictures of `height` x `width` pixels and a tokenizer of `stride` pixels a token.
+
+        From 1 up, each side 1.3 times the one before, and at least one token more; a last step of less than 15 % is
+        joined to the one before. The longer side grows so, the shorter one follows in proportion. For 256 px and stride
+        16 these are the public release's scales.
+
+        Raises `InputError` unless `stride` divides both sides.
+        """
+        if stride < 1 or min(height, width) < stride or height % stride or width % stride:
+            raise InputError(f"scales: expected sides that are multiples of {stride} pixels, got {height}x{width}")
+        h, w = height // stride, width // stride
+        sides, last = [1], max(h, w)
+        while sides[-1] < last:
+            sides.append(max(sides[-1] + 1, round(1.3 * sides[-1])))
+        sides = [side for side in sides if 1.15 * side < last] + [last]
+        return cls((max(1, round(side * h / last)), max(1, round(side * w / last))) for side in sides)
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("Scales is immutable")
 

@@ -106,6 +106,7 @@ class Demo:
     def _train(self) -> tuple[DataSet, MultiScaleVQVAE, dict[str, Any]]:
         """Both stages; their figures at the end."""
         from nextscale import presets
+        from nextscale.training import recipes
         from nextscale.training.loop import Length, train
         from nextscale.training.tokenizer import TokenizerStage
         from nextscale.training.transformer import TransformerStage, fitted
@@ -113,7 +114,10 @@ class Demo:
         preset = presets.get(PRESET)
         config = preset.tokenizer
         data = load_data("emoji", height=config.height, width=config.width)
-        first = TokenizerStage(config, data, seed=self.seed, device=self.device, precision=self.precision)
+        recipe, _ = recipes.for_preset(PRESET)
+        first = TokenizerStage(
+            config, data, recipe=recipe, seed=self.seed, device=self.device, precision=self.precision
+        )
         length = Length(minutes=self.minutes, share=TOKENIZER_SHARE)
         watch("tokenizer", train(first, self.out / "tokenizer", length, seed=self.seed), self.out / "tokenizer")
         second = TransformerStage(

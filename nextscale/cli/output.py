@@ -39,9 +39,13 @@ def check_json(file: Path | None) -> None:
 
 
 def say(line: str) -> None:
-    """A line for people, broken between words where a terminal of 80 columns ends; what continues it is set in."""
-    text = textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(text, flush=True)
+    """Print a line for people."""
+    print(wrapped(line), flush=True)
+
+
+def wrapped(line: str) -> str:
+    """A line broken between words where a terminal of 80 columns ends; what continues it is set in."""
+    return textwrap.fill(line, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def directory(option: str, path: Path) -> Path:

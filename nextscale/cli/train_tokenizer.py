@@ -3,53 +3,113 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from nextscale.cli.options import Directory, Precision
 from nextscale.cli.output import say
-from nextscale.cli.training import length, load_data, watch
+from nextscale.cli.training import length, load_data, together, watch
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.config import TokenizerConfig
+    from nextscale.training.recipes import TokenizerRecipe
+
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
+Network = Annotated[str, tyro.conf.arg(metavar="NAME|PATH|HUB")]
+Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="(default: the preset's)")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
-    """Train a multi-scale tokenizer; its directory is what `train transformer --tokenizer` wants."""
+    """Train a multi-scale tokenizer; its directory is what `train transformer --tokenizer` wants.
+
+    docs/tokenizer.md explains the losses, the table that is printed, and what to do when.
+    """
 
     data: str = "emoji"
-    """emoji (embedded), or a folder of pictures: DIR/class/picture or flat."""
+    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
     preset: str = "emoji-32"
-    """Whose architecture and picture size; see nextscale presets."""
+    """Whose architecture, picture size and recipe; nextscale presets tells what each costs."""
+    size: Size = None
+    """Pixels of the pictures, such as 96x128, with scales suggested for it."""
     out: Directory = Path("runs/tokenizer")
     """Run directory; one that holds the same run is continued."""
     steps: int | None = None
-    """Length in steps."""
+    """Length in steps (default: the recipe's)."""
     minutes: float | None = None
-    """Length in minutes (default: 10); the first steps are timed, then the number of steps is fixed."""
+    """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
     batch: int | None = None
-    """Pictures a step (default: 32)."""
+    """Pictures a step, over all processes (default: the recipe's)."""
+    discriminator: Literal["none", "patch", "features"] | None = None
+    """Adversarial term: none, a PatchGAN, or heads on the features of --backbone (default: the recipe's)."""
+    perceptual: Network = "efficientnet-lite0"
+    """Network of the perceptual term: the packaged one, or weights of VGG16 or DINO."""
+    backbone: Network = "efficientnet-lite0"
+    """Network of the feature discriminator, likewise."""
+    set: Settings = ()
+    """Any other value of the recipe, such as objective.perceptual=0.5 codebook.learning=average."""
     seed: int = 0
     """Decides weights and the order of the data."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some, under torchrun a GPU for each process."""
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it, else fp32."""
 
     def run(self) -> None:
-        from nextscale import presets
+        with together(self.device) as device:
+            self._train(device)
 
-        config = presets.get(self.preset).tokenizer
-        asked = length(self.steps, self.minutes)
+    def _train(self, device: str) -> None:
+        from nextscale import features
+        from nextscale.features.perceptual import PerceptualDistance
+        from nextscale.training.loop import Length, train
+        from nextscale.training.tokenizer import TokenizerStage
+
+        config = self._config()
+        recipe, steps = self._recipe()
+        asked = length(self.steps, self.minutes, default=Length(steps=steps))
         data = load_data(self.data, height=config.height, width=config.width)
-
-        from nextscale.training.loop import train
-        from nextscale.training.tokenizer import RECIPE, TokenizerStage
-
-        recipe = dataclasses.replace(RECIPE, batch=RECIPE.batch if self.batch is None else self.batch)
         stage = TokenizerStage(
-            config, data, recipe=recipe, seed=self.seed, device=self.device, precision=self.precision
+            config,
+            data,
+            recipe=recipe,
+            seed=self.seed,
+            device=device,
+            precision=self.precision,
+            perceptual=PerceptualDistance(features.load(self.perceptual, device=device)),
+            backbone=features.load(self.backbone, device=device),
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
+
+    def _config(self) -> TokenizerConfig:
+        """The preset's, for pictures of the size asked for."""
+        from nextscale import Scales, presets
+
+        config = presets.get(self.preset).tokenizer
+        if self.size is None:
+            return config
+        sides = re.fullmatch(r"(\d+)x(\d+)", self.size)
+        if not sides:
+            raise InputError(f"--size: expected HEIGHTxWIDTH in pixels, such as 96x128, got {self.size!r}")
+        return dataclasses.replace(config, scales=Scales.suggest(int(sides[1]), int(sides[2]), config.stride))
+
+    def _recipe(self) -> tuple[TokenizerRecipe, int]:
+        """The preset's with the changes asked for, and its number of steps."""
+        from nextscale.training import recipes
+
+        recipe, steps = recipes.for_preset(self.preset)
+        settings = [*self.set]
+        if self.batch is not None:
+            settings.append(f"optimization.batch={self.batch}")
+        if self.discriminator is not None:
+            settings.append(f"adversarial.discriminator={self.discriminator}")
+        return recipes.changed(recipe, settings), steps

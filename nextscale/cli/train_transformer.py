@@ -9,7 +9,9 @@ from pathlib import Path
 
 from nextscale.cli.options import Directory, Precision
 from nextscale.cli.output import say
-from nextscale.cli.training import length, load_data, watch
+from nextscale.cli.training import length, load_data, together, watch
+
+DEFAULT_MINUTES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +40,17 @@ class TrainTransformer:
     """auto is bf16 where the hardware is fast at it, else fp32."""
 
     def run(self) -> None:
+        with together(self.device) as device:
+            self._train(device)
+
+    def _train(self, device: str) -> None:
         from nextscale import presets
-
-        preset = presets.get(self.preset)
-        asked = length(self.steps, self.minutes)
-
         from nextscale.tokenizer import MultiScaleVQVAE
-        from nextscale.training.loop import train
+        from nextscale.training.loop import Length, train
         from nextscale.training.transformer import RECIPE, TransformerStage, fitted
 
+        preset = presets.get(self.preset)
+        asked = length(self.steps, self.minutes, default=Length(minutes=DEFAULT_MINUTES))
         tokenizer = MultiScaleVQVAE.load(self.tokenizer)
         data = load_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
         recipe = dataclasses.replace(RECIPE, batch=RECIPE.batch if self.batch is None else self.batch)
@@ -56,7 +60,7 @@ class TrainTransformer:
             data,
             recipe=recipe,
             seed=self.seed,
-            device=self.device,
+            device=device,
             precision=self.precision,
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed), self.out)

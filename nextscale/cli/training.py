@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextscale.cli.output import console, say
+from nextscale.cli.output import console, say, wrapped
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.data import DataSet
     from nextscale.training.loop import Event, Length
 
-DEFAULT_MINUTES = 10.0
+
+@contextmanager
+def together(device: str) -> Iterator[str]:
+    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks."""
+    from nextscale import distributed
+    from nextscale.precision import find_device
+
+    found = find_device(device)
+    with distributed.joined(found), open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
+        if not distributed.is_first():
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        yield str(distributed.local_device(found))
 
 
-def length(steps: int | None, minutes: float | None) -> Length:
-    """What `--steps` and `--minutes` say; ten minutes when neither does. Raises `InputError` for both."""
+def length(steps: int | None, minutes: float | None, *, default: Length) -> Length:
+    """What `--steps` and `--minutes` say, or `default` when neither does. Raises `InputError` for both."""
     from nextscale.training.loop import Length
 
     if steps is not None and minutes is not None:
         raise InputError(f"expected --steps or --minutes, got both ({steps} and {minutes:g})")
-    return Length(steps=steps, minutes=DEFAULT_MINUTES if steps is None and minutes is None else minutes)
+    return default if steps is None and minutes is None else Length(steps=steps, minutes=minutes)
 
 
 def load_data(source: str, *, height: int, width: int) -> DataSet:
@@ -48,10 +64,10 @@ def load_data(source: str, *, height: int, width: int) -> DataSet:
 
 
 def watch(name: str, events: Iterator[Event], out: Path) -> None:
-    """Follow a training to its end: one bar on a terminal, a line a check wherever the output goes.
+    """Follow a training to its end: one bar on a terminal, a few lines a check wherever the output goes.
 
-    Raises `KeyboardInterrupt` when the run was stopped by a signal, having said how to go on, and `InputError` when it
-    diverged.
+    A warning is given when it first comes up, and again at the end. Raises `KeyboardInterrupt` when the run was stopped by
+    a signal, having said how to go on, and `InputError` when it diverged.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -64,7 +80,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
         TimeRemainingColumn(compact=True),
     )
     terminal = console()
-    event = None
+    event, told = None, set[str]()
     try:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
             task = bar.add_task(name, total=None, figures="")
@@ -72,7 +88,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
                 figures = f"loss {event.figures['loss']:.3f}  {event.figures['images_per_second']:.0f} images/s"
                 bar.update(task, completed=event.step, total=event.total, figures=figures)
                 if event.validation:
-                    bar.console.print(_line(name, event), soft_wrap=True)
+                    bar.console.print("\n".join(_lines(name, event, told)), soft_wrap=True)
     except Stopped:
         step = f"step {event.step} of {event.total or '?'}" if event else "the start"
         say(f"{name}: stopped at {step}, saved in {out}; the same command continues")
@@ -81,6 +97,18 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
         raise InputError(f"{error}: training diverged; {out} keeps the last checkpoint before that") from None
     if event is None:
         say(f"{name}: {out} is finished already, nothing to do")
+
+
+def _lines(name: str, event: Event, told: set[str]) -> list[str]:
+    """A check: its figures, its table, and those of its warnings that are not in `told`, where they are put."""
+    warnings = [text for text in event.health.warnings if event.step == event.total or _kind(text) not in told]
+    told |= {_kind(text) for text in warnings}
+    return [_line(name, event), *event.health.table, *(wrapped(f"warning: {text}") for text in warnings)]
+
+
+def _kind(warning: str) -> str:
+    """A warning without its figures."""
+    return re.sub(r"[\d.,%]+", "", warning)
 
 
 def _line(name: str, event: Event) -> str:

@@ -15,7 +15,13 @@ from nextscale import checkpoint, config
 from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.tokenizer.convnet import Decoder, Encoder
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer, Quantized, check_tokens
+from nextscale.tokenizer.quantizer import (
+    MultiScaleQuantizer,
+    Quantized,
+    check_tokens,
+    codebook_loss,
+    commitment_loss,
+)
 
 WEIGHTS = "tokenizer.safetensors"
 
@@ -68,7 +74,10 @@ class MultiScaleVQVAE(nn.Module):
 
     def quantize(self, features_BCHW: Tensor, *, beta: float = 0.25) -> Quantized:
         """The training forward: straight-through f_hat, tokens, and the loss with commitment weight beta."""
-        return self.quantizer(features_BCHW, beta=beta)
+        f = features_BCHW.float()
+        walk = self.quantizer(f)
+        loss = codebook_loss(walk.canvases, f) + beta * commitment_loss(walk.canvases, f)
+        return Quantized(walk.f_hat(f), walk.tokens, loss)
 
     # -- the two halves of the convnet ---------------------------------------------------------------------------------
 

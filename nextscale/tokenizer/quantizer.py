@@ -9,6 +9,7 @@ Shapes: B batch, C code channels, H W sides of the latent (h_K, w_K), h w sides 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
+from nextscale.scales import Scales
 
 
 class Quantized(NamedTuple):
@@ -30,6 +32,31 @@ class Quantized(NamedTuple):
     """(B, L) int64."""
     loss: Tensor
     """Scalar: codebook and commitment loss, averaged over scales."""
+
+
+class Walk(NamedTuple):
+    """What the walk over scales leaves behind: all that losses and the care of the codebook need."""
+
+    tokens: Tensor
+    """(B, L) int64."""
+    canvases: tuple[Tensor, ...]
+    """f_hat after each scale, (B, C, H, W); gradients go to the codes and the phis."""
+    residuals: tuple[Tensor, ...]
+    """What each scale had to say, one vector a token, (B * h * w, C); gradients go to the features."""
+
+    def f_hat(self, f_BCHW: Tensor) -> Tensor:
+        """The last canvas, straight-through: its gradient goes to the features unchanged."""
+        return f_BCHW + (self.canvases[-1] - f_BCHW).detach()
+
+
+def codebook_loss(canvases: Sequence[Tensor], f_BCHW: Tensor) -> Tensor:
+    """1/K sum_k |f_hat_k - sg[f]|^2, means over elements: the codes go to the features (paper, equation 5)."""
+    return torch.stack([F.mse_loss(canvas, f_BCHW.detach()) for canvas in canvases]).mean()
+
+
+def commitment_loss(canvases: Sequence[Tensor], f_BCHW: Tensor) -> Tensor:
+    """1/K sum_k |sg[f_hat_k] - f|^2, means over elements: the features stay near the codes (paper, equation 5)."""
+    return torch.stack([F.mse_loss(canvas.detach(), f_BCHW) for canvas in canvases]).mean()
 
 
 class Phi(nn.Conv2d):
@@ -101,7 +128,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def encode(self, f_BCHW: Tensor) -> Tensor:
         """Algorithm 1: features -> tokens (B, L) int64, each scale quantizing what the coarser ones left."""
-        return torch.cat([tokens for tokens, _ in self._residual_pyramid(f_BCHW)], dim=1)
+        return torch.cat([tokens for tokens, _, _ in self._residual_pyramid(f_BCHW)], dim=1)
 
     def canvases(self, tokens_BL: Tensor) -> Iterator[Tensor]:
         """Algorithm 2: f_hat (B, C, H, W) after each scale; the last is what the decoder paints."""
@@ -117,29 +144,42 @@ class MultiScaleQuantizer(nn.Module):
         walk = zip(range(1, len(self.scales)), self.canvases(tokens_BL), strict=False)
         return torch.cat([self.pool(canvas, k).flatten(2).transpose(1, 2) for k, canvas in walk], dim=1)
 
-    def forward(self, f_BCHW: Tensor, *, beta: float = 0.25) -> Quantized:
-        """Training: tokens, straight-through f_hat, and the loss on the cumulative f_hat (paper, equation 5).
+    def forward(self, f_BCHW: Tensor, through_B: Tensor | None = None) -> Walk:
+        """Training: the walk of `encode`, with everything on the way kept.
 
-        loss = 1/K sum_k  beta * |sg[f_hat_k] - f|^2 + |f_hat_k - sg[f]|^2, means over elements.
+        Arguments:
+            f_BCHW: features.
+            through_B: (B,) int64, how many scales each picture is painted with; None paints all.
         """
         f = f_BCHW.float()
-        canvas, tokens, losses = torch.zeros_like(f), [], []
-        for tokens_k, contribution in self._residual_pyramid(f):
+        canvas, tokens, canvases, residuals = torch.zeros_like(f), [], [], []
+        for k, (tokens_k, contribution, residual) in enumerate(self._residual_pyramid(f)):
+            if through_B is not None:
+                contribution = contribution * (k < through_B).view(-1, 1, 1, 1)
             canvas = canvas + contribution
             tokens.append(tokens_k)
-            losses.append(beta * F.mse_loss(canvas.detach(), f) + F.mse_loss(canvas, f.detach()))
-        f_hat = f + (canvas - f).detach()
-        return Quantized(f_hat, torch.cat(tokens, dim=1), torch.stack(losses).mean())
+            canvases.append(canvas)
+            residuals.append(residual)
+        return Walk(torch.cat(tokens, dim=1), tuple(canvases), tuple(residuals))
 
-    def _residual_pyramid(self, f_BCHW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each scale: its tokens (B, h*w), and their contribution, which leaves the residual of the next."""
-        residual = f_BCHW.detach()
+    def rescaled(self, scales: Scales) -> MultiScaleQuantizer:
+        """The same codebook and phis, walking other scales that end at the same size."""
+        if scales.sizes[-1] != self.scales.sizes[-1]:
+            raise InputError(f"scales: expected the last to be {self.scales.sizes[-1]}, got {scales.sizes[-1]}")
+        other = copy.copy(self)
+        other.scales = scales
+        other.phi_of = nearest_phi(len(scales), len(self.phis)) if len(self.phis) else []
+        return other
+
+    def _residual_pyramid(self, f_BCHW: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each scale: its tokens (B, h*w), their contribution, which the next residual lacks, and the residual."""
+        residual = f_BCHW
         for k, (h, w) in enumerate(self.scales):
             z_NC = self.pool(residual, k).permute(0, 2, 3, 1).flatten(0, 2)
-            tokens_Bhw = self.nearest(z_NC).view(-1, h, w)
+            tokens_Bhw = self.nearest(z_NC.detach()).view(-1, h, w)
             contribution = self.contribution(self.lookup(tokens_Bhw), k)
             residual = residual - contribution.detach()
-            yield tokens_Bhw.flatten(1), contribution
+            yield tokens_Bhw.flatten(1), contribution, z_NC
 
     # -- usage of the codebook -----------------------------------------------------------------------------------------
 

@@ -1,32 +1,45 @@
 """The one training loop: both stages are run by it, and it knows neither.
 
-A stage says what a step's loss is, how to validate, what to show and how to export; the loop owns the optimiser, the
-schedule, the run directory and the moment to stop. It yields after every step, so that whoever watches decides what to
+A stage makes a step, validates, shows and exports; the loop owns the run directory, the checkpoints and the moment to
+stop. It yields after every step, so that whoever watches decides what to
 print. A run continues from its directory bit for bit: everything random is a function of the step (`order`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nextscale import distributed
 from nextscale.data import DataSet
 from nextscale.errors import InputError
-from nextscale.training.optimization import Recipe, make_optimizer
-from nextscale.training.rundir import RunDirectory, State
+from nextscale.training.optimization import Outcome
+from nextscale.training.rundir import RunDirectory, State, Stateful
 
+SKIPS = 10  # steps in a row without a finite gradient, after which more of them would not help
 TRIAL_STEPS = 20  # steps timed before a budget in minutes becomes a number of steps
 SHARE_FOR_STEPS = 0.93  # of that budget; the rest is for validation, pictures and checkpoints
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a run is, in lines for people."""
+
+    table: tuple[str, ...] = ()
+    """At most 80 columns wide."""
+    warnings: tuple[str, ...] = ()
+    """Each a sentence or two: what is wrong, and what to try."""
 
 
 class Stage(Protocol):
@@ -36,25 +49,55 @@ class Stage(Protocol):
     def name(self) -> str: ...
 
     @property
-    def model(self) -> nn.Module: ...
-
-    @property
     def data(self) -> DataSet: ...
 
     @property
-    def recipe(self) -> Recipe: ...
+    def recipe(self) -> Any:
+        """A dataclass of `recipes`."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Images a step."""
+        ...
 
     @property
     def settings(self) -> Mapping[str, object]:
         """JSON values that make this run this run, beside the recipe. A directory with others is not continued."""
         ...
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of a step's batch, and figures to log."""
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """All that changes along the run: models, optimisers, averages."""
+        ...
+
+    def prepare(self) -> None:
+        """Called once, before the first step of a run."""
+        ...
+
+    def update(self, step: int, total: int | None) -> Outcome:
+        """Make a step: everything random in it is a function of `step`."""
+        ...
+
+    def inputs(self, step: int) -> Tensor:
+        """The pictures of a step, (B, 3, H, W) in [-1, 1], for inspection."""
         ...
 
     def validate(self) -> dict[str, float]:
         """Figures on held-out data."""
+        ...
+
+    def score(self, validation: Mapping[str, float]) -> float:
+        """Of these figures the one that tells the best checkpoint; lower is better."""
+        ...
+
+    def health(
+        self,
+        validation: Mapping[str, float],
+        figures: Sequence[Mapping[str, float]],
+        history: Sequence[Mapping[str, float]],
+    ) -> Health:
+        """How the run is, by held-out figures, those of the steps since the last ones, and the held-out ones before."""
         ...
 
     def pictures(self) -> Tensor:
@@ -98,6 +141,8 @@ class Event:
     """Loss, learning rate, gradient norm, images a second, and the stage's own."""
     validation: dict[str, float] = field(default_factory=dict)
     """Figures on held-out data, after the steps that validated."""
+    health: Health = field(default_factory=Health)
+    """A table and warnings, after those steps."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -112,65 +157,83 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         seed: recorded with the run.
         checks: how many times along the run to validate, show pictures and save.
 
+    Over several processes, each runs this on its own stage; the first one writes and validates. A step whose gradient
+    is not finite changes nothing and is counted ("skipped").
+
     Raises `InputError` when the directory holds another run or cannot be written, `Stopped` after a signal (the run is
-    saved by then), `FloatingPointError` when the loss stops being finite (the last checkpoint stays).
+    saved by then), `FloatingPointError` after `SKIPS` steps in a row that were not finite (the last checkpoint stays,
+    and the pictures of the last such step lie beside it).
     """
-    settings = {"stage": stage.name, "seed": seed, "length": vars(length), "recipe": vars(stage.recipe)}
+    settings = {
+        "stage": stage.name,
+        "seed": seed,
+        "length": vars(length),
+        "recipe": dataclasses.asdict(stage.recipe),
+    }
     run = RunDirectory.open(directory, settings | dict(stage.settings))
     run.describe(stage.data)
-    optimizer = make_optimizer(stage.model, stage.recipe)
-    state = run.restore(stage.model, optimizer)
+    state = run.restore(stage)
+    if state.step == 0:
+        stage.prepare()
     if state.step != state.total:
-        yield from _steps(stage, run, optimizer, state, length, checks)
+        yield from _steps(stage, run, state, length, checks)
     run.finish(state)
 
 
-def _steps(
-    stage: Stage, run: RunDirectory, optimizer: torch.optim.Optimizer, state: State, length: Length, checks: int
-) -> Iterator[Event]:
+def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, checks: int) -> Iterator[Event]:
     """The steps that are left."""
-    started, durations = time.monotonic(), list[float]()
+    started, durations, since = time.monotonic(), list[float](), list[dict[str, float]]()
     with run.logging(state.step), _stop_requests() as stop:
         while state.step != state.total:
             before = time.monotonic()
-            figures = _update(stage, optimizer, state)
-            state.step += 1
+            figures = _update(stage, run, state)
             durations.append(time.monotonic() - before)
-            figures["images_per_second"] = stage.recipe.batch / statistics.median(durations[-20:])
+            since.append(figures)
+            figures["images_per_second"] = stage.batch / statistics.median(durations[-20:])
             if state.total is None:
-                state.total = _plan(length, state.step, durations, time.monotonic() - started)
-            checked = _is_check(state.step, state.total, checks)
-            validation = _check(stage, run, state, figures["loss"]) if checked else {}
+                elapsed = time.monotonic() - started
+                state.total = distributed.from_first(_plan(length, state.step, durations, elapsed))
+            checked, stopping = _is_check(state.step, state.total, checks), distributed.any_of(stop.is_set())
+            validation, health = _check(stage, run, state, since) if checked else ({}, Health())
             run.log(state.step, figures, validation)
-            if checked or stop.is_set():
-                run.save(state, stage, optimizer)
-            yield Event(state.step, state.total, figures, validation)
-            if stop.is_set():
+            if checked or stopping:
+                run.save(state, stage)
+            if checked:
+                since.clear()
+            yield Event(state.step, state.total, figures, validation, health)
+            if stopping:
                 raise Stopped
 
 
-def _update(stage: Stage, optimizer: torch.optim.Optimizer, state: State) -> dict[str, float]:
-    """One step of the optimiser."""
-    rate = stage.recipe.rate(state.step, state.total)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss, figures = stage.loss(state.step)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(stage.model.parameters(), stage.recipe.clip)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"{stage.name}: the gradient of step {state.step} is not finite (loss {loss.item()})")
-    optimizer.step()
-    values = {"loss": loss.detach(), **figures, "gradient_norm": norm}
-    return {name: float(value) for name, value in values.items()} | {"learning_rate": rate}
+def _update(stage: Stage, run: RunDirectory, state: State) -> dict[str, float]:
+    """One step; stops the run when too many in a row came to nothing."""
+    figures, finite = stage.update(state.step, state.total)
+    state.skipped_in_row = 0 if finite else state.skipped_in_row + 1
+    state.skipped += not finite
+    if state.skipped_in_row == SKIPS:
+        where = run.keep(state.step, stage.inputs(state.step))
+        raise FloatingPointError(
+            f"{stage.name}: no finite gradient in {SKIPS} steps in a row up to step {state.step + 1} "
+            f"(loss {figures['loss']:g}); the pictures of the last one are in {where}"
+        )
+    state.step += 1
+    return figures | {"skipped": float(state.skipped)}
 
 
-def _check(stage: Stage, run: RunDirectory, state: State, loss: float) -> dict[str, float]:
-    """Validate and show; the history also takes the loss of the step's batch."""
+def _check(
+    stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[str, float]]
+) -> tuple[dict[str, float], Health]:
+    """Validate, show, and keep the best; the history also takes the loss of the step."""
+    if not distributed.is_first():
+        return {}, Health()
     validation = stage.validate()
-    state.history.append({"step": state.step, "loss": loss, **validation})
+    best = min((stage.score(entry) for entry in state.history), default=math.inf)
+    health = stage.health(validation, since, state.history)
+    state.history.append({"step": state.step, "loss": since[-1]["loss"], **validation})
     run.show(state.step, stage.pictures())
-    return validation
+    if stage.score(validation) <= best:
+        stage.export(run.path / "best")
+    return validation, health
 
 
 def _plan(length: Length, step: int, durations: list[float], elapsed: float) -> int | None:

@@ -1,4 +1,7 @@
-"""Losses and figures of merit, pure functions of tensors."""
+"""Losses and figures of merit, pure functions of tensors: each term alone, its weight elsewhere (`recipes`).
+
+Shapes: B images, N vectors or tokens, V codes, C channels.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# ---- pixels ----------------------------------------------------------------------------------------------------------
 
-def reconstruction(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
-    """L2 + 0.2 * L1, means over elements (the weights of the authors' single-scale tokenizer trainer)."""
-    return F.mse_loss(painted_B3HW, images_B3HW) + 0.2 * F.l1_loss(painted_B3HW, images_B3HW)
+
+def l2(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
+    """Mean of (painted - image)^2 over all elements."""
+    return F.mse_loss(painted_B3HW, images_B3HW)
+
+
+def l1(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
+    """Mean of |painted - image| over all elements."""
+    return F.l1_loss(painted_B3HW, images_B3HW)
 
 
 def psnr(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
     """10 log10(peak^2 / MSE) of each image, (B,) in dB; both in [-1, 1], so the peak is 2."""
     error_B = (painted_B3HW.float() - images_B3HW.float()).square().flatten(1).mean(dim=1)
     return 10 * torch.log10(4 / error_B.clamp_min(1e-12))
+
+
+# ---- the choice of codes ---------------------------------------------------------------------------------------------
+
+
+def choice_entropy(residuals_NC: Tensor, codes_VC: Tensor, *, temperature: float = 0.05) -> Tensor:
+    """mean_n H(p_n) - H(mean_n p_n), in nats, with p_n = softmax_v(-|z_n - e_v|^2 / (temperature * s)).
+
+    Low when each residual is sure of its code and all codes are chosen equally often (as in MAGVIT-v2, equation 4). s
+    is the mean squared distance, so that the term does not change with the latent's size.
+    """
+    squares = residuals_NC.square().sum(dim=1, keepdim=True) + codes_VC.square().sum(dim=1)
+    distances_NV = squares - 2 * residuals_NC @ codes_VC.T
+    p_NV = F.softmax(-distances_NV / (temperature * distances_NV.detach().mean()), dim=-1)
+    return torch.special.entr(p_NV).sum(dim=-1).mean() - torch.special.entr(p_NV.mean(dim=0)).sum()
+
+
+# ---- adversarial -----------------------------------------------------------------------------------------------------
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """(mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(x)))) / 2: the margin beyond which the discriminator is content."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """-mean D(G(x))."""
+    return -fake.mean()
+
+
+def lecam(real: Tensor, fake: Tensor, *, real_mean: Tensor, fake_mean: Tensor) -> Tensor:
+    """mean max(0, D(x) - a_F)^2 + mean max(0, a_R - D(G(x)))^2, a the running means (Tseng et al. 2021, equation 5)."""
+    return F.relu(real - fake_mean).square().mean() + F.relu(real_mean - fake).square().mean()
+
+
+def adaptive_weight(of_reconstruction: Tensor, of_adversary: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """|grad reconstruction| / |grad adversary|, clamped, from the gradients at the decoder's last convolution.
+
+    So weighted, both terms pull equally hard at that layer (VQGAN, equation 7).
+    """
+    ratio = of_reconstruction.norm() / (of_adversary.norm() + 1e-6)
+    return ratio.detach().clamp(*bounds)
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:

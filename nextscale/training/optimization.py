@@ -1,50 +1,95 @@
-"""Optimiser and schedule: AdamW that decays only what multiplies activations, and the learning rate's course."""
+"""One network under one optimiser: gradients of a step's parts in, one clipped update out, or none if it is not finite.
+
+Also the running average of the weights. What the numbers of a recipe mean is said in `recipes`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from nextscale import distributed
 from nextscale.errors import InputError
 from nextscale.precision import find_dtype
+from nextscale.training.recipes import Recipe
+
+Figures = Mapping[str, Tensor]  # scalars on the device of the losses
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How one stage is optimised; what a run's settings file records."""
+class Outcome(NamedTuple):
+    """What became of a step."""
 
-    batch: int
-    """Images a step."""
-    learning_rate: float
-    """The peak, reached after the warm-up."""
-    betas: tuple[float, float]
-    """AdamW's decay rates of the two moments."""
-    weight_decay: float
-    """Of weights of linear layers and convolutions; biases, gains, embeddings, positions and tables are spared."""
-    warmup_steps: int
-    """Steps over which the learning rate rises linearly from near 0."""
-    final_rate: float
-    """Learning rate at the end, as a share of the peak; it falls linearly from the end of the warm-up."""
-    clip: float
-    """Largest norm of the gradient; a larger one is scaled down to it."""
+    figures: dict[str, float]
+    """To log."""
+    finite: bool
+    """Whether the update was made; otherwise the weights are as they were."""
 
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(f"batch: expected at least 1, got {self.batch}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning rate: expected more than 0, got {self.learning_rate}")
 
-    def rate(self, step: int, total: int | None) -> float:
-        """The learning rate of 0-based `step` of `total`; while that is not known, the peak follows the warm-up."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if total is None:
-            return self.learning_rate
-        done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-        return self.learning_rate * (1 - (1 - self.final_rate) * min(done, 1.0))
+class Optimization:
+    """AdamW over those parameters of `model` that learn, decayed and spared apart.
+
+    Arguments:
+        model: what learns.
+        recipe: rate, decay, clip, and how the batch is cut.
+        passed: what forward passes go through (`distributed.wrapped`), where that is not the model itself.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, passed: nn.Module | None = None) -> None:
+        self.model, self.recipe, self.passed = model, recipe, passed or model
+        self.optimizer = make_optimizer(model, recipe)
+
+    def parts(self) -> Iterator[slice]:
+        """Which images of the global batch this process is to look at, one part after the other.
+
+        A part's loss is to be computed and handed to `update` before the next is asked for: several processes exchange
+        gradients with the last part only.
+        """
+        share = distributed.shared(self.recipe.batch)
+        size, rest = divmod(share.stop - share.start, self.recipe.accumulate)
+        if rest:
+            got = f"{share.stop - share.start} images in {self.recipe.accumulate} parts"
+            raise InputError(f"batch: expected parts of one size in each process, got {got}")
+        starts = range(share.start, share.stop, size)
+        for start in starts:
+            with nullcontext() if start == starts[-1] else distributed.no_sync(self.passed):
+                yield slice(start, start + size)
+
+    def update(self, losses: Iterable[tuple[Tensor, Figures]], step: int, total: int | None) -> Outcome:
+        """One step down the mean of the losses of the parts; the weights stay as they are if it is not finite.
+
+        Each loss comes with figures, whose means over parts and processes are reported.
+        """
+        rate = self.recipe.rate(step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        seen: list[Figures] = []
+        for loss, figures in losses:
+            (loss / self.recipe.accumulate).backward()
+            seen.append({"loss": loss.detach(), **figures})
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+        return Outcome({**_means(seen), "gradient_norm": float(norm), "learning_rate": rate}, finite)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def _means(seen: Sequence[Figures]) -> dict[str, float]:
+    """Over parts and processes, which all report the same figures."""
+    rows = torch.stack([torch.stack([part[name].float() for name in seen[0]]) for part in seen])
+    return dict(zip(seen[0], distributed.averaged(rows.mean(dim=0)).tolist(), strict=True))
 
 
 def training_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -55,12 +100,22 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW over all parameters of `model` in two groups: decayed and spared."""
+    """AdamW over the parameters of `model` that want a gradient, in two groups: decayed and spared."""
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    decayed = [p for p in model.parameters() if id(p) in matrices]
-    spared = [p for p in model.parameters() if id(p) not in matrices]
+    learning = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": [p for p in learning if id(p) in matrices], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in learning if id(p) not in matrices], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+
+
+def running_average(model: nn.Module, decay: float) -> AveragedModel:
+    """a <- d a + (1 - d) w after each step, with d = min(decay, (1 + n) / (10 + n)) after n steps, so that early
+    weights are soon forgotten. Buffers are the model's own."""
+
+    def average(averages: Any, weights: Any, steps: Any) -> None:
+        ramped = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(ramped)(averages, weights, steps)
+
+    return AveragedModel(model, multi_avg_fn=average)

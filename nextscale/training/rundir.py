@@ -1,8 +1,9 @@
 """A run as a directory: what it is, how far it has come, and what it showed on the way.
 
 run.json              settings, versions; says whether the run is finished
-state.pt              the last checkpoint: weights, optimiser, step; one file, renamed into place
+state.pt              the last checkpoint: weights, averages, optimisers, step; one file, renamed into place
 config.json, *.safetensors   the model as `load` reads it, exported with every checkpoint
+best/                 the same at the check whose held-out figure was best
 data.json             counts, classes, and the pictures that could not be read
 history.json          figures on held-out data along the run
 tensorboard/          scalars and pictures
@@ -19,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nextscale import images, pickles
-from nextscale.checkpoint import read_json, write_beside, write_json
+from nextscale import distributed, images, pickles
+from nextscale.checkpoint import read_json, write_beside, write_json, write_tensors
 from nextscale.data import DataSet
 from nextscale.errors import InputError
 
@@ -42,14 +43,26 @@ class State:
     total: int | None = None
     """Steps in all, once known."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Figures on held-out data: one entry a check."""
+    """Figures of the step and on held-out data: one entry a check."""
+    skipped: int = 0
+    """Steps whose gradient was not finite, and which changed nothing."""
+    skipped_in_row: int = 0
+    """Of those, how many came last."""
+
+
+class Stateful(Protocol):
+    """What can be kept in a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 class Exportable(Protocol):
     """The part of a stage that a checkpoint needs."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def state(self) -> Mapping[str, Stateful]: ...
 
     @property
     def data(self) -> DataSet: ...
@@ -58,7 +71,7 @@ class Exportable(Protocol):
 
 
 class RunDirectory:
-    """One run's files. Made by `open`."""
+    """One run's files. Made by `open`. All of several processes read, only the first one writes."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
@@ -73,6 +86,8 @@ class RunDirectory:
         # through JSON, so that tuples compare equal to the lists that will be read back
         wanted = json.loads(json.dumps(settings))
         file = path / "run.json"
+        if not distributed.is_first():
+            return cls(path, wanted)
         if (path / "state.pt").exists() and file.exists():  # without a checkpoint there is nothing to lose
             stored = read_json(file)
             _refuse_other_run(path, stored.get("settings") if isinstance(stored, dict) else None, wanted)
@@ -80,44 +95,55 @@ class RunDirectory:
             write_json(file, {"settings": wanted, "finished": False})
         return cls(path, wanted)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        """Load the last checkpoint into both, in place; a fresh `State` when there is none."""
+    def restore(self, stage: Exportable) -> State:
+        """Load the last checkpoint into the stage's parts; a fresh `State` when there is none."""
         file = self.path / "state.pt"
         if not file.exists():
             return State()
         try:
             stored = pickles.read(file)
-            model.load_state_dict(stored["model"])
-            optimizer.load_state_dict(stored["optimizer"])
-            return State(stored["step"], stored["total"], stored["history"])
+            parts = stored.pop("parts")
+            if parts.keys() != stage.state.keys():
+                raise KeyError
+            for name, part in stage.state.items():
+                part.load_state_dict(parts[name])
+            return State(**stored)
         except DAMAGE:
             raise InputError(f"{file}: expected this run's checkpoint, got a damaged one or another's") from None
 
-    def save(self, state: State, stage: Exportable, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: State, stage: Exportable) -> None:
         """Write the loadable model and the history, then the checkpoint.
 
         In this order a kill in between leaves a checkpoint that will write the others once more, never one that is
         at the end while they are not.
         """
-        content = {
-            "model": stage.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": state.step,
-            "total": state.total,
-            "history": state.history,
-        }
+        if not distributed.is_first():
+            return
+        parts = {name: part.state_dict() for name, part in stage.state.items()}
         stage.export(self.path)
         write_json(self.path / "history.json", state.history)
         self.describe(stage.data)
-        write_beside(self.path / "state.pt", lambda beside: _write(content, beside))
+        write_beside(self.path / "state.pt", lambda beside: _write({"parts": parts, **vars(state)}, beside))
+
+    def keep(self, step: int, pictures: Tensor) -> Path:
+        """Pictures (B, 3, H, W) that no finite gradient came of, as tensors and to look at; where they are."""
+        file = self.path / f"not-finite-step-{step + 1:07d}.png"
+        if distributed.is_first():
+            write_tensors(file.with_suffix(".safetensors"), {"images": pictures})
+            images.save(file, images.grid(pictures.nan_to_num(), columns=8))
+        return file
 
     def describe(self, data: DataSet) -> None:
         """Write what the run is trained on; large folders may turn out to hold broken pictures as they are read."""
+        if not distributed.is_first():
+            return
         counts = {"train": len(data.train), "validation": len(data.validation)}
         write_json(self.path / "data.json", {**counts, "classes": list(data.classes), "broken": list(data.broken)})
 
     def finish(self, state: State) -> None:
         """Mark the run as finished, and remove what killed attempts left half written."""
+        if not distributed.is_first():
+            return
         for pattern in (".*.[0-9]*", ".tmp??????"):  # ours and those of safetensors
             for rest in self.path.glob(pattern):
                 rest.unlink(missing_ok=True)
@@ -128,6 +154,9 @@ class RunDirectory:
     @contextmanager
     def logging(self, step: int) -> Iterator[None]:
         """Open the tensorboard log; what an earlier attempt logged after `step` is hidden."""
+        if not distributed.is_first():
+            yield
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
@@ -139,7 +168,8 @@ class RunDirectory:
 
     def log(self, step: int, figures: Mapping[str, float], validation: Mapping[str, float]) -> None:
         """Scalars of a step, and of its validation if there was one."""
-        assert self._writer is not None
+        if self._writer is None:
+            return
         for group, values in (("train", figures), ("validation", validation)):
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)

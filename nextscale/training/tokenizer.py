@@ -1,33 +1,65 @@
-"""Stage 1: the multi-scale tokenizer learns to reconstruct pictures."""
+"""Stage 1: the multi-scale tokenizer learns to reconstruct pictures.
+
+Two steps, each named after what it updates: `update_autoencoder`, and where the recipe has an adversary,
+`update_discriminator`. Everything random is a function of seed and step (`order`), drawn for the whole batch and cut to
+what this process sees.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nextscale import images
+from nextscale import distributed, images
 from nextscale.config import TokenizerConfig, to_json
 from nextscale.data import DataSet, Pictures
+from nextscale.features import FeatureNetwork
+from nextscale.features import load as load_features
+from nextscale.features.perceptual import PerceptualDistance
 from nextscale.precision import Precision, find_device, lowered
+from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
-from nextscale.tokenizer.quantizer import usage
-from nextscale.training.losses import psnr, reconstruction
-from nextscale.training.optimization import Recipe, training_dtype
-from nextscale.training.order import batch_indices, views
+from nextscale.tokenizer.quantizer import Walk, codebook_loss, commitment_loss, usage
+from nextscale.training import adversary, codebook, health, losses
+from nextscale.training.adversary import Adversary, Pair
+from nextscale.training.discriminators import FeatureDiscriminator, PatchDiscriminator, initialize
+from nextscale.training.loop import Health
+from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
+from nextscale.training.order import batch_indices, generator, views
+from nextscale.training.recipes import TokenizerRecipe
+from nextscale.training.rundir import Stateful
 
-RECIPE = Recipe(
-    batch=32,
-    learning_rate=1e-3,
-    betas=(0.9, 0.99),
-    weight_decay=0.005,
-    warmup_steps=100,
-    final_rate=0.02,
-    clip=1.0,
-)
 SHOWN = 8  # held-out pictures in a sample sheet
+LOOKED_THROUGH = 64  # held-out pictures of which every scale is painted
+STARTING_PICTURES = 1024  # whose residuals the codes start from
+
+
+class Pass(NamedTuple):
+    """Pictures through the autoencoder."""
+
+    painted: Tensor
+    """(B, 3, H, W) float32, unclamped."""
+    f: Tensor
+    """(B, C, h_K, w_K) float32 features."""
+    walk: Walk
+
+
+class Autoencoder(nn.Module):
+    """The training forward as one module, which several processes exchange the gradients of."""
+
+    def __init__(self, tokenizer: MultiScaleVQVAE) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images_B3HW: Tensor, through_B: Tensor | None, scales: Scales) -> Pass:
+        f = self.tokenizer.features(images_B3HW)
+        walk = self.tokenizer.quantizer.rescaled(scales)(f, through_B)
+        painted = self.tokenizer.decoder(self.tokenizer.post_quantizer(walk.f_hat(f))).float()
+        return Pass(painted, f, walk)
 
 
 class TokenizerStage:
@@ -37,7 +69,9 @@ class TokenizerStage:
         config: the architecture.
         data: pictures of the size the config asks for.
         recipe, seed: of the optimisation, of weights and data order.
-        device, precision: where and in what the convnet computes; weights and quantizer stay float32.
+        device, precision: where and in what the convnets compute; weights and quantizer stay float32.
+        perceptual: what the perceptual term measures with; None takes the packaged network.
+        backbone: what a discriminator on features looks through; None takes the packaged network.
     """
 
     name = "tokenizer"
@@ -47,57 +81,283 @@ class TokenizerStage:
         config: TokenizerConfig,
         data: DataSet,
         *,
-        recipe: Recipe = RECIPE,
+        recipe: TokenizerRecipe,
         seed: int = 0,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         precision: Precision = "auto",
+        perceptual: PerceptualDistance | None = None,
+        backbone: FeatureNetwork | None = None,
     ) -> None:
         self.device = find_device(device)
         self.dtype = training_dtype(precision, self.device)
-        self.model = MultiScaleVQVAE(config, seed=seed).to(self.device)
         self.data, self.recipe, self.seed = data, recipe, seed
+        self.model = MultiScaleVQVAE(config, seed=seed).to(self.device)
+        self.model.quantizer.codebook.requires_grad_(recipe.codebook.learning == "gradient")
+        self.passed = distributed.wrapped(Autoencoder(self.model))
+        self.optimization = Optimization(self.model, recipe.optimization, self.passed)
+        self.average = running_average(self.model, recipe.average)
+        self.means = codebook.RunningMeans(self.model.quantizer, recipe.codebook.decay)
+        self.perceptual = perceptual or PerceptualDistance(load_features(device=self.device))
+        self.adversary = self._adversary(backbone)
         self.settings = {
             "tokenizer": to_json(config),
             "data": data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
+            "perceptual": self.perceptual.network.fingerprint,
+            "backbone": backbone.fingerprint if backbone else "",
         }
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction plus the quantizer's loss, on randomly cropped pictures."""
-        indices = batch_indices(len(self.data.train), self.recipe.batch, step, self.seed)
-        originals, _ = self.data.train.batch(indices, views=views(self.recipe.batch, step, self.seed))
-        originals = originals.to(self.device)
-        with lowered(self.device, self.dtype):
-            f_hat, tokens, quantizer_loss = self.model.quantize(self.model.features(originals))
-            painted = self.model.decoder(self.model.post_quantizer(f_hat)).float()
-        self.model.quantizer.count_hits(tokens, step)
-        loss = reconstruction(painted, originals)
-        return loss + quantizer_loss, {"reconstruction": loss.detach(), "quantizer": quantizer_loss.detach()}
+    def _adversary(self, backbone: FeatureNetwork | None) -> Adversary | None:
+        recipe, config = self.recipe.adversarial, self.model.config
+        if recipe.discriminator == "none":
+            return None
+        side = min(config.height, config.width)
+        with torch.random.fork_rng(devices=[]):  # layers draw weights as they are made, which are then drawn again
+            torch.manual_seed(0)
+            discriminator: nn.Module = (
+                PatchDiscriminator(side)
+                if recipe.discriminator == "patch"
+                else FeatureDiscriminator(backbone or load_features(device=self.device), side)
+            )
+            initialize(discriminator, generator(self.seed, "discriminator"))
+        return Adversary(discriminator.to(self.device), recipe, self.recipe.optimization, self.dtype)
+
+    @property
+    def batch(self) -> int:
+        """Images a step."""
+        return self.recipe.optimization.batch
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """All that a checkpoint keeps."""
+        parts: dict[str, Stateful] = {
+            "model": self.model,
+            "optimizer": self.optimization,
+            "average": self.average,
+            "means": self.means,
+        }
+        return parts | ({"adversary": self.adversary} if self.adversary else {})
+
+    @property
+    def best_model(self) -> MultiScaleVQVAE:
+        """What is validated, shown and saved: the running average of the weights."""
+        averaged = self.average.module
+        assert isinstance(averaged, MultiScaleVQVAE)
+        return averaged
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Before the first step: put the codes where residuals are, if the recipe says so."""
+        if self.recipe.codebook.start == "kmeans":
+            share = distributed.shared(
+                -(-min(STARTING_PICTURES, len(self.data.train)) // distributed.world()) * distributed.world()
+            )
+            order = batch_indices(len(self.data.train), share.stop, 0, self.seed)[share]
+            with lowered(self.device, self.dtype):
+                parts = [
+                    self.model.features(self.data.train.batch(part)[0].to(self.device)) for part in order.split(64)
+                ]
+            codebook.start_from_residuals(self.model.quantizer, torch.cat(parts), generator(self.seed, "kmeans"))
+        self.means.begin()
+
+    def update(self, step: int, total: int | None) -> Outcome:
+        """The autoencoder's step, then the discriminator's where it is its time."""
+        outcome, pairs = self.update_autoencoder(step, total)
+        if self.adversary and self.recipe.adversarial.learns(step, total):
+            judged = self.update_discriminator(pairs, step, total)
+            outcome = Outcome(outcome.figures | judged.figures, outcome.finite and judged.finite)
+        return outcome
+
+    def update_autoencoder(self, step: int, total: int | None) -> tuple[Outcome, list[Pair]]:
+        """Encoder, codebook and decoder; also what the discriminator may compare."""
+        pairs: list[Pair] = []
+        walks: list[Walk] = []
+        scales = codebook.chosen_scales(
+            self.recipe.codebook, self.model.config.scales, generator(self.seed, "scales", step)
+        )
+
+        def parts() -> Iterator[tuple[Tensor, Figures]]:
+            for part in self.optimization.parts():
+                pair, through_B = self._batch(step, part)
+                with lowered(self.device, self.dtype):
+                    made: Pass = self.passed(pair.images, through_B, scales)
+                pairs.append(pair._replace(painted=made.painted.detach()))
+                walks.append(made.walk)
+                yield self.objective(made, pair, self.recipe.adversarial.heard(step, total))
+
+        outcome = self.optimization.update(parts(), step, total)
+        if outcome.finite:
+            self._care(walks, scales, step, total)
+        return outcome, pairs
+
+    def update_discriminator(self, pairs: list[Pair], step: int, total: int | None) -> Outcome:
+        """The discriminator, on what the autoencoder has just seen and painted."""
+        assert self.adversary is not None
+        return self.adversary.update(pairs, step, total)
+
+    def _batch(self, step: int, part: slice) -> tuple[Pair, Tensor | None]:
+        """Pictures of a part of a step's batch, nothing painted yet, and with how many scales to paint them."""
+        count = self.batch
+        indices = batch_indices(len(self.data.train), count, step, self.seed)[part]
+        seen = views(count, step, self.seed, flip=self.recipe.flip)[part]
+        originals = self.data.train.batch(indices, views=seen)[0].to(self.device)
+        draws = adversary.draws(count, generator(self.seed, "augment", step))[part]
+        through_B = codebook.dropped(
+            self.recipe.codebook, self.model.config.scales, count, generator(self.seed, "dropout", step)
+        )
+        return Pair(originals, originals, draws), None if through_B is None else through_B[part].to(self.device)
+
+    def objective(self, made: Pass, pair: Pair, heard: float) -> tuple[Tensor, Figures]:
+        """The scalar that the autoencoder minimises, and its terms, unweighted.
+
+        `heard` is how much of the adversarial term counts. Its adaptive weight needs both gradients at the decoder's
+        last convolution; they are taken at the pixels once, and go on from there together.
+        """
+        weights = self.recipe.objective
+        painted = made.painted
+        terms = {
+            "l2": losses.l2(painted, pair.images),
+            "l1": losses.l1(painted, pair.images),
+            "codebook": codebook_loss(made.walk.canvases, made.f),
+            "commitment": commitment_loss(made.walk.canvases, made.f),
+        }
+        if weights.perceptual:
+            with lowered(self.device, self.dtype):
+                terms["perceptual"] = self.perceptual(painted, pair.images).mean()
+        if weights.entropy:
+            terms["entropy"] = losses.choice_entropy(
+                torch.cat(made.walk.residuals), self.model.quantizer.codebook.weight
+            )
+        figures = {name: term.detach() for name, term in terms.items()}
+        on_codes = sum(
+            getattr(weights, name) * terms[name] for name in terms.keys() & {"codebook", "commitment", "entropy"}
+        )
+        on_pixels = sum(getattr(weights, name) * terms[name] for name in terms.keys() & {"l2", "l1", "perceptual"})
+        if heard:
+            assert self.adversary is not None
+            term = self.adversary.term(Pair(pair.images, painted, pair.draws))
+            weight = self.recipe.adversarial.weight * heard
+            on_pixels, adaptive = self._balanced(on_pixels, term, painted, weight)
+            figures |= {
+                "adversarial": term.detach(),
+                "adaptive_weight": adaptive,
+                "adversarial_weight": weight * adaptive,
+            }
+        return on_pixels + on_codes, figures
+
+    def _balanced(self, on_pixels: Tensor, term: Tensor, painted: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """on_pixels + weight * adaptive * term, and the adaptive weight."""
+        bounds, last = self.recipe.adversarial.adaptive_range, self.model.decoder.head.weight
+        at_pixels = [torch.autograd.grad(loss, painted)[0] for loss in (on_pixels, term)]
+        ours, theirs = (
+            distributed.averaged(torch.autograd.grad(painted, last, gradient, retain_graph=True)[0])
+            for gradient in at_pixels
+        )
+        adaptive = losses.adaptive_weight(ours, theirs, bounds)
+        factor = weight * adaptive
+        together = (painted * (at_pixels[0] + factor * at_pixels[1])).sum()
+        return together + (on_pixels + factor * term - together).detach(), adaptive
+
+    @torch.no_grad()
+    def _care(self, walks: list[Walk], scales: Scales, step: int, total: int | None) -> None:
+        """What follows an update: hits, running means, dead codes, the average of the weights."""
+        recipe, quantizer = self.recipe.codebook, self.model.quantizer
+        tokens = torch.cat([walk.tokens for walk in walks])
+        residuals = [torch.cat(parts) for parts in zip(*(walk.residuals for walk in walks), strict=True)]
+        if scales == quantizer.scales:
+            quantizer.count_hits(distributed.gathered(tokens), step)
+        if recipe.learning == "average":
+            self.means.update(residuals, tokens, scales)
+        self.average.update_parameters(self.model)
+        if codebook.is_restart(recipe, step, total) and scales == quantizer.scales:
+            random = generator(self.seed, "restart", step)
+            moved = codebook.restart_dead(quantizer, residuals, dead_below=recipe.dead_below, generator=random)
+            self.means.moved(moved)
+            self.best_model.quantizer.codebook.weight[moved] = quantizer.codebook.weight[moved]
+
+    # -- what it has come to -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean PSNR of held-out pictures, and codes used and their perplexity at each scale."""
-        decibels, tokens = [], []
-        for originals, tokens_BL in encoded(self.model, self.data.validation):
-            decibels.append(psnr(self.model.decode(tokens_BL), originals))
-            tokens.append(tokens_BL)
-        figures = {"psnr": float(torch.cat(decibels).mean())}
-        parts = self.model.config.scales.split(torch.cat(tokens))
-        for k, (used, perplexity) in enumerate(usage(parts, self.model.config.codebook_size), start=1):
-            figures[f"codes_used_scale_{k}"] = float(used)
-            figures[f"perplexity_scale_{k}"] = perplexity
+        """Held-out figures: PSNR, perceptual distance, the objective's share of both; and every scale's.
+
+        Everything in the precision of training. What is painted through each scale is looked at in some pictures only.
+        """
+        model, weights = self.best_model, self.recipe.objective
+        names = ["psnr", "l2", "l1", *(["perceptual"] if weights.perceptual else [])]
+        terms: dict[str, list[Tensor]] = {name: [] for name in names}
+        tokens = []
+        with lowered(self.device, self.dtype):
+            for originals, tokens_BL in encoded(model, self.data.validation):
+                painted = model.decode(tokens_BL)
+                terms["psnr"].append(losses.psnr(painted, originals))
+                if weights.perceptual:
+                    terms["perceptual"].append(self.perceptual(painted, originals))
+                error = (painted - originals).flatten(1)
+                terms["l2"].append(error.square().mean(dim=1))
+                terms["l1"].append(error.abs().mean(dim=1))
+                tokens.append(tokens_BL)
+        figures = {name: float(torch.cat(parts).float().mean()) for name, parts in terms.items()}
+        figures["distance"] = sum(getattr(weights, name) * figures[name] for name in names[1:])
+        parts = model.config.scales.split(torch.cat(tokens))
+        for k, (used, perplexity) in enumerate(usage(parts, model.config.codebook_size), start=1):
+            figures |= {f"codes_used_scale_{k}": float(used), f"perplexity_scale_{k}": perplexity}
+        return figures | self._through_each_scale()
+
+    def _through_each_scale(self) -> dict[str, float]:
+        """PSNR after scale k, and the share of the features' energy that is left then."""
+        model, figures = self.best_model, {}
+        count = len(self.data.validation)
+        originals = self.data.validation.batch(range(0, count, -(-count // LOOKED_THROUGH)))[0].to(self.device)
+        with lowered(self.device, self.dtype):
+            f = model.features(originals)
+            for k, canvas in enumerate(model.quantizer(f).canvases, start=1):
+                figures[f"psnr_scale_{k}"] = float(losses.psnr(model.paint(canvas), originals).mean())
+                figures[f"residual_scale_{k}"] = float((f - canvas).square().sum() / f.square().sum())
         return figures
 
+    def health(
+        self,
+        validation: Mapping[str, float],
+        figures: Sequence[Mapping[str, float]],
+        history: Sequence[Mapping[str, float]],
+    ) -> Health:
+        """The scales in a table, and what is wrong in words."""
+        pictures, config = len(self.data.validation), self.model.config
+        words = health.warnings(
+            config,
+            validation,
+            figures,
+            pictures,
+            clip=self.recipe.optimization.clip,
+            adaptive_range=self.recipe.adversarial.adaptive_range,
+            history=history,
+        )
+        return Health(tuple(health.table(health.scale_usage(config, validation, pictures))), tuple(words))
+
+    def score(self, validation: Mapping[str, float]) -> float:
+        """Lower is better; which checkpoint is the best one is decided by it."""
+        return validation["distance"]
+
+    @torch.no_grad()
     def pictures(self) -> Tensor:
-        """Held-out pictures above their reconstructions."""
-        originals, _ = self.data.validation.batch(range(min(SHOWN, len(self.data.validation))))
-        with torch.no_grad():
-            painted = self.model.decode(self.model.encode(originals.to(self.device))).cpu()
-        return images.grid(torch.cat([originals, painted]), columns=len(originals))
+        """Held-out pictures, a row each: the original, then what is painted after each scale; coarse to fine."""
+        model = self.best_model
+        originals = self.data.validation.batch(range(min(SHOWN, len(self.data.validation))))[0].to(self.device)
+        with lowered(self.device, self.dtype):
+            canvases = model.quantizer(model.features(originals)).canvases
+            strips = torch.stack([originals, *(model.paint(canvas) for canvas in canvases)], dim=1)
+        return images.grid(strips.flatten(0, 1).cpu(), columns=strips.shape[1])
+
+    def inputs(self, step: int) -> Tensor:
+        """The pictures of a step that this process sees, for inspection."""
+        return self._batch(step, distributed.shared(self.batch))[0].images.cpu()
 
     def export(self, directory: Path) -> None:
         """The tokenizer as `MultiScaleVQVAE.load` reads it."""
-        self.model.save(directory)
+        self.best_model.save(directory)
 
 
 @torch.no_grad()

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nextscale import images
+from nextscale import distributed, images
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.pipeline import Pipeline
 from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
+from nextscale.training.loop import Health
 from nextscale.training.losses import cross_entropy, unigram_entropy
-from nextscale.training.optimization import Recipe, training_dtype
+from nextscale.training.optimization import Figures, Optimization, Outcome, training_dtype
 from nextscale.training.order import batch_indices, generator, views
+from nextscale.training.recipes import Recipe
+from nextscale.training.rundir import Stateful
 from nextscale.training.tokenizer import encoded
 from nextscale.transformer import VAR, DropPath
 
@@ -66,6 +70,8 @@ class TransformerStage:
         self.dtype = training_dtype(precision, self.device)
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
         self.model = VAR(config, seed=seed).to(self.device)
+        self.passed = distributed.wrapped(self.model)
+        self.optimization = Optimization(self.model, recipe, self.passed)
         self.data, self.recipe, self.seed = data, recipe, seed
         self.settings = {
             "transformer": to_json(config),
@@ -74,24 +80,49 @@ class TransformerStage:
             "precision": str(self.dtype).removeprefix("torch."),
         }
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy averaged over all tokens, with label dropout and drop-path."""
-        indices = batch_indices(len(self.data.train), self.recipe.batch, step, self.seed)
-        originals, labels = self.data.train.batch(indices, views=views(self.recipe.batch, step, self.seed))
-        dropped = torch.rand(len(labels), generator=generator(self.seed, "labels", step)) < LABEL_DROPOUT
-        labels = labels.masked_fill(dropped, self.model.config.classes).to(self.device)
+    @property
+    def batch(self) -> int:
+        """Images a step."""
+        return self.recipe.batch
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """All that a checkpoint keeps."""
+        return {"model": self.model, "optimizer": self.optimization}
+
+    def prepare(self) -> None:
+        """Nothing to do before the first step."""
+
+    def update(self, step: int, total: int | None) -> Outcome:
+        """One step."""
+        return self.optimization.update((self.loss(step, part) for part in self.optimization.parts()), step, total)
+
+    def loss(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Figures]:
+        """Cross-entropy averaged over all tokens of a part of a step's batch, with label dropout and drop-path."""
+        originals, labels = self._batch(step, part)
+        dropped = torch.rand(self.batch, generator=generator(self.seed, "labels", step)) < LABEL_DROPOUT
+        labels = labels.masked_fill(dropped[part], self.model.config.classes).to(self.device)
         with lowered(self.device, self.dtype):
             tokens = self.tokenizer.encode(originals.to(self.device))
             inputs = self.tokenizer.teacher_inputs(tokens)
-            logits = self.model(labels, inputs, drop_path=self._drop_path(step))
+            logits = self.passed(labels, inputs, drop_path=self._drop_path(step, part.start or 0))
         loss = cross_entropy(logits, tokens).mean()
         accuracy = (logits.detach().argmax(dim=-1) == tokens).float().mean()
         return loss, {"accuracy": accuracy}
 
-    def _drop_path(self, step: int) -> DropPath:
+    def _batch(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Pictures and labels of a part of a step's batch."""
+        indices = batch_indices(len(self.data.train), self.batch, step, self.seed)[part]
+        return self.data.train.batch(indices, views=views(self.batch, step, self.seed)[part])
+
+    def _drop_path(self, step: int, first: int) -> DropPath:
         """The paper's rate, 0.1 * depth / 24."""
-        seed = generator(self.seed, "paths", step).initial_seed()
+        seed = generator(self.seed, "paths", step, first).initial_seed()
         return DropPath(0.1 * self.model.config.depth / 24, torch.Generator(self.device).manual_seed(seed))
+
+    def inputs(self, step: int) -> Tensor:
+        """The pictures of a step that this process sees, for inspection."""
+        return self._batch(step, distributed.shared(self.batch))[0]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -109,6 +140,19 @@ class TransformerStage:
         for k, part in enumerate(self.model.config.scales.slices(), start=1):
             figures[f"cross_entropy_scale_{k}"] = float(loss_L[part].mean())
         return figures
+
+    def score(self, validation: Mapping[str, float]) -> float:
+        """Lower is better; which checkpoint is the best one is decided by it."""
+        return validation["cross_entropy"]
+
+    def health(
+        self,
+        validation: Mapping[str, float],
+        figures: Sequence[Mapping[str, float]],
+        history: Sequence[Mapping[str, float]],
+    ) -> Health:
+        """Nothing beyond the figures."""
+        return Health()
 
     def unigram(self) -> float:
         """Entropy of the training tokens when only their position is known, averaged over positions, in nats."""

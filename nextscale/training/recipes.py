@@ -1,0 +1,287 @@
+"""How the stages are trained, as frozen dataclasses that torch is not needed to read.
+
+What a recipe holds is recorded with every run, and a run is continued only under the same recipe. `nextscale train ...
+--set NAME=VALUE` changes single values by their dotted names (`changed`). Architecture is not here: see `config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
+
+from nextscale.errors import InputError
+
+DiscriminatorName = Literal["none", "patch", "features"]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one network is optimised: AdamW, its schedule, and how a step is cut into parts."""
+
+    batch: int
+    """Images a step, over all processes."""
+    learning_rate: float
+    """The peak, reached after the warm-up."""
+    betas: tuple[float, float]
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float
+    """Of weights of linear layers and convolutions; biases, gains, embeddings, positions and tables are spared."""
+    warmup_steps: int
+    """Steps over which the learning rate rises linearly from near 0."""
+    final_rate: float
+    """Learning rate at the end, as a share of the peak; it falls linearly from the end of the warm-up."""
+    clip: float
+    """Largest norm of the gradient; a larger one is scaled down to it."""
+    accumulate: int = 1
+    """Parts a process cuts its share of the batch into, one after the other: less memory, the same step."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1, f"batch: expected at least 1, got {self.batch}")
+        _require(self.learning_rate > 0, f"learning rate: expected more than 0, got {self.learning_rate}")
+        _require(self.accumulate >= 1, f"accumulate: expected at least 1, got {self.accumulate}")
+        _require(
+            self.batch % self.accumulate == 0,
+            f"accumulate: expected a divisor of the batch of {self.batch}, got {self.accumulate}",
+        )
+
+    def rate(self, step: int, total: int | None) -> float:
+        """The learning rate of 0-based `step` of `total`; while that is not known, the peak follows the warm-up."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if total is None:
+            return self.learning_rate
+        done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+        return self.learning_rate * (1 - (1 - self.final_rate) * min(done, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Weights of the terms that the autoencoder minimises; 0 leaves a term out."""
+
+    l2: float = 1.0
+    """Mean squared error of pixels in [-1, 1]."""
+    l1: float = 0.2
+    """Mean absolute error of pixels."""
+    perceptual: float = 0.0
+    """Distance of features of a frozen network."""
+    codebook: float = 1.0
+    """|f_hat_k - sg[f]|^2: moves codes and phis."""
+    commitment: float = 0.25
+    """|sg[f_hat_k] - f|^2, the paper's beta: moves the encoder."""
+    entropy: float = 0.0
+    """Uncertain choices and an uneven use of codes."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require(value >= 0, f"objective.{name}: expected at least 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebook:
+    """How the codes are found and kept in use."""
+
+    learning: Literal["gradient", "average"] = "gradient"
+    """By the codebook loss, or as running averages of the residuals that choose them (EMA)."""
+    decay: float = 0.99
+    """Of those running averages."""
+    start: Literal["random", "kmeans"] = "kmeans"
+    """Random codes, or the centres of residuals of the first batches."""
+    restart_every: int = 50
+    """Steps between restarts of dead codes from real residuals; 0 never restarts."""
+    dead_below: float = 0.1
+    """A code is dead when it is hit less often than this share of an even use."""
+    dropout: float = 0.0
+    """Share of pictures that are painted with their first scales only, a random number of them."""
+    dropout_from: int = 3
+    """How many scales such a picture keeps at least."""
+    random_scales: float = 0.0
+    """Share of steps that walk a random choice of the scales."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay < 1, f"codebook.decay: expected 0 <= decay < 1, got {self.decay}")
+        _require(self.restart_every >= 0, f"codebook.restart_every: expected at least 0, got {self.restart_every}")
+        _require(self.dropout_from >= 1, f"codebook.dropout_from: expected at least 1, got {self.dropout_from}")
+        for name in ("dead_below", "dropout", "random_scales"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"codebook.{name}: expected a share from 0 to 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial:
+    """The discriminator and when it is heard; shares are of the whole run."""
+
+    discriminator: DiscriminatorName = "none"
+    """A PatchGAN, or heads on the frozen features of a network."""
+    weight: float = 0.4
+    """Of the adversarial term, times the adaptive weight."""
+    start: float = 0.5
+    """Where the discriminator begins to learn."""
+    warmup: float = 0.05
+    """How long it learns alone, before its gradient reaches the autoencoder."""
+    ramp: float = 0.1
+    """How long that gradient then takes to reach its full weight."""
+    adaptive_range: tuple[float, float] = (0.015, 1e4)
+    """Between which the adaptive weight is clamped."""
+    lecam: float = 0.001
+    """Weight of the LeCam regularisation of the discriminator."""
+    augment: float = 1.0
+    """Probability of each of DiffAug's changes to what the discriminator sees."""
+    learning_rate: float = 4e-4
+    """Of the discriminator, after its own warm-up; it stays."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """AdamW's decay rates of the discriminator."""
+    weight_decay: float = 5e-4
+    """Of the discriminator."""
+    clip: float = 10.0
+    """Largest norm of the discriminator's gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "warmup", "ramp", "augment"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"adversarial.{name}: expected a share from 0 to 1, got {value}")
+        low, high = self.adaptive_range
+        _require(0 <= low <= high, f"adversarial.adaptive_range: expected 0 <= low <= high, got {low} and {high}")
+
+    def learns(self, step: int, total: int | None) -> bool:
+        """Whether the discriminator is updated in 0-based `step`."""
+        return self.discriminator != "none" and total is not None and step >= self.start * total
+
+    def heard(self, step: int, total: int | None) -> float:
+        """How much of the adversarial term's weight counts in `step`: 0 until the warm-up is over, then up to 1."""
+        if not self.learns(step, total):
+            return 0.0
+        assert total is not None
+        alone = step - (self.start + self.warmup) * total
+        return min(max(alone / max(self.ramp * total, 1e-9), 0.0), 1.0) if alone >= 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe:
+    """Everything about how a tokenizer is trained."""
+
+    optimization: Recipe
+    """Of the autoencoder: encoder, codebook, decoder."""
+    objective: Objective = field(default_factory=Objective)
+    """What it minimises."""
+    codebook: Codebook = field(default_factory=Codebook)
+    """How its codes are kept in use."""
+    adversarial: Adversarial = field(default_factory=Adversarial)
+    """What a discriminator adds."""
+    average: float = 0.999
+    """Decay of the running average of the weights, which is what is validated and saved; 0 saves the weights as is."""
+    flip: bool = False
+    """Mirror half of the pictures."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
+
+
+# -- the presets' recipes ----------------------------------------------------------------------------------------------
+
+#   preset: steps, batch, learning rate, final rate, clip, average, perceptual, discriminator, its start, flip
+TABLE: dict[str, tuple[int, int, float, float, float, float, float, DiscriminatorName, float, bool]] = {
+    "emoji-32": (4_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.5, False),
+    "emoji-64": (2_500, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.5, False),
+    "small-128": (100_000, 64, 4e-4, 0.1, 1.0, 0.9995, 0.5, "patch", 0.4, True),
+    "base-256": (200_000, 128, 3e-4, 0.1, 1.0, 0.9998, 0.5, "patch", 0.3, True),
+    "var": (417_000, 768, 3e-4, 0.3, 10.0, 0.9999, 1.0, "features", 0.2, True),  # 250 epochs of ImageNet
+}
+
+
+def for_preset(name: str) -> tuple[TokenizerRecipe, int]:
+    """How the tokenizer of a preset is trained, and for how many steps; the release's presets share one tokenizer."""
+    steps, batch, rate, final, clip, average, perceptual, discriminator, start, flip = TABLE[
+        "var" if name.startswith("var-") else name
+    ]
+    large = name.startswith("var-")
+    return (
+        TokenizerRecipe(
+            optimization=Recipe(
+                batch=batch,
+                learning_rate=rate,
+                betas=(0.5, 0.9) if large else (0.9, 0.99),
+                weight_decay=0.005,
+                warmup_steps=max(steps // 100, 100),
+                final_rate=final,
+                clip=clip,
+            ),
+            objective=Objective(perceptual=perceptual),
+            adversarial=Adversarial(discriminator=discriminator, start=start, warmup=0.02, ramp=0.05),
+            average=average,
+            flip=flip,
+        ),
+        steps,
+    )
+
+
+# -- changing single values --------------------------------------------------------------------------------------------
+
+Node = TypeVar("Node")
+
+
+def changed(recipe: Node, settings: Sequence[str]) -> Node:
+    """`recipe` with settings such as "objective.perceptual=0.5" or "optimization.betas=0.5,0.9".
+
+    Raises `InputError` that names the nearest setting for an unknown one, and what was expected for a bad value.
+    """
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        _require(bool(equals), f"--set: expected NAME=VALUE, got {setting!r}")
+        recipe = _changed(recipe, name.strip(), name.strip().split("."), text.strip())
+    return recipe
+
+
+def names(recipe: object, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all values of a recipe."""
+    for part in dataclasses.fields(recipe):  # type: ignore[arg-type]
+        value = getattr(recipe, part.name)
+        if dataclasses.is_dataclass(value):
+            yield from names(value, f"{prefix}{part.name}.")
+        else:
+            yield f"{prefix}{part.name}"
+
+
+def _changed(node: Any, whole: str, path: list[str], text: str) -> Any:
+    hints = typing.get_type_hints(type(node))
+    if path[0] not in hints or dataclasses.is_dataclass(getattr(node, path[0])) != (len(path) > 1):
+        raise InputError(_unknown(node, whole))
+    if len(path) > 1:
+        return dataclasses.replace(node, **{path[0]: _changed(getattr(node, path[0]), whole, path[1:], text)})
+    return dataclasses.replace(node, **{path[0]: _parse(whole, hints[path[0]], text)})
+
+
+def _unknown(node: Any, whole: str) -> str:
+    known = [*names(node)]
+    last = whole.split(".")[-1]
+    close = get_close_matches(whole, known, n=1) or [name for name in known if name.split(".")[-1] == last]
+    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+    return f"--set: unknown setting {whole!r}; {hint}"
+
+
+def _parse(whole: str, hint: Any, text: str) -> Any:
+    """`text` as one of the few types that recipes hold."""
+    if typing.get_origin(hint) is Literal:
+        options = typing.get_args(hint)
+        _require(text in options, f"--set: {whole}: expected one of {', '.join(options)}, got {text!r}")
+        return text
+    if hint is bool:
+        _require(text in ("true", "false"), f"--set: {whole}: expected true or false, got {text!r}")
+        return text == "true"
+    try:
+        if typing.get_origin(hint) is tuple:
+            values = tuple(float(part) for part in text.split(","))
+            _require(len(values) == len(typing.get_args(hint)), f"--set: {whole}: expected 2 numbers, got {text!r}")
+            return values
+        return hint(text)
+    except ValueError:
+        kind = "an integer" if hint is int else "a number" if hint is float else "numbers such as 0.5,0.9"
+        raise InputError(f"--set: {whole}: expected {kind}, got {text!r}") from None
