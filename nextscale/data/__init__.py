@@ -1,14 +1,14 @@
 """Data: where training pictures come from, behind one small interface.
 
 `load` gives a `DataSet` of two splits, `train` and `validation`; each hands out batches of one size. The embedded emoji
-need no files; a folder of pictures needs no preparation.
+need no files; a folder of pictures and WebDataset shards need no preparation.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from nextscale.data import emoji, folder
+from nextscale.data import emoji, folder, reading, shards
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.errors import InputError
 
@@ -25,15 +25,18 @@ def load(
 ) -> DataSet:
     """The data set called `source`, at one size in pixels.
 
-    `"emoji"` is the embedded set (`./emoji` is a folder of that name); anything else is a folder, read as
-    `nextscale.data.folder` says. `progress(done, total)` is called while pictures are read. A folder's unreadable
-    pictures are left out and named in `DataSet.broken`.
+    `"emoji"` is the embedded set (`./emoji` is a folder of that name). A folder of pictures is read as
+    `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
+    `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
+    Unreadable pictures are left out and named in `DataSet.broken`.
 
-    Raises `InputError` for a missing or empty folder, fewer than two pictures, a size below one pixel, or a larger
-    share of unreadable pictures than `max_broken`.
+    Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
+    pictures, a size below one pixel, or a larger share of unreadable pictures than `max_broken`.
     """
     if height < 1 or width < 1:
         raise InputError(f"expected a picture size of at least 1×1 pixels, got {height}×{width}")
     if source == "emoji":
         return emoji.load(height=height, width=width)
-    return folder.load(Path(source), height=height, width=width, max_broken=max_broken, progress=progress)
+    found = shards.find(source)
+    listing = folder.survey(Path(source)) if found is None else shards.survey(found, progress=progress)
+    return reading.load(listing, height=height, width=width, max_broken=max_broken, progress=progress)

@@ -1,163 +1,122 @@
-"""A folder of pictures as a data set. Nothing to prepare: point at it; `nextscale.data.listing` tells the layouts.
+"""A folder of pictures as a listing. Nothing to prepare: point at it.
 
-The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room. What fits in
-2 GiB is decoded once and kept; a larger folder is decoded batch by batch, after its headers were checked.
+Layouts: `DIR/class/…/*.jpg` (the class is the first folder, classes sorted by name), or pictures directly in `DIR` (one
+class, named as the folder). If `DIR/train` and one of `DIR/val`, `DIR/validation`, `DIR/test` hold pictures, they are
+the splits; otherwise 5 %, at least one, is held out by the hash of the relative path: the same files at every size and
+on every machine. Hidden files are ignored; links are followed, but never into a folder they lie in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import torch
-from torch import Tensor
-
-from nextscale import images
-from nextscale.data.listing import File, by_hash, survey
-from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
+from nextscale.data.listing import SUFFIXES, VALIDATION, Listing, hold_out
 from nextscale.errors import InputError
-
-MARGIN = 1.125
-MEMORY = 2 * 2**30  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
-    """What a picture becomes: the size asked for."""
+class File:
+    """One picture file; `name` is its path below the folder, with forward slashes."""
 
-    height: int
-    width: int
+    path: Path
+    name: str
+    label: int
+    held_out: bool
 
-    def decode(self, path: Path) -> Tensor | None:
-        """One file as (3, h, w) uint8 covering 1.125 times the size, or None if it cannot be read."""
-        try:
-            picture = images.open_rgb(path)
-        except InputError:
-            return None
-        scaled = images.resize_to_cover(picture, height=self.height, width=self.width, margin=MARGIN)
-        return images.uint8_from_pil(scaled)
-
-    def decoded_bytes(self, path: Path) -> int | None:
-        """What `decode` will take, by the header alone; None if that is unreadable."""
-        try:
-            stored = images.stored_size(path)
-        except InputError:
-            return None
-        tall, wide = images.cover_size(stored, height=self.height, width=self.width, margin=MARGIN)
-        return 3 * tall * wide
+    def open(self) -> BinaryIO:
+        """See `nextscale.data.listing.Item`."""
+        return self.path.open("rb")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OnDemand:
-    """Decodes pictures when a batch asks; where a file fails only then, the next readable one stands in."""
+def survey(root: Path) -> Listing:
+    """The picture files below `root`, in the order of their classes and names.
 
-    files: tuple[File, ...]
-    size: Size
-    unreadable: list[str]
-    failed: set[int] = field(default_factory=set)
-
-    def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
-        """See `nextscale.data.pictures.Fetch`. Raises `InputError` when the whole split has become unreadable."""
-        first_tries = in_threads(lambda index: self.size.decode(self.files[index].path), wanted)
-        found = [
-            (index, picture) if picture is not None else self._next_after(index)
-            for index, picture in zip(wanted, first_tries, strict=True)
-        ]
-        return [index for index, _ in found], [picture for _, picture in found]
-
-    def _next_after(self, index: int) -> tuple[int, Tensor]:
-        self._report(index)
-        for candidate in (*range(index + 1, len(self.files)), *range(index)):
-            if candidate not in self.failed:
-                picture = self.size.decode(self.files[candidate].path)
-                if picture is not None:
-                    return candidate, picture
-                self._report(candidate)
-        raise InputError(f"expected a readable picture among {len(self.files)} such as {self.files[0].path}, got none")
-
-    def _report(self, index: int) -> None:
-        self.failed.add(index)
-        self.unreadable.append(self.files[index].name)
-
-
-def load(root: Path, *, height: int, width: int, max_broken: float = 0.01, progress: Progress | None = None) -> DataSet:
-    """The pictures under `root`; `nextscale.data.load` tells arguments and errors.
-
-    `progress` runs through the files once while headers are checked, and again while a small folder is decoded.
+    Raises `InputError` unless it is a folder with pictures in one of the layouts.
     """
-    listing, size = survey(root), Size(height=height, width=width)
-    needed = list(in_threads(size.decoded_bytes, [file.path for file in listing.files], progress=progress))
-    good = [file for file, count in zip(listing.files, needed, strict=True) if count is not None]
-    decoded: dict[str, Tensor] | None = None
-    if sum(count or 0 for count in needed) <= MEMORY:
-        decoded = dict(_decode_all(good, size, progress=progress))
-        good = [file for file in good if file.name in decoded]
-    readable = {file.name for file in good}
-    unreadable = [file.name for file in listing.files if file.name not in readable]
-    _refuse_too_many(unreadable, len(listing.files), max_broken=max_broken, root=root)
-
-    def split(name: str, files: tuple[File, ...]) -> Split:
-        on_demand = OnDemand(files=files, size=size, unreadable=unreadable)
-        fetch: Fetch = on_demand if decoded is None else from_memory([decoded[file.name] for file in files])
-        return _split(name, files, classes=listing.classes, size=size, fetch=fetch)
-
-    train, validation = _two_sides(good, root=root)
-    return DataSet(
-        train=split("train", train),
-        validation=split("validation", validation),
-        classes=listing.classes,
-        unreadable=unreadable,
-    )
+    if not root.exists():
+        raise InputError(f"expected a folder of pictures or of .tar shards, found nothing at {root}")
+    if not root.is_dir():
+        raise InputError(f"expected a folder of pictures or of .tar shards, got the file {root}")
+    return _two_folders(root) or _one_folder(root)
 
 
-def _decode_all(files: list[File], size: Size, *, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
-    pictures = in_threads(size.decode, [file.path for file in files], progress=progress)
-    for file, picture in zip(files, pictures, strict=True):
-        if picture is not None:
-            yield file.name, picture
+def _two_folders(root: Path) -> Listing | None:
+    """`root/train` beside `root/val`, if both hold pictures."""
+    candidates = [root / "train", *(root / name for name in VALIDATION)]
+    train, *held_out = [_by_class(folder, flat_name=root.resolve().name) for folder in candidates]
+    validation = next((groups for groups in held_out if groups), {})
+    if not train or not validation:
+        return None
+    if unknown := sorted(validation.keys() - train.keys()):
+        raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
+    classes = tuple(train)
+    files = [
+        File(path=path, name=_name(path, root), label=classes.index(group), held_out=groups is validation)
+        for groups in (train, validation)
+        for group, paths in groups.items()
+        for path in paths
+    ]
+    return Listing(kind="folder", root=root, items=files, classes=classes)
 
 
-def _refuse_too_many(unreadable: list[str], count: int, *, max_broken: float, root: Path) -> None:
-    share = len(unreadable) / count
-    if share > max_broken:
-        some = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+def _one_folder(root: Path) -> Listing:
+    """`root` with a share held out by the hash of the names, so that a new file moves few others."""
+    groups = _by_class(root, flat_name=root.resolve().name)
+    labelled = [(path, label) for label, paths in enumerate(groups.values()) for path in paths]
+    if not labelled:
+        raise InputError(f"expected pictures ({', '.join(SUFFIXES)}) or .tar shards in {root}, found none")
+    names = [_name(path, root) for path, _ in labelled]
+    held_out = hold_out(names, root=root)
+    files = [
+        File(path=path, name=name, label=label, held_out=index in held_out)
+        for index, ((path, label), name) in enumerate(zip(labelled, names, strict=True))
+    ]
+    return Listing(kind="folder", root=root, items=files, classes=tuple(groups))
+
+
+def _by_class(folder: Path, *, flat_name: str) -> dict[str, list[Path]]:
+    """Picture files by class name, sorted; empty if there are none or no such folder."""
+    if not folder.is_dir():
+        return {}
+    inside = visible(folder)
+    loose = [path for path in inside if _is_picture(path)]
+    above = frozenset({folder.resolve()})
+    nested = {path.name: list(pictures_below(path, above)) for path in inside if path.is_dir()}
+    nested = {name: paths for name, paths in nested.items() if paths}
+    if loose and nested:
         raise InputError(
-            f"expected at most {max_broken:.1%} unreadable pictures in {root}, "
-            f"got {len(unreadable)} of {count} ({share:.1%}): {some}"
+            f"expected pictures either in class folders or directly in {folder}, got both: "
+            f"{loose[0].name} beside {next(iter(nested))}/"
         )
+    return {flat_name: loose} if loose else nested
 
 
-def _two_sides(good: list[File], *, root: Path) -> tuple[tuple[File, ...], tuple[File, ...]]:
-    """Training and held-out files. Where broken files left one side empty, one picture of the other moves over."""
-    if len(good) < 2:
-        raise InputError(
-            f"expected at least 2 readable pictures in {root}, one to train on and one held out, got {len(good)}"
-        )
-    validation = {file for file in good if file.held_out} or {min(good, key=lambda file: by_hash(file.name))}
-    train = [file for file in good if file not in validation] or good[:1]
-    return tuple(train), tuple(file for file in good if file in validation and file not in train)
+def pictures_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All picture files at any depth; `above` holds the folders on the way here, where a link would go round."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in visible(folder):
+        if path.is_dir():
+            yield from pictures_below(path, above | {here})
+        elif _is_picture(path):
+            yield path
 
 
-def _split(name: str, files: tuple[File, ...], *, classes: tuple[str, ...], size: Size, fetch: Fetch) -> Split:
-    names = tuple(file.name for file in files)
-    labels = [file.label for file in files]
-    marks = in_threads(_mark, [file.path for file in files])
-    return Split(
-        classes=classes,
-        labels=torch.tensor(labels, dtype=torch.int64),
-        names=names,
-        fingerprint=fingerprint(["folder", name, size, MARGIN, *classes, *names, *labels, *marks]),
-        fetch=fetch,
-        height=size.height,
-        width=size.width,
-    )
+def visible(folder: Path) -> list[Path]:
+    """What lies directly in a folder, sorted, without hidden files. Raises `InputError` if that is not allowed."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except PermissionError:
+        raise InputError(f"expected a folder that may be read, got {folder}") from None
 
 
-def _mark(path: Path) -> str:
-    """Tells an edited file from the old one without reading all of it: its length, and 4 KiB from either end."""
-    length = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(4096)
-        stream.seek(max(0, length - 4096))
-        return fingerprint([length, start, stream.read(4096)])
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

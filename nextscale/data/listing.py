@@ -1,133 +1,58 @@
-"""What lies in a folder of pictures: which files, of which class, in which split. Opens no picture.
+"""What every source of pictures says of itself: which pictures, of which class, in which split. Opens no picture.
 
-Layouts: `DIR/class/…/*.jpg` (the class is the first folder, classes sorted by name), or pictures directly in `DIR` (one
-class, named as the folder). If `DIR/train` and one of `DIR/val`, `DIR/validation`, `DIR/test` hold pictures, they are
-the splits; otherwise 5 %, at least one, is held out by the hash of the relative path: the same files at every size and
-on every machine. Hidden files are ignored; links are followed, but never into a folder they lie in.
+`nextscale.data.folder` and `nextscale.data.shards` make listings, `nextscale.data.reading` turns one into a data set.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from nextscale.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-VALIDATION_FOLDERS = ("val", "validation", "test")
+VALIDATION = ("val", "validation", "test")  # what the held-out part may be called; the first that is there is taken
 HELD_OUT = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """One picture file; `name` is its path below the folder, with forward slashes."""
+class Item(Protocol):
+    """One picture; `name` tells where it lies and is its own within a listing."""
 
-    path: Path
-    name: str
-    label: int
-    held_out: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> int: ...
+
+    @property
+    def held_out(self) -> bool: ...
+
+    def open(self) -> BinaryIO:
+        """The bytes of the picture, as a stream that no other thread shares. Raises `OSError` where they are gone."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All picture files of a folder, in the order of their classes and names."""
+    """All pictures of a source, in an order that does not depend on the machine; `kind` goes into fingerprints."""
 
-    files: tuple[File, ...]
+    kind: str
+    root: Path
+    items: Sequence[Item]
     classes: tuple[str, ...]
 
 
-def survey(root: Path) -> Listing:
-    """The picture files below `root`. Raises `InputError` unless it is a folder with pictures in one of the layouts."""
-    if not root.exists():
-        raise InputError(f"expected a folder of pictures, found nothing at {root}")
-    if not root.is_dir():
-        raise InputError(f"expected a folder of pictures, got the file {root}")
-    return _two_folders(root) or _one_folder(root)
-
-
-def _two_folders(root: Path) -> Listing | None:
-    """`root/train` beside `root/val`, if both hold pictures."""
-    candidates = [root / "train", *(root / name for name in VALIDATION_FOLDERS)]
-    train, *held_out = [_by_class(folder, flat_name=root.resolve().name) for folder in candidates]
-    validation = next((groups for groups in held_out if groups), {})
-    if not train or not validation:
-        return None
-    if unknown := sorted(validation.keys() - train.keys()):
-        raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
-    classes = tuple(train)
-    files = [
-        File(path=path, name=_name(path, root), label=classes.index(group), held_out=groups is validation)
-        for groups in (train, validation)
-        for group, paths in groups.items()
-        for path in paths
-    ]
-    return Listing(files=tuple(files), classes=classes)
-
-
-def _one_folder(root: Path) -> Listing:
-    """`root` with a share held out by the hash of the names, so that a new file moves few others."""
-    groups = _by_class(root, flat_name=root.resolve().name)
-    labelled = [(path, label) for label, paths in enumerate(groups.values()) for path in paths]
-    if not labelled:
-        raise InputError(f"expected pictures ({', '.join(SUFFIXES)}) in {root}, found none")
-    if len(labelled) < 2:
-        raise InputError(f"expected at least 2 pictures in {root}, one to train on and one held out, got 1")
-    names = sorted((_name(path, root) for path, _ in labelled), key=by_hash)
-    held_out = set(names[: max(1, round(HELD_OUT * len(names)))])
-    files = [
-        File(path=path, name=name, label=label, held_out=name in held_out)
-        for path, label in labelled
-        for name in [_name(path, root)]
-    ]
-    return Listing(files=tuple(files), classes=tuple(groups))
+def hold_out(names: Sequence[str], *, root: Path) -> set[int]:
+    """Indices of the 5 %, at least one, that come first by hash: a new name moves few others to the other side."""
+    if len(names) < 2:
+        raise InputError(f"expected at least 2 pictures in {root}, one to train on and one held out, got {len(names)}")
+    order = sorted(range(len(names)), key=lambda index: by_hash(names[index]))
+    return set(order[: max(1, round(HELD_OUT * len(names)))])
 
 
 def by_hash(name: str) -> str:
     """A sorting key without any order that a person or a camera gave."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _by_class(folder: Path, *, flat_name: str) -> dict[str, list[Path]]:
-    """Picture files by class name, sorted; empty if there are none or no such folder."""
-    if not folder.is_dir():
-        return {}
-    inside = _visible(folder)
-    loose = [path for path in inside if _is_picture(path)]
-    above = frozenset({folder.resolve()})
-    nested = {path.name: list(_walk(path, above)) for path in inside if path.is_dir()}
-    nested = {name: paths for name, paths in nested.items() if paths}
-    if loose and nested:
-        raise InputError(
-            f"expected pictures either in class folders or directly in {folder}, got both: "
-            f"{loose[0].name} beside {next(iter(nested))}/"
-        )
-    return {flat_name: loose} if loose else nested
-
-
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """All picture files at any depth; `above` holds the folders on the way here, where a link would go round."""
-    here = folder.resolve()
-    if here in above:
-        return
-    for path in _visible(folder):
-        if path.is_dir():
-            yield from _walk(path, above | {here})
-        elif _is_picture(path):
-            yield path
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except PermissionError:
-        raise InputError(f"expected a folder that may be read, got {folder}") from None
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nextscale import data
-from nextscale.data import folder
+from nextscale.data import reading
 from nextscale.errors import InputError
 from nextscale.training.order import views
 
@@ -202,7 +202,7 @@ def test_a_broken_held_out_picture_leaves_no_side_empty(tmp_path: Path) -> None:
 
 def test_a_picture_that_breaks_later_is_replaced_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder too large for memory the next readable picture stands in, with its own label, every time the same."""
-    monkeypatch.setattr(folder, "MEMORY", 0)
+    monkeypatch.setattr(reading, "MEMORY", 0)
     loaded = load(two_classes(tmp_path))
     names = loaded.train.names
     last_cat = max(index for index, name in enumerate(names) if name.startswith("cat"))
@@ -216,7 +216,7 @@ def test_a_picture_that_breaks_later_is_replaced_and_named(tmp_path: Path, monke
 
 def test_a_split_without_a_readable_picture_left_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search for a stand-in ends."""
-    monkeypatch.setattr(folder, "MEMORY", 0)
+    monkeypatch.setattr(reading, "MEMORY", 0)
     loaded = load(two_classes(tmp_path))
     cut_short(tmp_path / loaded.validation.names[0])
     with pytest.raises(InputError, match="expected a readable picture among 1"):
@@ -230,7 +230,7 @@ def test_memory_and_disk_give_the_same_batches(tmp_path: Path, monkeypatch: pyte
     """What is decoded up front and what is decoded on demand are the same pictures, crops, labels and fingerprints."""
     root = two_classes(tmp_path)
     in_memory = load(root)
-    monkeypatch.setattr(folder, "MEMORY", 0)
+    monkeypatch.setattr(reading, "MEMORY", 0)
     on_disk = load(root)
     assert on_disk.train.fingerprint == in_memory.train.fingerprint
     for seed in (None, 0, 1):
