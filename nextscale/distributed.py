@@ -181,16 +181,16 @@ def barrier() -> None:
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
-def wrapped(module: nn.Module) -> nn.Module:
+def wrapped(module: nn.Module, *, idle: bool = False) -> nn.Module:
     """`module` with gradients averaged over ranks in `backward`; itself for one process.
 
     Parameters and buffers become rank 0's, once; later, buffers are the module's own business. Call the wrapped one:
     what goes past its `forward` is not averaged. At least one parameter must want a gradient, and every one that does
-    must get one in every step.
+    must get one in every step, unless `idle` says that some may get none.
     """
     if world() == 1:
         return module
-    together = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    together = DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=idle)
     together.broadcast_buffers = False  # not as an argument: that has one name in torch 2.11 and another in 2.13
     return together
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nextscale.training.recipes import TokenizerRecipe
 
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
-Network = Annotated[str, tyro.conf.arg(metavar="NAME|PATH|HUB")]
+Network = Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH|HUB", help_behavior_hint="")]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="(default: the preset's)")]
 
 
@@ -48,9 +48,9 @@ class TrainTokenizer:
     """Pictures a step, over all processes (default: the recipe's)."""
     discriminator: Literal["none", "patch", "features"] | None = None
     """Adversarial term: none, a PatchGAN, or heads on the features of --backbone (default: the recipe's)."""
-    perceptual: Network = "efficientnet-lite0"
-    """Network of the perceptual term: the packaged one, or weights of VGG16 or DINO."""
-    backbone: Network = "efficientnet-lite0"
+    perceptual: Network = None
+    """Network of the perceptual term: weights of VGG16 or DINO (default: the packaged EfficientNet-Lite0)."""
+    backbone: Network = None
     """Network of the feature discriminator, likewise."""
     set: Settings = ()
     """Any other value of the recipe, such as objective.perceptual=0.5 codebook.learning=average."""
@@ -73,6 +73,7 @@ class TrainTokenizer:
 
         config = self._config()
         recipe, steps = self._recipe()
+        self._refuse_unheard(recipe)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         data = load_data(self.data, height=config.height, width=config.width)
         stage = TokenizerStage(
@@ -82,13 +83,24 @@ class TrainTokenizer:
             seed=self.seed,
             device=device,
             precision=self.precision,
-            perceptual=PerceptualDistance(features.load(self.perceptual, device=device)),
-            backbone=features.load(self.backbone, device=device),
+            perceptual=PerceptualDistance(features.load(self.perceptual, device=device)) if self.perceptual else None,
+            backbone=features.load(self.backbone, device=device) if self.backbone else None,
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
+
+    def _refuse_unheard(self, recipe: TokenizerRecipe) -> None:
+        """Raise `InputError` for a network that the recipe would not look through."""
+        if self.perceptual and not recipe.objective.perceptual:
+            raise InputError(
+                f"--perceptual {self.perceptual}: expected a recipe with a perceptual term, such as "
+                "--set objective.perceptual=0.5, got one without"
+            )
+        if self.backbone and recipe.adversarial.discriminator != "features":
+            got = recipe.adversarial.discriminator
+            raise InputError(f"--backbone {self.backbone}: expected --discriminator features, got {got}")
 
     def _config(self) -> TokenizerConfig:
         """The preset's, for pictures of the size asked for."""

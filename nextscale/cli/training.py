@@ -66,8 +66,8 @@ def load_data(source: str, *, height: int, width: int) -> DataSet:
 def watch(name: str, events: Iterator[Event], out: Path) -> None:
     """Follow a training to its end: one bar on a terminal, a few lines a check wherever the output goes.
 
-    A warning is given when it first comes up, and again at the end. Raises `KeyboardInterrupt` when the run was stopped by
-    a signal, having said how to go on, and `InputError` when it diverged.
+    A warning is given when it first comes up, and again at the end. Raises `KeyboardInterrupt` when the run was stopped
+    by a signal, having said how to go on, and `InputError` when it diverged.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

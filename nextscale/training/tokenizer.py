@@ -93,19 +93,29 @@ class TokenizerStage:
         self.data, self.recipe, self.seed = data, recipe, seed
         self.model = MultiScaleVQVAE(config, seed=seed).to(self.device)
         self.model.quantizer.codebook.requires_grad_(recipe.codebook.learning == "gradient")
-        self.passed = distributed.wrapped(Autoencoder(self.model))
+        self.passed = distributed.wrapped(Autoencoder(self.model), idle=self._leaves_some_idle())
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = running_average(self.model, recipe.average)
         self.means = codebook.RunningMeans(self.model.quantizer, recipe.codebook.decay)
-        self.perceptual = perceptual or PerceptualDistance(load_features(device=self.device))
+        if recipe.objective.perceptual and perceptual is None:
+            perceptual = PerceptualDistance(load_features(device=self.device))
+        self.perceptual = perceptual if recipe.objective.perceptual else None
+        if recipe.adversarial.discriminator == "features" and backbone is None:
+            backbone = load_features(device=self.device)
         self.adversary = self._adversary(backbone)
         self.settings = {
             "tokenizer": to_json(config),
             "data": data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
-            "perceptual": self.perceptual.network.fingerprint,
-            "backbone": backbone.fingerprint if backbone else "",
+            "perceptual": self.perceptual.network.fingerprint if self.perceptual else None,
+            "backbone": backbone.fingerprint if backbone and recipe.adversarial.discriminator == "features" else None,
         }
+
+    def _leaves_some_idle(self) -> bool:
+        """Whether a step may give some parameters no gradient."""
+        quantizer = self.model.quantizer
+        unused = set(range(len(quantizer.phis))) - set(quantizer.phi_of)
+        return bool(unused) or self.recipe.codebook.random_scales > 0 or self.recipe.objective.codebook == 0
 
     def _adversary(self, backbone: FeatureNetwork | None) -> Adversary | None:
         recipe, config = self.recipe.adversarial, self.model.config
@@ -114,11 +124,12 @@ class TokenizerStage:
         side = min(config.height, config.width)
         with torch.random.fork_rng(devices=[]):  # layers draw weights as they are made, which are then drawn again
             torch.manual_seed(0)
-            discriminator: nn.Module = (
-                PatchDiscriminator(side)
-                if recipe.discriminator == "patch"
-                else FeatureDiscriminator(backbone or load_features(device=self.device), side)
-            )
+            discriminator: nn.Module
+            if recipe.discriminator == "patch":
+                discriminator = PatchDiscriminator(side)
+            else:
+                assert backbone is not None
+                discriminator = FeatureDiscriminator(backbone, side)
             initialize(discriminator, generator(self.seed, "discriminator"))
         return Adversary(discriminator.to(self.device), recipe, self.recipe.optimization, self.dtype)
 
@@ -223,7 +234,7 @@ class TokenizerStage:
             "codebook": codebook_loss(made.walk.canvases, made.f),
             "commitment": commitment_loss(made.walk.canvases, made.f),
         }
-        if weights.perceptual:
+        if self.perceptual:
             with lowered(self.device, self.dtype):
                 terms["perceptual"] = self.perceptual(painted, pair.images).mean()
         if weights.entropy:
@@ -286,14 +297,14 @@ class TokenizerStage:
         Everything in the precision of training. What is painted through each scale is looked at in some pictures only.
         """
         model, weights = self.best_model, self.recipe.objective
-        names = ["psnr", "l2", "l1", *(["perceptual"] if weights.perceptual else [])]
+        names = ["psnr", "l2", "l1", *(["perceptual"] if self.perceptual else [])]
         terms: dict[str, list[Tensor]] = {name: [] for name in names}
         tokens = []
         with lowered(self.device, self.dtype):
             for originals, tokens_BL in encoded(model, self.data.validation):
                 painted = model.decode(tokens_BL)
                 terms["psnr"].append(losses.psnr(painted, originals))
-                if weights.perceptual:
+                if self.perceptual:
                     terms["perceptual"].append(self.perceptual(painted, originals))
                 error = (painted - originals).flatten(1)
                 terms["l2"].append(error.square().mean(dim=1))
