@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nextscale import config, presets
-from nextscale.cli.output import console, table, write_json
+from nextscale import config, flops, presets
+from nextscale.cli.output import console, say, table, write_json
+from nextscale.training import recipes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,11 +29,20 @@ class Presets:
         if self.json is not None:
             write_json(self.json, [describe(preset) for preset in every])
             return
-        console().print(_pyramids(every), "", _transformers(every), sep="\n")
+        console().print(_pyramids(every), "", _transformers(every), "", _recipes(every), sep="\n")
+        say(
+            f"hours: of the tokenizer's own arithmetic at {CPU / 1e12:g} TFLOP/s (two CPU cores with fast bf16) and at "
+            f"{GPU / 1e12:g} TFLOP/s (an accelerator of a data centre); the perceptual term adds about half at 64 px "
+            "and less at larger sizes"
+        )
+
+
+CPU, GPU = 0.5e12, 150e12  # FLOP a second that training gets out of them, roughly
 
 
 def describe(preset: presets.Preset) -> dict[str, Any]:
     """The preset as plain JSON values; `config.from_json` reads `tokenizer` and `transformer` back."""
+    recipe, steps = recipes.for_preset(preset.name)
     return {
         "name": preset.name,
         "height": preset.tokenizer.height,
@@ -39,9 +50,33 @@ def describe(preset: presets.Preset) -> dict[str, Any]:
         "tokens": preset.tokenizer.scales.total,
         "parameters": preset.transformer.parameters,
         "published": None if preset.published == "-" else preset.published,
+        "tokenizer_training": {
+            "steps": steps,
+            "flop": training_flop(preset),
+            "recipe": dataclasses.asdict(recipe),
+        },
         "tokenizer": config.to_json(preset.tokenizer),
         "transformer": config.to_json(preset.transformer),
     }
+
+
+def training_flop(preset: presets.Preset) -> int:
+    """Of a whole run of the tokenizer: forward, and backward at twice that."""
+    tokenizer, (recipe, steps) = preset.tokenizer, recipes.for_preset(preset.name)
+    work = flops.encoder_work(tokenizer) + flops.quantizer_work(tokenizer) + flops.decoder_work(tokenizer)
+    return 3 * work.total * recipe.optimization.batch * steps
+
+
+def _recipes(every: list[presets.Preset]) -> Table:
+    rows: list[tuple[object, ...]] = []
+    for preset in every:
+        recipe, steps = recipes.for_preset(preset.name)
+        flop = training_flop(preset)
+        hours = (f"{flop / rate / 3600:,.1f}" for rate in (CPU, GPU))
+        told = (preset.name, recipe.adversarial.discriminator, f"{steps:,}", recipe.optimization.batch)
+        rows.append((*told, *hours))
+    names = ("name", "discriminator"), ("steps", "batch", "CPU hours", "GPU hours")
+    return table("Training of the tokenizers", *names, rows)
 
 
 def _pyramids(every: list[presets.Preset]) -> Table:

@@ -11,13 +11,13 @@ from nextscale import presets
 from nextscale.config import TokenizerConfig, TransformerConfig, from_json
 
 
-def test_every_preset_is_a_row_of_both_tables(nextscale) -> None:
+def test_every_preset_is_a_row_of_all_three_tables(nextscale) -> None:
     """With nothing cut off by an ellipsis."""
     shown = nextscale("presets")
     assert shown.status == 0
     assert "…" not in shown.output
     first_words = [line.split()[0] for line in shown.output.splitlines() if line.strip()]
-    assert all(first_words.count(name) == 2 for name in presets.names())
+    assert all(first_words.count(name) == 3 for name in presets.names())
 
 
 @pytest.mark.parametrize(
