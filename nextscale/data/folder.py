@@ -37,9 +37,9 @@ def survey(root: Path) -> Listing:
     Raises `InputError` unless it is a folder with pictures in one of the layouts.
     """
     if not root.exists():
-        raise InputError(f"expected a folder of pictures or of .tar shards, found nothing at {root}")
+        raise InputError(f"expected a folder of pictures, found nothing at {root}; .tar shards would do as well")
     if not root.is_dir():
-        raise InputError(f"expected a folder of pictures or of .tar shards, got the file {root}")
+        raise InputError(f"expected a folder of pictures, got the file {root}; .tar shards would do as well")
     return _two_folders(root) or _one_folder(root)
 
 

@@ -450,7 +450,7 @@ def test_missing_shards_are_refused(tmp_path: Path) -> None:
 def test_a_table_is_refused_with_what_is_accepted(tmp_path: Path) -> None:
     """A list of files in a CSV is no data set."""
     (tmp_path / "labels.csv").write_text("file,class\na.png,cat\n")
-    with pytest.raises(InputError, match=r"a folder of pictures or of \.tar shards, got the file .*labels\.csv"):
+    with pytest.raises(InputError, match=r"a folder of pictures, got the file .*labels\.csv; \.tar shards would do"):
         load(tmp_path / "labels.csv")
 
 
