@@ -242,10 +242,9 @@ class TokenizerStage:
                 torch.cat(made.walk.residuals), self.model.quantizer.codebook.weight
             )
         figures = {name: term.detach() for name, term in terms.items()}
-        on_codes = sum(
-            getattr(weights, name) * terms[name] for name in terms.keys() & {"codebook", "commitment", "entropy"}
-        )
-        on_pixels = sum(getattr(weights, name) * terms[name] for name in terms.keys() & {"l2", "l1", "perceptual"})
+        weighted = {name: getattr(weights, name) * term for name, term in terms.items()}
+        on_codes = sum(weighted[name] for name in ("codebook", "commitment", "entropy") if name in terms)
+        on_pixels = sum(weighted[name] for name in ("l2", "l1", "perceptual") if name in terms)
         if heard:
             assert self.adversary is not None
             term = self.adversary.term(Pair(pair.images, painted, pair.draws))
