@@ -234,9 +234,10 @@ def changed(recipe: Node, settings: Sequence[str]) -> Node:
     Raises `InputError` that names the nearest setting for an unknown one, and what was expected for a bad value.
     """
     for setting in settings:
-        name, equals, text = setting.partition("=")
+        name, equals, text = (part.strip() for part in setting.partition("="))
         _require(bool(equals), f"--set: expected NAME=VALUE, got {setting!r}")
-        recipe = _changed(recipe, name.strip(), name.strip().split("."), text.strip())
+        _require(name in names(recipe), _unknown(recipe, name))
+        recipe = _changed(recipe, name, name.split("."), text)
     return recipe
 
 
@@ -251,12 +252,9 @@ def names(recipe: object, prefix: str = "") -> Iterator[str]:
 
 
 def _changed(node: Any, whole: str, path: list[str], text: str) -> Any:
-    hints = typing.get_type_hints(type(node))
-    if path[0] not in hints or dataclasses.is_dataclass(getattr(node, path[0])) != (len(path) > 1):
-        raise InputError(_unknown(node, whole))
     if len(path) > 1:
         return dataclasses.replace(node, **{path[0]: _changed(getattr(node, path[0]), whole, path[1:], text)})
-    return dataclasses.replace(node, **{path[0]: _parse(whole, hints[path[0]], text)})
+    return dataclasses.replace(node, **{path[0]: _parse(whole, typing.get_type_hints(type(node))[path[0]], text)})
 
 
 def _unknown(node: Any, whole: str) -> str:
