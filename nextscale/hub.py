@@ -1,6 +1,6 @@
 """Models by name, `owner/name`, from the Hugging Face hub or its local cache.
 
-Only finds files; what is in them is read by `Pipeline.load` and `official.load`.
+Only finds files; what is in them is read by `Pipeline.load`, `official.load` and `features.load`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ def directory(name: str) -> Path:
 def release(name: str, depth: int) -> tuple[Path, Path]:
     """The local tokenizer and transformer files of a repository laid out as the public release's. Raises likewise."""
     return _fetch(name, RELEASE_TOKENIZER), _fetch(name, RELEASE_TRANSFORMER.format(depth=depth))
+
+
+def network(name: str) -> Path:
+    """The local file of a repository that holds one network as the transformers library writes it. Raises likewise."""
+    try:
+        return _fetch(name, "model.safetensors")
+    except InputError:
+        return _fetch(name, "pytorch_model.bin")
 
 
 def _fetch(name: str, file: str) -> Path:

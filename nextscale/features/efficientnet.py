@@ -70,6 +70,7 @@ class EfficientNetLite0(FeatureNetwork):
 
     name = "EffNetLite0"
     dimensions = 1280
+    channels = (24, 40, 112)
 
     def __init__(self) -> None:
         # (level - 127) / 128, as TensorFlow's lite models: with ImageNet's mean and deviation it knows fewer of the

@@ -31,6 +31,8 @@ class FeatureNetwork(nn.Module):
     """16 hex digits of the weights; set by `assign`."""
     dimensions: int
     """D, the features of one picture."""
+    channels: tuple[int, ...]
+    """C of each of the maps."""
     side: int = 224
     """Pixels a side that `forward` resizes pictures to."""
     mean_311: Tensor
@@ -72,7 +74,7 @@ class FeatureNetwork(nn.Module):
         self.fingerprint = fingerprint(self.state_dict())
         self.requires_grad_(False).eval()
         for weight in self.parameters():
-            if weight.dim() == 4:  # two thirds of the time for EfficientNet's maps on a CPU
+            if weight.dim() == 4:  # the layout that convolutions on a CPU are quickest in
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     # -- the architecture ----------------------------------------------------------------------------------------------

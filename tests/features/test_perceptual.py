@@ -1,6 +1,7 @@
 """Laws of the perceptual distance: what it must order, and where its gradient goes."""
 
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,7 +53,12 @@ def error(a: Tensor, b: Tensor) -> Tensor:
     [(blurred, (0.4, 0.8, 1.6)), (noisy, (0.05, 0.15, 0.45)), (compressed, (80, 30, 10))],
     ids=["blur", "noise", "JPEG"],
 )
-def test_distance_grows_with_the_damage(distance: PerceptualDistance, pictures: Tensor, spoil, strengths) -> None:
+def test_distance_grows_with_the_damage(
+    distance: PerceptualDistance,
+    pictures: Tensor,
+    spoil: Callable[[Tensor, float], Tensor],
+    strengths: tuple[float, ...],
+) -> None:
     """More blur, more noise and coarser blocks each cost more, in every picture."""
     costs = torch.stack([distance(spoil(pictures, strength), pictures) for strength in strengths])
     assert (costs[0] > 0).all()
