@@ -121,8 +121,8 @@ class Demo:
         length = Length(minutes=self.minutes, share=TOKENIZER_SHARE)
         watch("tokenizer", train(first, self.out / "tokenizer", length, seed=self.seed), self.out / "tokenizer")
         second = TransformerStage(
-            fitted(preset.transformer, first.model, classes=len(data.classes)),
-            first.model,
+            fitted(preset.transformer, first.best_model, classes=len(data.classes)),
+            first.best_model,
             data,
             seed=self.seed,
             device=self.device,
@@ -135,7 +135,7 @@ class Demo:
             "transformer": second.validate(),
             "unigram_entropy": second.unigram(),
         }
-        return data, first.model, figures
+        return data, first.best_model, figures
 
     def _report(
         self,
