@@ -21,7 +21,7 @@ from nextscale.training.recipes import Codebook
 KMEANS_ROUNDS = 10  # of Lloyd's algorithm; the codes go on learning, so it need not converge
 WALKS = 3  # rounds of walking the scales and clustering, since a scale's residuals depend on the coarser codes
 VECTORS_A_CODE = 32  # at most, in clustering
-CANDIDATES = 1024  # residuals of a scale and process that dead codes may be restarted from
+CANDIDATES = 1024  # residuals of a scale that dead codes may be restarted from
 SETTLED = 0.9  # share of a run after which no code is restarted any more
 
 
@@ -120,7 +120,8 @@ def restart_dead(
     hits_KV = quantizer.hits_KV
     even = float(hits_KV.sum() / hits_KV.shape[1])
     dead = (hits_KV.sum(dim=0) < dead_below * even).nonzero().flatten()
-    candidates = [distributed.gathered(z[drawn(len(z), CANDIDATES, generator)]) for z in residuals]
+    everywhere = [distributed.gathered(z) for z in residuals]
+    candidates = [z[drawn(len(z), CANDIDATES, generator)] for z in everywhere]
     scales = torch.multinomial(shortfall(hits_KV).cpu(), max(len(dead), 1), replacement=True, generator=generator)
     for code, scale in zip(dead.tolist(), scales.tolist(), strict=False):
         z_NC = candidates[scale]
