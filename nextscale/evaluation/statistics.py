@@ -71,7 +71,7 @@ class RunningGaussian:
 
 # d^2 = |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)   (Dowson and Landau)
 #
-# With S_i = A_i A_i^T the last trace is the sum of the singular values of A_1^T A_2. The textbook way, roots of the
+# With S_i = A_i^T A_i the last trace is the sum of the singular values of A_1 A_2^T. The textbook way, roots of the
 # eigenvalues of S_1 S_2, turns rounding of 1e-16 in the zeros of a singular covariance into 1e-8 each, and there are
 # many of them when pictures are fewer than features.
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
@@ -83,12 +83,26 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
         raise InputError(f"features: expected as many in both sets, got {len(one.mean)} and {len(other.mean)}")
     means = (one.mean - other.mean).square().sum()
     traces = one.covariance.trace() + other.covariance.trace()
-    overlap = torch.linalg.svdvals(_root(one.covariance).T @ _root(other.covariance)).sum()
+    overlap = torch.linalg.svdvals(_root(one.covariance) @ _root(other.covariance).T).sum()
     return max(0.0, float(means + traces - 2 * overlap))
 
 
+# a_r = (S_p - sum_q<r a_qp a_q) / sqrt(d_p),  p the largest of what is left of the diagonal,  d = diag S - sum a_q^2
 def _root(covariance_DD: Tensor) -> Tensor:
-    """A (D, R) with A A^T = S: eigenvectors times roots of the eigenvalues, without those that rounding made of 0."""
-    values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
-    kept_D = values_D > values_D[-1].clamp_min(0) * len(values_D) * torch.finfo(values_D.dtype).eps
-    return vectors_DD[:, kept_D] * values_D[kept_D].sqrt()
+    """A (R, D) with A^T A = S, by Cholesky's method with pivots, ended where only rounding is left.
+
+    Not by eigenvectors: LAPACK's solver for them gives up on some matrices with hundreds of equal eigenvalues, and the
+    zeros of a singular covariance are such.
+    """
+    left_D = covariance_DD.diagonal().clone()
+    least = left_D.max() * len(left_D) * torch.finfo(left_D.dtype).eps
+    root_RD = torch.zeros_like(covariance_DD)
+    for rank, row_D in enumerate(root_RD):
+        p = int(left_D.argmax())
+        if left_D[p] <= least:
+            return root_RD[:rank]
+        torch.addmv(covariance_DD[p], root_RD[:rank].T, root_RD[:rank, p], alpha=-1, out=row_D)
+        row_D.div_(left_D[p].sqrt())
+        left_D.addcmul_(row_D, row_D, value=-1)
+        left_D[p] = 0
+    return root_RD
