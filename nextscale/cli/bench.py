@@ -12,7 +12,7 @@ from nextscale.cli.output import at_least, say
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from nextscale.pipeline import Pipeline
+    import torch
 
 
 def check(batch: tuple[int, ...], repeats: int, count: int | None) -> None:
@@ -39,7 +39,7 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def setting(pipe: Pipeline, preset: str, repeats: int) -> dict[str, Any]:
+def setting(device: torch.device, dtype: torch.dtype, preset: str, repeats: int) -> dict[str, Any]:
     """What was measured and on what, as plain JSON values."""
     import torch
 
@@ -47,10 +47,10 @@ def setting(pipe: Pipeline, preset: str, repeats: int) -> dict[str, Any]:
 
     return {
         "preset": preset,
-        "device": str(pipe.device),
-        "hardware": _hardware(pipe.device),
+        "device": str(device),
+        "hardware": _hardware(device),
         "threads": torch.get_num_threads(),
-        "precision": str(pipe.dtype).removeprefix("torch."),
+        "precision": str(dtype).removeprefix("torch."),
         "repeats": repeats,
         "torch": torch.__version__,
         "nextscale": nextscale.__version__,

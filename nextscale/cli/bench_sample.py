@@ -55,7 +55,7 @@ class BenchSample:
         with bench.threads(self.threads):
             pipe = Pipeline.from_preset(self.preset, device=device, precision=self.precision)
             measured = self._measure(pipe)
-            setting = bench.setting(pipe, self.preset, self.repeats)
+            setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
         setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
         if str(self.json) != "-":
             console().print(_totals(measured), "", _scales(pipe, measured), "", sep="\n")

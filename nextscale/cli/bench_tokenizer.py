@@ -1,25 +1,28 @@
-"""`nextscale bench tokenizer`: pictures a second, encoded and decoded, with random weights."""
+"""`nextscale bench tokenizer`: pictures a second, encoded, decoded or trained on, with random weights."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nextscale.cli import bench
 from nextscale.cli.options import Batches, Json, Precision, Threads
 from nextscale.cli.output import check_json, console, progress, table, write_json
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from nextscale.benchmark import Tokenizing
     from nextscale.pipeline import Pipeline
+    from nextscale.training.speed import Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTokenizer:
-    """Pictures a second, encoded and decoded; the weights are random.
+    """Pictures a second, encoded and decoded, or trained on; the weights are random.
 
     ratio: time over that of the arithmetic alone, at rates measured meanwhile
     """
@@ -28,6 +31,8 @@ class BenchTokenizer:
     """Model whose tokenizer is timed; nextscale presets lists them."""
     batch: Batches = (1, 4, 16)
     """Pictures at a time, one size or several."""
+    train: bool = False
+    """Time training steps instead, beside those of a plain float32 loop over the same network."""
     repeats: int = 5
     """Times each size is measured; medians are reported."""
     device: str = "auto"
@@ -46,15 +51,45 @@ class BenchTokenizer:
         from nextscale.precision import find_device
 
         device = find_device(self.device)
+        if self.train:
+            self._time_training(device)
+            return
         with bench.threads(self.threads):
             pipe = tokenizer_pipeline(self.preset, device=device, precision=self.precision)
             measured = self._measure(pipe)
-            setting = bench.setting(pipe, self.preset, self.repeats)
+            setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
+        self._report(setting, _table(measured), measured)
+
+    def _report(self, setting: dict[str, Any], drawn: Table, measured: Sequence[Tokenizing | Training]) -> None:
         if str(self.json) != "-":
-            console().print(_table(measured), "", sep="\n")
+            console().print(drawn, "", sep="\n")
             bench.tell(setting)
         if self.json is not None:
             write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
+
+    def _time_training(self, device: torch.device) -> None:
+        from nextscale import presets
+        from nextscale.training.optimization import training_dtype
+        from nextscale.training.speed import measure_training
+
+        config, dtype = presets.get(self.preset).tokenizer, training_dtype(self.precision, device)
+        measured = []
+        with bench.threads(self.threads), progress() as bar:
+            task = bar.add_task("training", total=len(self.batch) * (1 + self.repeats))
+            for size in self.batch:
+                bar.update(task, description=f"batch {size}")
+                measured.append(
+                    measure_training(
+                        config,
+                        size,
+                        device=device,
+                        precision=self.precision,
+                        repeats=self.repeats,
+                        done=lambda: bar.advance(task),
+                    )
+                )
+            setting = bench.setting(device, dtype, self.preset, self.repeats)
+        self._report(setting, _training_table(measured), measured)
 
     def _measure(self, pipe: Pipeline) -> list[Tokenizing]:
         from nextscale.benchmark import measure_tokenizer
@@ -82,3 +117,20 @@ def _table(measured: list[Tokenizing]) -> Table:
     ]
     names = ("batch",), ("encoded/s", "ratio", "decoded/s", "ratio", "peak GB")
     return table("Tokenizer, pictures a second", *names, rows)
+
+
+def _training_table(measured: list[Training]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (
+            row.batch,
+            f"{row.pictures_per_second:.2f}",
+            f"{row.seconds_per_step:.2f}",
+            f"{row.roofline_ratio:.2f}",
+            f"{row.plain_seconds_per_step:.2f}",
+            f"{row.speedup:.2f}x",
+            f"{row.peak_memory_bytes / 1e9:.2f}",
+        )
+        for row in measured
+    ]
+    names = ("batch",), ("pictures/s", "s a step", "ratio", "plain fp32", "faster", "peak GB")
+    return table("Training of the tokenizer", *names, rows)
