@@ -28,9 +28,10 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
-    "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what this machine could do"),
+    "evaluate reconstruction": ("evaluate_reconstruction", "EvaluateReconstruction", "how good a tokenizer is"),
+    "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what is possible here"),
     "bench tokenizer": ("bench_tokenizer", "BenchTokenizer", "pictures a second, encoded and decoded"),
-    "convert": ("convert", "Convert", "the public release's files to a model directory, and back"),
+    "convert": ("convert", "Convert", "the public release's files to a model, and back"),
     "presets": ("presets", "Presets", "the models that have names"),
 }
 
@@ -92,7 +93,8 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _help(names: Iterable[str]) -> str:
     """What `nextscale --help` prints, for these commands."""
-    lines = [f"  {name:<20}{COMMANDS[name][2]}" for name in names]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{COMMANDS[name][2]}" for name in names]
     return "\n".join(
         [
             "usage: nextscale COMMAND [OPTIONS]",
@@ -103,8 +105,8 @@ def _help(names: Iterable[str]) -> str:
             *lines,
             "",
             "options:",
-            f"  {'-h, --help':<20}this text; after a command, its options",
-            f"  {'--version':<20}the version",
+            f"  {'-h, --help':<{width}}this text; after a command, its options",
+            f"  {'--version':<{width}}the version",
         ]
     )
 

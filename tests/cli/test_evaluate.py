@@ -1,0 +1,173 @@
+"""Laws of `nextscale evaluate reconstruction`: a block for people, JSON for programs, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from nextscale import MultiScaleVQVAE, features
+
+COMMAND = ["evaluate", "reconstruction", "--device", "cpu"]
+RESULTS = ["psnr", "ssim", "perceptual_distance", "frechet_distance", "bits_per_pixel", "entropy_bits_per_pixel"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_run(tokenizer: MultiScaleVQVAE, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tokenizer of 8x8 pixels; look, do not touch."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded network looks at 32 pixels, to be quick."""
+    monkeypatch.setattr(features.FeatureNetwork, "side", 32)
+
+
+@pytest.fixture
+def call(nextscale: Callable[..., Any], tokenizer_run: Path, pictures: Path) -> Callable[..., Any]:
+    """`call("--batch", 2)`: the command on a folder of 24 pictures."""
+    return lambda *options: nextscale(*COMMAND, "--tokenizer", tokenizer_run, "--data", pictures, *options)
+
+
+def test_figures_scales_and_setting_fit_80_columns(call: Callable[..., Any], pictures: Path) -> None:
+    """Each figure by its name, one row a scale, and what it was measured with."""
+    done = call("--split", "train")
+    assert (done.status, done.errors) == (0, "")
+    lines = done.output.splitlines()
+    assert max(len(line) for line in lines if str(pictures) not in line) <= 80
+    assert "…" not in done.output
+    assert all(character.isprintable() or character == "\n" for character in done.output)
+    names = ["PSNR", "SSIM", "perceptual distance", "FD-EffNetLite0", "bits per pixel"]
+    assert [line[:22].strip() for line in lines if line.startswith("  ") and "  " in line.strip()][:5] == names
+    assert [line.split()[0] for line in lines if line[:3] in ("1x1", "2x2", "3x3", "4x4")] == [
+        "1x1",
+        "2x2",
+        "3x3",
+        "4x4",
+    ]
+    assert "FID" not in done.output.replace("FD-", "")
+
+
+def test_json_holds_every_figure_and_what_is_needed_to_repeat_it(
+    call: Callable[..., Any], tokenizer_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Beside the block in a file; alone on stdout."""
+    file = tmp_path / "figures.json"
+    beside, alone = call("--json", file), call("--json", "-")
+    assert "FD-EffNetLite0" in beside.output
+    values = json.loads(file.read_text(encoding="utf-8"))
+    assert json.loads(alone.output) == values
+    assert all(type(values[name]) is float for name in RESULTS)
+    assert (values["tokenizer"], values["data"], values["split"]) == (str(tokenizer_run), str(pictures), "validation")
+    assert (values["frechet_name"], values["network"]["name"]) == ("FD-EffNetLite0", "EffNetLite0")
+    assert {"torch", "torchmetrics", "nextscale", "device", "data_fingerprint", "tokenizer_fingerprint"} <= set(values)
+    assert [scale["size"] for scale in values["scales"]] == ["1x1", "2x2", "3x3", "4x4"]
+    assert set(values["scales"][0]) == {"size", "tokens", "used", "possible", "perplexity", "residual", "psnr"}
+
+
+def test_splits_are_judged_apart(call: Callable[..., Any], pictures: Path) -> None:
+    """Together they are all pictures; training pictures are said to be such."""
+    held_out = json.loads(call("--json", "-").output)
+    trained_on = json.loads(call("--json", "-", "--split", "train").output)
+    assert held_out["pictures"] + trained_on["pictures"] == len(list(pictures.glob("*/*.png")))
+    assert held_out["data_fingerprint"] != trained_on["data_fingerprint"]
+    assert any("there to train on" in line for line in trained_on["warnings"])
+    assert not any("there to train on" in line for line in held_out["warnings"])
+
+
+def test_few_pictures_are_warned_of(call: Callable[..., Any]) -> None:
+    """In the block as in the JSON, with their number."""
+    done = call("--split", "train")
+    count = json.loads(call("--json", "-", "--split", "train").output)["pictures"]
+    text = " ".join(done.output.split())
+    assert f"warning: FD-EffNetLite0 is made from {count} pictures, fewer than 50,000" in text
+    assert "covariance is singular" in text
+
+
+def test_sheet_shows_the_worst_and_the_best_below_their_originals(call: Callable[..., Any], tmp_path: Path) -> None:
+    """Four rows of eight pictures."""
+    done = call("--split", "train", "--out", tmp_path / "sheets")
+    sheet = tmp_path / "sheets" / "worst-and-best.png"
+    assert str(sheet) in done.output
+    with Image.open(sheet) as picture:
+        assert picture.size == (8 * 8 + 7 * 2, 4 * 8 + 3 * 2)
+
+
+def test_model_is_taken_for_its_tokenizer(nextscale: Callable[..., Any], model: Path, pictures: Path) -> None:
+    """`--model DIR` and `--tokenizer DIR` of one directory are the same."""
+    rest = ["--data", pictures, "--json", "-"]
+    runs = [json.loads(nextscale(*COMMAND, option, model, *rest).output) for option in ("--model", "--tokenizer")]
+    assert runs[0] == runs[1]
+    assert (runs[0]["height"], runs[0]["width"]) == (32, 32)
+
+
+def test_output_into_a_file_is_plain(tokenizer_run: Path, pictures: Path, tmp_path: Path) -> None:
+    """The real program, its output no terminal."""
+    file = tmp_path / "figures.txt"
+    words = [*COMMAND, "--tokenizer", tokenizer_run, "--data", pictures]
+    with file.open("w") as stream:
+        subprocess.run(
+            [sys.executable, "-m", "nextscale", *map(str, words)],
+            stdout=stream,
+            timeout=120,
+            check=True,
+            env=os.environ | {"COLUMNS": "80"},
+        )
+    text = file.read_text(encoding="utf-8")
+    assert "FD-EffNetLite0" in text
+    assert "\x1b" not in text
+    assert "\r" not in text
+
+
+def test_a_mistake_is_one_line_and_status_2(
+    nextscale: Callable[..., Any], tokenizer_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Nothing is written, nothing is on stdout."""
+    missing, out = tmp_path / "missing", tmp_path / "out"
+    given = ["--tokenizer", tokenizer_run, "--data", pictures]
+    cases: list[tuple[list[object], str]] = [
+        ([], "nextscale demo"),
+        (["--tokenizer", missing], str(missing)),
+        ([*given, "--model", tokenizer_run], "expected --model or --tokenizer, got both"),
+        (["--tokenizer", tokenizer_run, "--data", missing], str(missing)),
+        ([*given, "--split", "test"], "--split: expected one of 'validation', 'train', got 'test'"),
+        ([*given, "--features", "inception-v9"], "inception-v9"),
+        ([*given, "--batch", 0], "--batch: expected at least 1, got 0"),
+        ([*given, "--device", "abacus"], "abacus"),
+        ([*given, "--json", tmp_path], "--json: expected a file, got the directory"),
+        ([*given, "--depth", 16], "--depth"),
+        ([*given, "--seed", 1], "unknown option --seed"),
+    ]
+    for options, told in cases:
+        device = [] if "--device" in options else ["--device", "cpu"]
+        done = nextscale("evaluate", "reconstruction", *options, *device, "--out", out)
+        assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1), options
+        assert told in done.errors, done.errors
+        assert not out.exists()
+
+
+def test_a_place_that_is_no_directory_is_refused_before_the_work(call: Callable[..., Any], tmp_path: Path) -> None:
+    """`--out` names a file."""
+    (tmp_path / "file").touch()
+    done = call("--out", tmp_path / "file")
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert "--out: expected a directory" in done.errors
+
+
+def test_group_has_help(nextscale: Callable[..., Any]) -> None:
+    """`nextscale evaluate --help` lists it."""
+    shown = nextscale("evaluate", "--help")
+    assert [line.split()[:2] for line in shown.output.splitlines() if line.startswith("  evaluate ")] == [
+        ["evaluate", "reconstruction"]
+    ]
+    assert max(map(len, nextscale("--help").output.splitlines())) <= 80
