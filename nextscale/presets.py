@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.errors import InputError
@@ -33,13 +34,13 @@ SCALES = {
     "512": Scales([1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
 }
 
-#   tokenizer: V, C, channels, multipliers, residual blocks
-TOKENIZERS = {
-    "tiny": (512, 16, 32, (1, 1, 2), 1),
-    "small": (1024, 16, 32, (1, 2, 4, 4), 1),
-    "medium": (2048, 16, 64, (1, 2, 4, 4), 1),
-    "large": (4096, 32, 96, (1, 1, 2, 2, 4), 2),
-    "vqgan": (4096, 32, 160, (1, 1, 2, 2, 4), 2),
+#   tokenizer: V, C, channels, multipliers, residual blocks, distance
+TOKENIZERS: dict[str, tuple[int, int, int, tuple[int, ...], int, Literal["euclidean", "cosine"]]] = {
+    "tiny": (512, 16, 32, (1, 1, 2), 1, "euclidean"),
+    "small": (1024, 16, 32, (1, 2, 4, 4), 1, "cosine"),
+    "medium": (2048, 16, 64, (1, 2, 4, 4), 1, "cosine"),
+    "large": (4096, 32, 96, (1, 1, 2, 2, 4), 2, "cosine"),
+    "vqgan": (4096, 32, 160, (1, 1, 2, 2, 4), 2, "euclidean"),
 }
 
 # fmt: off
@@ -84,7 +85,7 @@ def _build(
     shared: bool,
     published: str,
 ) -> Preset:
-    codebook_size, code_channels, channels, multipliers, residual_blocks = TOKENIZERS[tokenizer]
+    codebook_size, code_channels, channels, multipliers, residual_blocks, distance = TOKENIZERS[tokenizer]
     return Preset(
         name,
         TokenizerConfig(
@@ -96,7 +97,7 @@ def _build(
             residual_blocks=residual_blocks,
             phi_sharing="partial",
             phi_count=4,
-            distance="euclidean",
+            distance=distance,
         ),
         TransformerConfig(
             scales=SCALES[pixels],
