@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from nextscale.features.network import FeatureNetwork
+from nextscale.features import FeatureNetwork
+from nextscale.features.perceptual import SIDE
 
 
 class PatchDiscriminator(nn.Module):
@@ -56,19 +57,17 @@ class FeatureDiscriminator(nn.Module):
     """Heads on the maps of a frozen network, each normalised by cell; (B, 3, H, W) -> (B, n) logits of all cells.
 
     Arguments:
-        network: its maps are looked at and its weights never change; it is no part of this module's state.
-        side: of the pictures, in pixels.
+        network: its maps are looked at and its weights never change; it is no part of this module's state. Pictures
+            that are smaller than it can make sense of are enlarged, as for the perceptual distance.
     """
 
-    def __init__(self, network: FeatureNetwork, side: int) -> None:
+    def __init__(self, network: FeatureNetwork) -> None:
         super().__init__()
         self._network = (network,)  # in a tuple, so that its weights are not taken for ours
-        with torch.no_grad():
-            maps = network.maps(torch.zeros(1, 3, side, side, device=next(network.parameters()).device))
-        self.heads = nn.ModuleList(Head(map_.shape[1]) for map_ in maps)
+        self.heads = nn.ModuleList(Head(channels) for channels in network.channels)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        maps = self._network[0].maps(images_B3HW)
+        maps = self._network[0].maps(images_B3HW, SIDE)
         logits = [
             head(F.normalize(map_, dim=1) * map_.shape[1] ** 0.5) for head, map_ in zip(self.heads, maps, strict=True)
         ]

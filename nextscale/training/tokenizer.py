@@ -123,13 +123,13 @@ class TokenizerStage:
             return None
         side = min(config.height, config.width)
         with torch.random.fork_rng(devices=[]):  # layers draw weights as they are made, which are then drawn again
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # `torch.manual_seed` would reach accelerators, too
             discriminator: nn.Module
             if recipe.discriminator == "patch":
                 discriminator = PatchDiscriminator(side)
             else:
                 assert backbone is not None
-                discriminator = FeatureDiscriminator(backbone, side)
+                discriminator = FeatureDiscriminator(backbone)
             initialize(discriminator, generator(self.seed, "discriminator"))
         return Adversary(discriminator.to(self.device), recipe, self.recipe.optimization, self.dtype)
 
