@@ -212,19 +212,19 @@ def _scales(figures: ReconstructionFigures) -> Table:
             scale.used,
             scale.possible,
             f"{scale.perplexity:.1f}",
-            f"{scale.residual:.1%}",
+            f"{100 * scale.residual:.1f}",
             f"{scale.psnr:.2f}",
         )
         for scale in figures.scales
     ]
-    return table("Scale by scale", ("scale",), ("tokens", "used", "possible", "perplexity", "left", "PSNR"), rows)
+    names = ("tokens", "codes used", "possible", "perplexity", "residual %", "PSNR dB")
+    return table("Scale by scale", ("scale",), names, rows)
 
 
 def _made_with(figures: ReconstructionFigures, values: dict[str, Any]) -> list[str]:
     network = figures.network
     return [
-        "used of possible codes, perplexity of those used; left: share of the features' energy not yet painted; "
-        "PSNR: painted up to this scale",
+        "residual: share of the features' energy that is left after the scale; PSNR: painted up to the scale",
         f"tokenizer {values['tokenizer']} ({figures.tokenizer_fingerprint})",
         f"data {values['data']}, {values['split']} ({figures.data_fingerprint})",
         f"features {network.name} at {network.side} px, inner maps at {network.perceptual_side} px "
