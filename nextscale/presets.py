@@ -1,8 +1,8 @@
 """The models that have names, in one table; the last column is the published result (FID on ImageNet, ADM protocol).
 
 `var-*` are the public release's sizes: VQGAN f16 with V = 4096 and C = 32, and the paper's rule width = 64 * depth.
-`emoji-*` are for the embedded data: small enough to be trained on two CPU cores. `small-128` and `base-256` are for data
-of one's own on one accelerator; training fits the number of classes to the data.
+`emoji-*` are for the embedded data: small enough to be trained on two CPU cores. `small-128` and `base-256` are for
+data of one's own on one accelerator; training fits the number of classes to the data.
 """
 
 from __future__ import annotations

@@ -18,10 +18,18 @@ from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.config import TokenizerConfig
+    from nextscale.features.perceptual import PerceptualDistance
     from nextscale.training.recipes import TokenizerRecipe
 
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
-Network = Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH|HUB", help_behavior_hint="")]
+Network = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB", help_behavior_hint="")]
+NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
+Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Discriminator = Annotated[
+    Literal["none", "patch", "features"] | None,
+    tyro.conf.arg(metavar="{none,patch,features}", help_behavior_hint=""),
+]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="(default: the preset's)")]
 
 
@@ -40,16 +48,17 @@ class TrainTokenizer:
     """Pixels of the pictures, such as 96x128, with scales suggested for it."""
     out: Directory = Path("runs/tokenizer")
     """Run directory; one that holds the same run is continued."""
-    steps: int | None = None
+    steps: Count = None
     """Length in steps (default: the recipe's)."""
-    minutes: float | None = None
+    minutes: Minutes = None
     """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
-    batch: int | None = None
+    batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
-    discriminator: Literal["none", "patch", "features"] | None = None
+    discriminator: Discriminator = None
     """Adversarial term: none, a PatchGAN, or heads on the features of --backbone (default: the recipe's)."""
-    perceptual: Network = None
-    """Network of the perceptual term: weights of VGG16 or DINO (default: the packaged EfficientNet-Lite0)."""
+    perceptual: NetworkAndHeads = ()
+    """Network of the perceptual term: weights of VGG16 or DINO, and LPIPS's linear heads, if any (default: the packaged
+    EfficientNet-Lite0)."""
     backbone: Network = None
     """Network of the feature discriminator, likewise."""
     set: Settings = ()
@@ -67,7 +76,6 @@ class TrainTokenizer:
 
     def _train(self, device: str) -> None:
         from nextscale import features
-        from nextscale.features.perceptual import PerceptualDistance
         from nextscale.training.loop import Length, train
         from nextscale.training.tokenizer import TokenizerStage
 
@@ -83,7 +91,7 @@ class TrainTokenizer:
             seed=self.seed,
             device=device,
             precision=self.precision,
-            perceptual=PerceptualDistance(features.load(self.perceptual, device=device)) if self.perceptual else None,
+            perceptual=self._perceptual(device),
             backbone=features.load(self.backbone, device=device) if self.backbone else None,
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
@@ -91,11 +99,26 @@ class TrainTokenizer:
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
 
+    def _perceptual(self, device: str) -> PerceptualDistance | None:
+        """What was named to measure with; None leaves it to the stage."""
+        from nextscale import features
+        from nextscale.features.perceptual import PerceptualDistance, read_heads
+
+        if not self.perceptual:
+            return None
+        name, *heads = self.perceptual
+        if len(heads) > 1:
+            raise InputError(
+                f"--perceptual: expected a network and at most one file of heads, got {len(heads)} of them"
+            )
+        network = features.load(name, device=device)
+        return PerceptualDistance(network, heads=read_heads(heads[0]) if heads else None).to(device)
+
     def _refuse_unheard(self, recipe: TokenizerRecipe) -> None:
         """Raise `InputError` for a network that the recipe would not look through."""
         if self.perceptual and not recipe.objective.perceptual:
             raise InputError(
-                f"--perceptual {self.perceptual}: expected a recipe with a perceptual term, such as "
+                f"--perceptual {self.perceptual[0]}: expected a recipe with a perceptual term, such as "
                 "--set objective.perceptual=0.5, got one without"
             )
         if self.backbone and recipe.adversarial.discriminator != "features":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import InputError
 from nextscale.features import weights
-from nextscale.features.network import FeatureNetwork
+from nextscale.features.network import FeatureNetwork, fingerprint
 
 SIDE = 96  # all orderings in the tests hold from here on; time grows with its square
 
@@ -49,6 +49,14 @@ class PerceptualDistance(nn.Module):
         device = next(network.parameters()).device
         for layer, head in enumerate(heads):
             self.register_buffer(f"head{layer}_C11", head.to(device).view(-1, 1, 1), persistent=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the network's weights, the heads and the side."""
+        heads = {
+            f"{name} {self.network.fingerprint} {self.side}": head for name, head in self.named_buffers(recurse=False)
+        }
+        return fingerprint(heads)
 
     def forward(self, painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
         """Two batches of pictures, float in [-1, 1], -> distances (B,) float32. The gradient goes to `painted` only."""

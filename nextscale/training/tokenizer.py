@@ -107,7 +107,7 @@ class TokenizerStage:
             "tokenizer": to_json(config),
             "data": data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
-            "perceptual": self.perceptual.network.fingerprint if self.perceptual else None,
+            "perceptual": self.perceptual.fingerprint if self.perceptual else None,
             "backbone": backbone.fingerprint if backbone and recipe.adversarial.discriminator == "features" else None,
         }
 
