@@ -81,6 +81,26 @@ def test_quantize_is_the_way_through_encode_and_decode(tokenizer: MultiScaleVQVA
     assert all(grad.abs().max() > 0 for grad in torch.autograd.grad(quantized.loss, weights))
 
 
+def test_loss_of_quantize_is_codebook_plus_beta_times_commitment(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """Both have the same value, the mean over scales of |f_hat_k - f|^2, so beta only scales: 0.25 unless told."""
+    f = tokenizer.features(images).detach()
+    canvases = tokenizer.quantizer.canvases(tokenizer.encode(images))
+    plain = sum(float((canvas - f).square().mean().detach()) for canvas in canvases) / 4
+    assert tokenizer.quantize(f).loss.item() == pytest.approx(1.25 * plain, rel=1e-5)
+    assert tokenizer.quantize(f, beta=2.0).loss.item() == pytest.approx(3 * plain, rel=1e-5)
+
+
+def test_beta_moves_the_features_and_not_the_codes(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """The gradient to f is in proportion to it; that to the codebook does not depend on it."""
+    f = tokenizer.features(images).detach().requires_grad_()
+    codes = tokenizer.quantizer.codebook.weight
+    to_f, to_codes = torch.autograd.grad(tokenizer.quantize(f, beta=1.0).loss, [f, codes])
+    to_f_2, to_codes_2 = torch.autograd.grad(tokenizer.quantize(f, beta=2.0).loss, [f, codes])
+    torch.testing.assert_close(to_f_2, 2 * to_f)
+    torch.testing.assert_close(to_codes_2, to_codes)
+    assert min(to_f.abs().max(), to_codes.abs().max()) > 0
+
+
 @pytest.mark.parametrize(
     "images",
     [

@@ -1,5 +1,6 @@
 """Laws of the residual quantizer: both Algorithms against slow plain versions, sharing of phi, gradients, usage."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale import MultiScaleVQVAE, Scales
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer, nearest_phi, usage
+from nextscale import InputError, MultiScaleVQVAE, Scales
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer, codebook_loss, commitment_loss, nearest_phi, usage
 
 Make = Callable[..., MultiScaleVQVAE]
 
@@ -125,47 +126,151 @@ def test_teacher_inputs_are_the_canvases_pooled_to_the_next_scale(quantizer: Mul
     assert start == inputs.shape[1]
 
 
-def test_loss_is_the_mean_over_scales_on_the_cumulative_canvas(quantizer: MultiScaleQuantizer) -> None:
-    """Against the plain loop; both terms have the same value, so the loss is (1 + beta) times their mean."""
+def test_both_losses_are_means_over_scales_on_the_cumulative_canvas(quantizer: MultiScaleQuantizer) -> None:
+    """Against the plain loop; they have the same value, and differ in whom they move."""
     f = features_for(quantizer)
     _, _, canvases = algorithm_1(quantizer, f)
     plain = sum(float((canvas - f).square().mean()) for canvas in canvases) / len(canvases)
-    for beta in (0.25, 2.0):
-        assert quantizer(f, beta=beta).loss.item() == pytest.approx((1 + beta) * plain, rel=1e-5)
-    assert quantizer(f).loss.item() == pytest.approx(1.25 * plain, rel=1e-5)
+    walk = quantizer(f)
+    assert codebook_loss(walk.canvases, f).item() == pytest.approx(plain, rel=1e-5)
+    assert commitment_loss(walk.canvases, f).item() == pytest.approx(plain, rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_walk_keeps_what_algorithm_1_passes_by(quantizer: MultiScaleQuantizer) -> None:
+    """Canvas after each scale and residual before it, by the plain loop: picture after picture, row after row."""
+    f = features_for(quantizer)
+    walk = quantizer(f)
+    maps, _, canvases = algorithm_1(quantizer, f)
+    assert torch.equal(walk.tokens, torch.cat([part.flatten(1) for part in maps], dim=1))
+    left = f
+    for k, (h, w) in enumerate(quantizer.scales):
+        torch.testing.assert_close(walk.canvases[k], canvases[k], atol=1e-5, rtol=1e-5)
+        pooled = F.adaptive_avg_pool2d(left, (h, w))
+        vectors = [pooled[b, :, i, j] for b in range(3) for i in range(h) for j in range(w)]
+        torch.testing.assert_close(walk.residuals[k], torch.stack(vectors), atol=1e-5, rtol=1e-5)
+        left = f - canvases[k]
+    assert len(walk.canvases) == len(walk.residuals) == len(quantizer.scales)
+
+
+@torch.no_grad()
+def test_a_picture_painted_with_fewer_scales_has_their_canvas(quantizer: MultiScaleQuantizer) -> None:
+    """Exactly, each picture with its own number; its tokens and residuals are those of all scales."""
+    f, count = features_for(quantizer), len(quantizer.scales)
+    whole = quantizer(f)
+    for through in itertools.product(range(1, count + 1), repeat=3):
+        walk = quantizer(f, torch.tensor(through))
+        for k in range(count):
+            expected = torch.stack([whole.canvases[min(k, n - 1)][b] for b, n in enumerate(through)])
+            assert torch.equal(walk.canvases[k], expected)
+        assert torch.equal(walk.tokens, whole.tokens)
+        assert all(torch.equal(a, b) for a, b in zip(walk.residuals, whole.residuals, strict=True))
+
+
+@torch.no_grad()
+def test_it_is_what_decode_shows_through_as_many(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """Four pictures painted with 1, 2, 3 and 4 scales, and `decode(through=n)` of their tokens."""
+    walk = tokenizer.quantizer(tokenizer.features(images), torch.tensor([1, 2, 3, 4]))
+    painted = tokenizer.paint(walk.canvases[-1])
+    for b, n in enumerate((1, 2, 3, 4)):
+        shown = tokenizer.decode(walk.tokens[b : b + 1], through=n)[0]
+        torch.testing.assert_close(painted[b], shown, atol=1e-5, rtol=0)
+
+
+def test_what_is_not_painted_moves_no_code(make_tokenizer: Make) -> None:
+    """Painted with the first scale only, all canvases are the first, and the gradient of the codes is its own."""
+    quantizer = make_tokenizer().quantizer
+    f, codes = features_for(quantizer), quantizer.codebook.weight
+    (moved,) = torch.autograd.grad(codebook_loss(quantizer(f, torch.ones(3, dtype=torch.int64)).canvases, f), codes)
+    (alone,) = torch.autograd.grad(codebook_loss(quantizer(f).canvases[:1], f), codes)
+    torch.testing.assert_close(moved, alone)
+    assert moved.any(dim=1).sum() <= 3
+
+
+OTHERS = [Scales([1, 4]), Scales([2, 3, 4]), Scales([4]), Scales([1, 2, 3, 4]), Scales([1, (1, 2), 2, 3, (3, 4), 4])]
+
+
+@pytest.mark.parametrize("scales", OTHERS, ids=str)
+@torch.no_grad()
+def test_other_scales_are_walked_as_by_a_model_of_them(make_tokenizer: Make, scales: Scales) -> None:
+    """With the same weights, bit for bit; the weights are shared, and the one that was asked stays as it is."""
+    quantizer, theirs = make_tokenizer().quantizer, make_tokenizer(scales=scales).quantizer
+    own = (quantizer.scales, list(quantizer.phi_of))
+    state = quantizer.state_dict()
+    theirs.load_state_dict({name: tensor for name, tensor in state.items() if name != "hits_KV"}, strict=False)
+    rescaled, f = quantizer.rescaled(scales), features_for(quantizer)
+    for ours, other in zip(rescaled(f), theirs(f), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, other, strict=True))
+    shared = zip(rescaled.parameters(), quantizer.parameters(), strict=True)
+    assert all(mine is yours for mine, yours in shared)
+    assert (quantizer.scales, quantizer.phi_of) == own
+    assert len(rescaled(f).canvases) == len(scales)
+
+
+def test_scales_that_end_elsewhere_are_refused(tokenizer: MultiScaleVQVAE) -> None:
+    """The canvas has one size."""
+    with pytest.raises(InputError, match=r"^scales: expected the last to be \(4, 4\), got \(3, 3\)$"):
+        tokenizer.quantizer.rescaled(Scales([1, 2, 3]))
+
+
+def test_residuals_are_differentiable_in_the_features_alone(quantizer: MultiScaleQuantizer) -> None:
+    """The gradient is that of pooling, as what earlier scales took away counts as given; none reaches the codes."""
+    f = features_for(quantizer).requires_grad_()
+    generator = torch.Generator().manual_seed(1)
+    residuals = quantizer(f).residuals
+    weights = [torch.randn(z.shape, generator=generator) for z in residuals]
+    total = sum((z * w).sum() for z, w in zip(residuals, weights, strict=True))
+    to_f, to_codes = torch.autograd.grad(total, [f, quantizer.codebook.weight], allow_unused=True)
+    pooled = sum(
+        (F.adaptive_avg_pool2d(f, size) * w.view(3, *size, 8).movedim(-1, 1)).sum()
+        for size, w in zip(quantizer.scales, weights, strict=True)
+    )
+    torch.testing.assert_close(to_f, torch.autograd.grad(pooled, f)[0], atol=1e-6, rtol=1e-5)
+    assert to_codes is None
 
 
 def test_training_forward_agrees_with_encoding(quantizer: MultiScaleQuantizer) -> None:
     """Same tokens; the value of the straight-through f_hat is the last canvas."""
     f = features_for(quantizer)
-    got = quantizer(f)
-    *_, last = quantizer.canvases(got.tokens)
-    assert torch.equal(got.tokens, quantizer.encode(f))
-    torch.testing.assert_close(got.f_hat, last, atol=1e-5, rtol=1e-5)
+    walk = quantizer(f)
+    *_, last = quantizer.canvases(walk.tokens)
+    assert torch.equal(walk.tokens, quantizer.encode(f))
+    torch.testing.assert_close(walk.f_hat(f), last, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_goes_straight_through_to_the_features(quantizer: MultiScaleQuantizer) -> None:
     """The gradient of f_hat is the gradient of f, exactly, and none reaches the codebook that way."""
     f = features_for(quantizer).requires_grad_()
     weights = torch.randn(f.shape, generator=torch.Generator().manual_seed(1))
-    (quantizer(f).f_hat * weights).sum().backward()
+    (quantizer(f).f_hat(f) * weights).sum().backward()
     assert torch.equal(f.grad, weights)
     assert quantizer.codebook.weight.grad is None
 
 
 def test_commitment_pulls_the_features_and_the_other_term_pulls_the_codes(quantizer: MultiScaleQuantizer) -> None:
-    """Gradient to f is beta times the mean of 2 (f - f_hat_k) / n; to the codebook it does not depend on beta."""
+    """Gradient of commitment to f is the mean of 2 (f - f_hat_k) / n, none to the codes; the other's is the reverse."""
     f = features_for(quantizer).requires_grad_()
     codebook = quantizer.codebook.weight
     _, _, canvases = algorithm_1(quantizer, f.detach())
     expected = sum(2 * (f.detach() - canvas) / f.numel() for canvas in canvases) / len(canvases)
-    by_beta = {}
-    for beta in (0.0, 0.25):
-        to_f, to_codes = torch.autograd.grad(quantizer(f, beta=beta).loss, [f, codebook])
-        torch.testing.assert_close(to_f, beta * expected, atol=1e-7, rtol=1e-5)
-        by_beta[beta] = to_codes
-    assert by_beta[0.0].abs().max() > 1e-5
-    torch.testing.assert_close(by_beta[0.0], by_beta[0.25])
+    to_f, to_codes = torch.autograd.grad(commitment_loss(quantizer(f).canvases, f), [f, codebook], allow_unused=True)
+    torch.testing.assert_close(to_f, expected, atol=1e-7, rtol=1e-5)
+    assert to_codes is None
+    to_f, to_codes = torch.autograd.grad(codebook_loss(quantizer(f).canvases, f), [f, codebook], allow_unused=True)
+    assert to_f is None
+    assert to_codes.abs().max() > 1e-5
+
+
+def test_codes_learn_from_what_they_paint(make_tokenizer: Make) -> None:
+    """Without phi and with one scale: 2 (e_v - z) / n, summed over the cells that chose code v."""
+    quantizer = make_tokenizer(phi_count=0, scales=Scales([4])).quantizer
+    f = features_for(quantizer)
+    walk = quantizer(f)
+    (moved,) = torch.autograd.grad(codebook_loss(walk.canvases, f), quantizer.codebook.weight)
+    expected = torch.zeros(64, 8)
+    for z, v in zip(walk.residuals[0], walk.tokens.flatten().tolist(), strict=True):
+        expected[v] += 2 * (quantizer.codebook.weight[v].detach() - z) / f.numel()
+    torch.testing.assert_close(moved, expected, atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
@@ -199,9 +304,9 @@ def test_quantizer_computes_in_float32_under_autocast(tokenizer: MultiScaleVQVAE
         assert torch.equal(quantizer.encode(f), tokens)
         assert torch.equal(quantizer.teacher_inputs(tokens), inputs)
         again = quantizer(f)
-    assert torch.equal(again.tokens, trained.tokens)
-    assert torch.equal(again.f_hat, trained.f_hat)
-    assert torch.equal(again.loss, trained.loss)
+        assert all(canvas.dtype == torch.float32 for canvas in again.canvases)
+    for ours, theirs in zip(again, trained, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(
