@@ -103,7 +103,7 @@ class RunDirectory:
         try:
             stored = pickles.read(file)
             parts = stored.pop("parts")
-            if parts.keys() != stage.state.keys():
+            if parts.keys() != stage.state.keys() or stored.keys() != vars(State()).keys():
                 raise KeyError
             for name, part in stage.state.items():
                 part.load_state_dict(parts[name])
@@ -145,8 +145,9 @@ class RunDirectory:
         if not distributed.is_first():
             return
         for pattern in (".*.[0-9]*", ".tmp??????"):  # ours and those of safetensors
-            for rest in self.path.glob(pattern):
-                rest.unlink(missing_ok=True)
+            for place in (self.path, self.path / "best", self.path / "samples"):
+                for rest in place.glob(pattern):
+                    rest.unlink(missing_ok=True)
         write_json(self.path / "run.json", {"settings": self.settings, "finished": True, "steps": state.step})
 
     # -- what people look at -------------------------------------------------------------------------------------------
