@@ -39,8 +39,10 @@ def choice_entropy(residuals_NC: Tensor, codes_VC: Tensor, *, temperature: float
     """
     squares = residuals_NC.square().sum(dim=1, keepdim=True) + codes_VC.square().sum(dim=1)
     distances_NV = squares - 2 * residuals_NC @ codes_VC.T
-    p_NV = F.softmax(-distances_NV / (temperature * distances_NV.detach().mean()), dim=-1)
-    return torch.special.entr(p_NV).sum(dim=-1).mean() - torch.special.entr(p_NV.mean(dim=0)).sum()
+    log_p_NV = F.log_softmax(-distances_NV / (temperature * distances_NV.detach().mean()), dim=-1)
+    p_NV = log_p_NV.exp()  # 0 for codes that are far away, where the gradient of -p ln p by itself would be infinite
+    p_V = p_NV.mean(dim=0)
+    return (p_V * p_V.clamp_min(1e-30).log()).sum() - (p_NV * log_p_NV).sum(dim=-1).mean()
 
 
 # ---- adversarial -----------------------------------------------------------------------------------------------------
