@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from nextscale.cli.data import load_data
 from nextscale.cli.options import Directory, Precision
 from nextscale.cli.output import check_json, directory, say, write_json
-from nextscale.cli.training import load_data, watch
+from nextscale.cli.training import watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:

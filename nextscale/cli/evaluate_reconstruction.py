@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Json, Model
+from nextscale.cli.data import read_data
+from nextscale.cli.options import Depth, Json, Model, TokenizerRun
 from nextscale.cli.output import at_least, check_json, console, directory, progress, say, table, write_json
-from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +38,10 @@ class EvaluateReconstruction:
     """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them."""
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    tokenizer: TokenizerRun = None
     """Tokenizer run, instead of a model."""
     data: str = "emoji"
-    """emoji (embedded), or a folder of pictures: DIR/class/picture or flat."""
+    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
     split: Literal["validation", "train"] = "validation"
     """The pictures held out, or those to train on."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
@@ -61,9 +61,9 @@ class EvaluateReconstruction:
         from nextscale.precision import find_device
 
         device = find_device(self.device)
-        tokenizer = self._tokenizer().to(device).eval()
+        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
         network = features.load(self.features, device=device)
-        found = _read(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
+        found = read_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
         pictures = found.train if self.split == "train" else found.validation
         if self.out is not None:
             directory("--out", self.out)
@@ -79,19 +79,9 @@ class EvaluateReconstruction:
 
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
-        if self.model and self.tokenizer is not None:
-            raise InputError(f"expected --model or --tokenizer, got both {' '.join(self.model)} and {self.tokenizer}")
-        if self.depth is not None and self.tokenizer is not None:
-            raise InputError("--depth: expected with --model, got it with --tokenizer")
+        models.check_tokenizer(self.model, self.tokenizer, self.depth)
         at_least("--batch", 1, self.batch)
         check_json(self.json)
-
-    def _tokenizer(self) -> MultiScaleVQVAE:
-        if self.tokenizer is not None:
-            from nextscale.tokenizer import MultiScaleVQVAE
-
-            return MultiScaleVQVAE.load(self.tokenizer)
-        return models.load(self.model, self.depth, device="cpu", precision="fp32").tokenizer
 
     def _judge(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, network: FeatureNetwork) -> ReconstructionFigures:
         from nextscale.evaluation.reconstruction import evaluate
@@ -144,19 +134,6 @@ class EvaluateReconstruction:
         images.save(sheet, images.grid(_joined(rows), columns=len(rows[0])))
         if str(self.json) != "-":
             say(f"the worst and the best by perceptual distance, originals above: {sheet}")
-
-
-def _read(source: str, *, height: int, width: int) -> DataSet:
-    from nextscale import data
-
-    with progress() as bar:
-        task = bar.add_task("reading pictures", total=None)
-        return data.load(
-            source,
-            height=height,
-            width=width,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
 
 
 def _pair(tokenizer: MultiScaleVQVAE, pictures: Pictures, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline
+    from nextscale.tokenizer import MultiScaleVQVAE
 
 
 def load(model: Sequence[str], depth: int | None, *, device: str, precision: Precision) -> Pipeline:
@@ -21,6 +22,23 @@ def load(model: Sequence[str], depth: int | None, *, device: str, precision: Pre
     if files := release_files(model, depth):
         return official.load(*files, device=device, precision=precision)
     return Pipeline.load(model[0] if model else None, device=device, precision=precision)
+
+
+def load_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> MultiScaleVQVAE:
+    """The tokenizer of a run, or of the model that `--model` and `--depth` name."""
+    if run is not None:
+        from nextscale.tokenizer import MultiScaleVQVAE
+
+        return MultiScaleVQVAE.load(run)
+    return load(model, depth, device="cpu", precision="fp32").tokenizer
+
+
+def check_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> None:
+    """Raise `InputError` when `--tokenizer` contradicts the options that name a model."""
+    if model and run is not None:
+        raise InputError(f"expected --model or --tokenizer, got both {' '.join(model)} and {run}")
+    if depth is not None and run is not None:
+        raise InputError("--depth: expected with --model, got it with --tokenizer")
 
 
 def release_files(model: Sequence[str], depth: int | None) -> tuple[Path, Path] | None:

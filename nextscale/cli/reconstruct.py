@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Directory, Model, Pictures
+from nextscale.cli.options import Depth, Directory, Model, Pictures, TokenizerRun
 from nextscale.cli.output import directory
 from nextscale.errors import InputError
 
@@ -31,7 +29,7 @@ class Reconstruct:
     """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them."""
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    tokenizer: TokenizerRun = None
     """Tokenizer run, instead of a model."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
@@ -41,13 +39,12 @@ class Reconstruct:
     def run(self) -> None:
         if not self.pictures:
             raise InputError("PICTURE: expected at least one file, got none")
-        if self.model and self.tokenizer is not None:
-            raise InputError(f"expected --model or --tokenizer, got both {' '.join(self.model)} and {self.tokenizer}")
+        models.check_tokenizer(self.model, self.tokenizer, self.depth)
         from nextscale import images
         from nextscale.precision import find_device
 
         device = find_device(self.device)
-        tokenizer = self._tokenizer().to(device).eval()
+        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
         size = tokenizer.config
         originals = [images.read(file, height=size.height, width=size.width) for file in self.pictures]
         folder = directory("--out", self.out)
@@ -56,13 +53,6 @@ class Reconstruct:
             strip = folder / f"{stem}.png"
             images.save(strip, images.grid(stages, columns=len(stages)))
             print(f"{file}: {_psnr(stages[0], stages[-1]):.2f} dB, {strip}")
-
-    def _tokenizer(self) -> MultiScaleVQVAE:
-        if self.tokenizer is not None:
-            from nextscale.tokenizer import MultiScaleVQVAE
-
-            return MultiScaleVQVAE.load(self.tokenizer)
-        return models.load(self.model, self.depth, device="cpu", precision="fp32").tokenizer
 
 
 def _stems(files: Iterable[Path]) -> list[str]:

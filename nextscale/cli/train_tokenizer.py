@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from nextscale.cli.data import load_data
 from nextscale.cli.options import Directory, Precision
 from nextscale.cli.output import say
-from nextscale.cli.training import length, load_data, together, watch
+from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:

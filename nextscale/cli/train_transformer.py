@@ -7,9 +7,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextscale.cli.data import load_data
 from nextscale.cli.options import Directory, Precision
 from nextscale.cli.output import say
-from nextscale.cli.training import length, load_data, together, watch
+from nextscale.cli.training import length, together, watch
 
 DEFAULT_MINUTES = 10.0
 

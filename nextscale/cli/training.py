@@ -14,7 +14,6 @@ from nextscale.cli.output import console, say, wrapped
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from nextscale.data import DataSet
     from nextscale.training.loop import Event, Length
 
 
@@ -39,28 +38,6 @@ def length(steps: int | None, minutes: float | None, *, default: Length) -> Leng
     if steps is not None and minutes is not None:
         raise InputError(f"expected --steps or --minutes, got both ({steps} and {minutes:g})")
     return default if steps is None and minutes is None else Length(steps=steps, minutes=minutes)
-
-
-def load_data(source: str, *, height: int, width: int) -> DataSet:
-    """The data set, with a bar while a folder is read; says what was found."""
-    from nextscale import data
-    from nextscale.cli.output import progress
-
-    with progress() as bar:
-        task = bar.add_task("reading pictures", total=None)
-        found = data.load(
-            source,
-            height=height,
-            width=width,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    say(
-        f"data: {source} at {height}x{width}, {len(found.train)} pictures to train on, "
-        f"{len(found.validation)} held out, {len(found.classes)} classes"
-    )
-    if found.broken:
-        say(f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json names them")
-    return found
 
 
 def watch(name: str, events: Iterator[Event], out: Path) -> None:

@@ -123,7 +123,7 @@ class Adversarial:
     """A PatchGAN, or heads on the frozen features of a network."""
     weight: float = 0.4
     """Of the adversarial term, times the adaptive weight."""
-    start: float = 0.5
+    start: float = 0.4
     """Where the discriminator begins to learn."""
     warmup: float = 0.05
     """How long it learns alone, before its gradient reaches the autoencoder."""
@@ -189,11 +189,11 @@ class TokenizerRecipe:
 
 #   preset: steps, batch, learning rate, final rate, clip, average, perceptual, discriminator, its start, flip
 TABLE: dict[str, tuple[int, int, float, float, float, float, float, DiscriminatorName, float, bool]] = {
-    "emoji-32": (4_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.5, False),
-    "emoji-64": (2_500, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.5, False),
-    "small-128": (100_000, 64, 4e-4, 0.1, 1.0, 0.9995, 0.5, "patch", 0.4, True),
-    "base-256": (200_000, 128, 3e-4, 0.1, 1.0, 0.9998, 0.5, "patch", 0.3, True),
-    "var": (417_000, 768, 3e-4, 0.3, 10.0, 0.9999, 1.0, "features", 0.2, True),  # 250 epochs of ImageNet
+    "emoji-32": (4_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.4, False),
+    "emoji-64": (2_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.4, False),
+    "small-128": (100_000, 64, 4e-4, 0.1, 1.0, 0.9995, 0.1, "patch", 0.4, True),
+    "base-256": (200_000, 128, 3e-4, 0.1, 1.0, 0.9998, 0.1, "patch", 0.3, True),
+    "var": (417_000, 768, 3e-4, 0.3, 10.0, 0.9999, 0.1, "features", 0.2, True),  # 250 epochs of ImageNet
 }
 
 
@@ -215,7 +215,7 @@ def for_preset(name: str) -> tuple[TokenizerRecipe, int]:
                 clip=clip,
             ),
             objective=Objective(perceptual=perceptual),
-            adversarial=Adversarial(discriminator=discriminator, start=start, warmup=0.02, ramp=0.05),
+            adversarial=Adversarial(discriminator=discriminator, start=start),
             average=average,
             flip=flip,
         ),

@@ -1,0 +1,36 @@
+"""What `--data` names, read with a bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nextscale.cli.output import progress, say
+
+if TYPE_CHECKING:
+    from nextscale.data import DataSet
+
+
+def load_data(source: str, *, height: int, width: int) -> DataSet:
+    """The data set; says what was found."""
+    found = read_data(source, height=height, width=width)
+    say(
+        f"data: {source} at {height}x{width}, {len(found.train)} pictures to train on, "
+        f"{len(found.validation)} held out, {len(found.classes)} classes"
+    )
+    if found.broken:
+        say(f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json names them")
+    return found
+
+
+def read_data(source: str, *, height: int, width: int) -> DataSet:
+    """The data set, in silence."""
+    from nextscale import data
+
+    with progress() as bar:
+        task = bar.add_task("reading pictures", total=None)
+        return data.load(
+            source,
+            height=height,
+            width=width,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
