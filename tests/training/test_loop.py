@@ -7,45 +7,69 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nextscale import checkpoint
+from nextscale import checkpoint, images
 from nextscale.data import DataSet
 from nextscale.errors import InputError
 from nextscale.training import loop
-from nextscale.training.loop import Event, Length, Stopped, train
-from nextscale.training.optimization import Recipe
+from nextscale.training.loop import SKIPS, Event, Health, Length, Stopped, train
+from nextscale.training.optimization import Optimization, Outcome
+from nextscale.training.recipes import Recipe
+
+STEADY = Recipe(
+    batch=1, learning_rate=0.01, betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, final_rate=1.0, clip=100.0
+)
 
 
 class Slope:
     """A stage with a known answer: the gradient of its loss is (3, 4) at every step, of norm 5."""
 
     name = "slope"
+    batch = 1
     settings: dict[str, object] = {}  # noqa: RUF012 - as the protocol has it
 
-    def __init__(self, data: DataSet, *, clip: float = 100.0) -> None:
+    def __init__(self, data: DataSet, **changes: Any) -> None:
         self.data = data
         self.model = nn.Linear(2, 1, bias=False)
         nn.init.zeros_(self.model.weight)
-        self.recipe = Recipe(
-            batch=1, learning_rate=0.01, betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, final_rate=1.0, clip=clip
-        )
+        self.recipe = dataclasses.replace(STEADY, **changes)
+        self.optimization = Optimization(self.model, self.recipe)
         self.factor = 1.0
         self.before_step: Callable[[int], None] = lambda step: None
+        self.prepared = 0
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimization}
+
+    def prepare(self) -> None:
+        self.prepared += 1
+
+    def update(self, step: int, total: int | None) -> Outcome:
         self.before_step(step)
-        return self.model(torch.tensor([3.0, 4.0])).sum() * self.factor, {}
+        loss = self.model(torch.tensor([3.0, 4.0])).sum() * self.factor
+        return self.optimization.update([(loss, {})], step, total)
+
+    def inputs(self, step: int) -> Tensor:
+        return torch.full((2, 3, 4, 4), step / 100)
 
     def validate(self) -> dict[str, float]:
         return {"height": self.model.weight.sum().item()}
+
+    def score(self, validation: Mapping[str, float]) -> float:
+        return validation["height"]
+
+    def health(self, validation: Any, figures: Any, history: Any) -> Health:
+        return Health((f"{len(figures)} steps",), (f"after {len(history)} checks",))
 
     def pictures(self) -> Tensor:
         return torch.zeros(3, 2, 2)
@@ -301,29 +325,115 @@ def test_a_gradient_longer_than_the_clip_is_scaled_down(
 ) -> None:
     """The first moment is (1 - beta_1) times the gradient (3, 4) used; the norm that is told is the one before."""
     (event,) = begin(Slope(toy, clip=clip), tmp_path, steps=1)
-    moment = torch.load(tmp_path / "state.pt", weights_only=True)["optimizer"]["state"][0]["exp_avg"]
+    parts = torch.load(tmp_path / "state.pt", weights_only=True)["parts"]
+    moment = parts["optimizer"]["state"][0]["exp_avg"]
     torch.testing.assert_close(moment, 0.1 * share * torch.tensor([[3.0, 4.0]]), rtol=1e-4, atol=0)
     assert event.figures["gradient_norm"] == pytest.approx(5.0)
 
 
 def test_steps_follow_the_learning_rate(toy: DataSet, tmp_path: Path) -> None:
     """Adam under a constant gradient goes one learning rate a step in each direction."""
-    stage = Slope(toy)
-    stage.recipe = dataclasses.replace(stage.recipe, warmup_steps=4, final_rate=0.5)
+    stage = Slope(toy, warmup_steps=4, final_rate=0.5)
     rates = [event.figures["learning_rate"] for event in begin(stage, tmp_path, steps=8)]
     assert rates == [stage.recipe.rate(step, 8) for step in range(8)]
     torch.testing.assert_close(stage.model.weight, torch.full((1, 2), -sum(rates)), rtol=1e-4, atol=0)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run(toy: DataSet, tmp_path: Path, left_behind) -> None:
-    """The last checkpoint stays as it was, and holds numbers."""
-    list(itertools.islice(begin(Slope(toy), tmp_path / "healthy", steps=8, checks=4), 4))
+def poisoned(toy: DataSet, *steps: int) -> Slope:
+    """A stage whose gradient is not a number in these steps."""
     stage = Slope(toy)
-    stage.before_step = lambda step: setattr(stage, "factor", float("nan") if step == 5 else 1.0)
-    with pytest.raises(FloatingPointError, match="slope: the gradient of step 5 is not finite"):
-        list(begin(stage, tmp_path / "broken", steps=8, checks=4))
-    assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "healthy")
-    assert torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["model"]["weight"].isfinite().all()
+    stage.before_step = lambda step: setattr(stage, "factor", float("nan") if step in steps else 1.0)
+    return stage
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step(toy: DataSet, tmp_path: Path) -> None:
+    """The others are as if it had not been: as many updates less, and the figures count it from then on."""
+    stage = poisoned(toy, 2, 5)
+    events = list(begin(stage, tmp_path / "poisoned", steps=8))
+    assert [event.figures["skipped"] for event in events] == [0, 0, 1, 1, 1, 2, 2, 2]
+    healthy = Slope(toy)
+    list(begin(healthy, tmp_path / "healthy", steps=6))
+    assert torch.equal(stage.model.weight, healthy.model.weight)
+    state = torch.load(tmp_path / "poisoned" / "state.pt", weights_only=True)
+    assert (state["step"], state["skipped"], state["skipped_in_row"]) == (8, 2, 0)
+
+
+def test_a_run_goes_on_as_long_as_some_step_succeeds(toy: DataSet, tmp_path: Path) -> None:
+    """One step fewer in a row than would stop it, again and again; also when it is cut short in between."""
+    stage, bad = Slope(toy), [step for step in range(3 * SKIPS) if step % SKIPS]
+    stage = poisoned(toy, *bad)
+    list(itertools.islice(begin(stage, tmp_path, steps=3 * SKIPS, checks=3 * SKIPS), SKIPS + 5))
+    *_, last = begin(poisoned(toy, *bad), tmp_path, steps=3 * SKIPS, checks=3 * SKIPS)
+    assert (last.step, last.figures["skipped"]) == (3 * SKIPS, 3 * (SKIPS - 1))
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(toy: DataSet, tmp_path: Path, left_behind) -> None:
+    """The last checkpoint stays as it was, and holds numbers; the pictures of the last step lie beside it."""
+    ended = 5 + SKIPS
+    with pytest.raises(FloatingPointError) as caught:  # noqa: PT012 - what was there before is looked at on the way
+        for _ in begin(poisoned(toy, *range(5, ended)), tmp_path, steps=20, checks=20):
+            before = left_behind(tmp_path)["state"]
+    pictures = tmp_path / f"not-finite-step-{ended:07d}.png"
+    told = f"slope: no finite gradient in {SKIPS} steps in a row up to step {ended} (loss nan)"
+    assert str(caught.value) == f"{told}; the pictures of the last one are in {pictures}"
+    assert tuple(images.open_rgb(pictures).size) == (2 * 4 + 2, 4)
+    kept = safetensors.torch.load_file(pictures.with_suffix(".safetensors"))
+    assert torch.equal(kept["images"], Slope(toy).inputs(ended - 1))
+    assert str(left_behind(tmp_path)["state"]) == before
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["parts"]["model"]["weight"].isfinite().all()
+
+
+def test_a_run_that_ended_so_goes_on_from_its_checkpoint(toy: DataSet, tmp_path: Path) -> None:
+    """Where it ends again while the cause is there, and goes on once it is mended."""
+    bad = range(3, 3 + SKIPS)
+    for stage in (poisoned(toy, *bad), poisoned(toy, *bad)):
+        with pytest.raises(FloatingPointError, match=f"up to step {3 + SKIPS}"):
+            list(begin(stage, tmp_path, steps=30, checks=30))
+    events = list(begin(Slope(toy), tmp_path, steps=30, checks=30))
+    assert [event.step for event in events] == list(range(3 + SKIPS, 31))
+    assert events[-1].figures["skipped"] == SKIPS - 1
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_prepared_once(toy: DataSet, tmp_path: Path) -> None:
+    """Before the first step of a run, not before those of a continuation."""
+    first, second = Slope(toy), Slope(toy)
+    list(itertools.islice(begin(first, tmp_path), 2))
+    list(begin(second, tmp_path))
+    assert (first.prepared, second.prepared) == (1, 0)
+
+
+def test_best_is_the_export_of_the_check_with_the_lowest_score(toy: DataSet, tmp_path: Path) -> None:
+    """Heights 5, 2, 4, 2, 3: the later of two equals; also when the run is cut short after it."""
+    heights = [5.0, 2.0, 4.0, 2.0, 3.0]
+
+    def exported(run: Path) -> float:
+        return float(safetensors.torch.load_file(run / "best" / "slope.safetensors")["weight"].sum())
+
+    def rugged() -> Slope:
+        stage = Slope(toy)
+        stage.validate = lambda: {"height": heights[at[0]]}  # type: ignore[method-assign]
+        stage.before_step = lambda step: at.__setitem__(0, step)
+        return stage
+
+    at, seen, weights = [0], list[float](), list[float]()
+    stage = rugged()
+    for _ in begin(stage, tmp_path / "whole", steps=5, checks=5):
+        seen.append(exported(tmp_path / "whole"))
+        weights.append(float(stage.model.weight.detach().sum()))
+    assert seen == [weights[best] for best in (0, 1, 1, 3, 3)]
+    list(itertools.islice(begin(rugged(), tmp_path / "cut", steps=5, checks=5), 3))
+    list(begin(rugged(), tmp_path / "cut", steps=5, checks=5))
+    assert exported(tmp_path / "cut") == weights[3]
+
+
+def test_health_is_told_with_the_figures_since_the_last_check(toy: DataSet, tmp_path: Path) -> None:
+    """And the checks before."""
+    events = list(begin(Slope(toy), tmp_path, steps=5, checks=2))
+    assert [event.health.table for event in events] == [(), (), ("3 steps",), (), ("2 steps",)]
+    assert [event.health.warnings for event in events if event.validation] == [("after 0 checks",), ("after 1 checks",)]
 
 
 def test_every_event_tells_loss_rate_norm_and_speed(make_stage, tmp_path: Path) -> None:

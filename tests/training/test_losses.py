@@ -6,15 +6,40 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from nextscale.training.losses import cross_entropy, psnr, reconstruction, unigram_entropy
+from nextscale.training.losses import (
+    adaptive_weight,
+    choice_entropy,
+    cross_entropy,
+    hinge_discriminator,
+    hinge_generator,
+    l1,
+    l2,
+    lecam,
+    psnr,
+    unigram_entropy,
+)
 
 
-def test_reconstruction_of_a_constant_error() -> None:
-    """Off by 0.5 everywhere: 0.25 + 0.2 * 0.5."""
-    images = torch.zeros(2, 3, 4, 4)
-    assert reconstruction(images + 0.5, images).item() == pytest.approx(0.35)
-    assert reconstruction(images, images).item() == 0
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_pixels_are_means_over_all_of_them() -> None:
+    """Against a loop over numbers."""
+    painted, images = drawn(2, 2, 3, 4, 5)
+    apart = [a - b for a, b in zip(painted.flatten().tolist(), images.flatten().tolist(), strict=True)]
+    assert l2(painted, images).item() == pytest.approx(mean([x * x for x in apart]))
+    assert l1(painted, images).item() == pytest.approx(mean([abs(x) for x in apart]))
+    assert l2(images, images).item() == l1(images, images).item() == 0
 
 
 @pytest.mark.parametrize(("error", "decibels"), [(2.0, 0.0), (0.2, 20.0), (0.02, 40.0)])
@@ -35,6 +60,117 @@ def test_psnr_is_each_picture_s_own() -> None:
     torch.testing.assert_close(together, alone)
     assert math.isfinite(together[0])
     assert together[0] > 100 > together[1:].max()
+
+
+# ---- the choice of codes ---------------------------------------------------------------------------------------------
+
+
+def test_choice_entropy_is_what_it_says() -> None:
+    """Against loops: softmax of -distance^2 / (temperature * mean distance^2), its entropies one by one."""
+    z, e = drawn(5, 3), drawn(4, 3, seed=1)
+    distances = [[float((vector - code).square().sum()) for code in e] for vector in z]
+    scale = 0.3 * mean([d for row in distances for d in row])
+    shares = []
+    for row in distances:
+        weights = [math.exp(-d / scale) for d in row]
+        shares.append([weight / sum(weights) for weight in weights])
+    unsure = mean([-sum(p * math.log(p) for p in row) for row in shares])
+    even = [mean([row[v] for row in shares]) for v in range(4)]
+    expected = unsure + sum(p * math.log(p) for p in even)
+    assert choice_entropy(z, e, temperature=0.3).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_choice_entropy_is_low_for_sure_and_even_choices() -> None:
+    """-ln V where each code has its own residuals; more where one has them all, or where all lie between codes."""
+    codes = torch.eye(8)
+    sure_and_even = choice_entropy(codes.repeat(3, 1), codes).item()
+    sure_and_uneven = choice_entropy(codes[:1].repeat(24, 1), codes).item()
+    unsure = choice_entropy(torch.full((24, 8), 1 / 8), codes).item()
+    assert sure_and_even == pytest.approx(-math.log(8), abs=1e-3)
+    assert sure_and_uneven == pytest.approx(0, abs=1e-3)
+    assert unsure == pytest.approx(0, abs=1e-3)
+
+
+def test_choice_entropy_does_not_change_with_the_size_of_the_latent() -> None:
+    """Residuals and codes ten times as long are as sure as before."""
+    z, e = drawn(20, 3), drawn(6, 3, seed=1)
+    assert choice_entropy(10 * z, 10 * e).item() == pytest.approx(choice_entropy(z, e).item(), rel=1e-3)
+
+
+def test_choice_entropy_draws_residuals_to_codes_and_codes_to_residuals() -> None:
+    """Going down its gradient, on either side, lowers it."""
+    z, e = drawn(20, 3).requires_grad_(), drawn(6, 3, seed=1).requires_grad_()
+    before = choice_entropy(z, e)
+    to_z, to_e = torch.autograd.grad(before, [z, e])
+    assert choice_entropy(z - 0.1 * to_z, e) < before
+    assert choice_entropy(z, e - 0.1 * to_e) < before
+
+
+def test_choice_entropy_has_a_gradient_where_codes_are_out_of_reach() -> None:
+    """Their share is 0 in float32, and the logarithm of it must not come into the gradient."""
+    z, e = drawn(20, 3).requires_grad_(), torch.cat([drawn(5, 3, seed=1), torch.full((1, 3), 30.0)]).requires_grad_()
+    value = choice_entropy(z, e, temperature=0.001)
+    assert value.isfinite()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, [z, e]))
+
+
+# ---- adversarial -----------------------------------------------------------------------------------------------------
+
+
+def test_hinge_losses_are_means_of_what_lies_within_the_margin() -> None:
+    """Against loops; the generator's has no margin."""
+    real, fake = (2 * drawn(2, 50)).unbind()
+    within = [max(0.0, 1 - x) for x in real.tolist()], [max(0.0, 1 + x) for x in fake.tolist()]
+    assert hinge_discriminator(real, fake).item() == pytest.approx((mean(within[0]) + mean(within[1])) / 2)
+    assert hinge_generator(fake).item() == pytest.approx(-mean(fake.tolist()), abs=1e-6)
+
+
+def test_a_discriminator_beyond_the_margin_is_content() -> None:
+    """Loss 0 and no gradient from there on; 1 where it knows nothing."""
+    real, fake = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([-1.0, -7.0], requires_grad=True)
+    loss = hinge_discriminator(real, fake)
+    loss.backward()
+    assert loss.item() == 0
+    assert not real.grad.any()
+    assert not fake.grad.any()
+    assert hinge_discriminator(torch.zeros(3), torch.zeros(3)).item() == 1
+
+
+def test_lecam_holds_each_side_to_the_running_mean_of_the_other() -> None:
+    """Against loops; nothing is left of it where real ones are below the fakes' mean and fakes above the real ones'."""
+    real, fake = (2 * drawn(2, 50)).unbind()
+    means = {"real_mean": torch.tensor(0.7), "fake_mean": torch.tensor(-0.4)}
+    expected = mean([max(0.0, x + 0.4) ** 2 for x in real.tolist()]) + mean(
+        [max(0.0, 0.7 - x) ** 2 for x in fake.tolist()]
+    )
+    assert lecam(real, fake, **means).item() == pytest.approx(expected, rel=1e-5)
+    assert lecam(torch.full((3,), -1.0), torch.full((3,), 2.0), **means).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("of_adversary", "expected"),
+    [
+        ([3.0, 4.0], 2.0),  # lengths 10 and 5
+        ([0.0, 0.5], 20.0),
+        ([0.0, 0.0], 100.0),  # it has vanished: held at the upper bound
+        ([0.0, 1e-9], 100.0),
+        ([300.0, 400.0], 0.5),  # it outweighs: held at the lower bound
+        ([0.0, 20.0], 0.5),
+    ],
+)
+def test_adaptive_weight_is_the_ratio_of_lengths_within_its_bounds(of_adversary: list[float], expected: float) -> None:
+    """So weighted, the adversary's gradient is as long as that of the reconstruction, (6, 8)."""
+    weight = adaptive_weight(torch.tensor([6.0, 8.0]), torch.tensor(of_adversary), (0.5, 100.0))
+    assert weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_adaptive_weight_is_a_number_and_no_way_for_gradients() -> None:
+    """However the lengths came about, and whatever the shape."""
+    ours, theirs = drawn(2, 3, 4, 3, 3).requires_grad_().unbind()
+    assert not adaptive_weight(ours, theirs, (0.0, 1e4)).requires_grad
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
 def test_cross_entropy_is_minus_the_logarithm_of_the_share() -> None:

@@ -1,17 +1,21 @@
-"""Laws of the optimiser's groups and of the learning rate's course."""
+"""Laws of a step: the optimiser's groups, parts that make one step, what is skipped, the running average."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from nextscale import distributed
 from nextscale.errors import InputError
-from nextscale.training.optimization import Recipe, make_optimizer, training_dtype
+from nextscale.training.optimization import Optimization, Outcome, make_optimizer, running_average, training_dtype
+from nextscale.training.recipes import Recipe
 
 RECIPE = Recipe(
     batch=4, learning_rate=0.5, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=10, final_rate=0.2, clip=1.0
@@ -66,40 +70,144 @@ def test_what_decays_shrinks_without_a_gradient(model: nn.Module) -> None:
         torch.testing.assert_close(parameter, before[name] * (0.95 if name in decayed else 1.0), atol=0, rtol=1e-6)
 
 
-def test_the_rate_rises_to_the_peak_and_falls_in_a_line() -> None:
-    """Ten steps up from a tenth; then down to the final share, which the step after the last would have."""
-    rates = [RECIPE.rate(step, 110) for step in range(111)]
-    assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
-    assert max(rates) == rates[10] == 0.5
-    assert rates[110] == pytest.approx(0.1)
-    falls = [before - after for before, after in itertools.pairwise(rates[10:])]
-    assert falls == pytest.approx([0.4 / 100] * 100)
+def test_what_is_frozen_is_in_no_group(make_tokenizer) -> None:
+    """As the codebook is where it learns by running averages: it neither moves nor decays."""
+    model = make_tokenizer()
+    model.quantizer.codebook.requires_grad_(False)
+    parameters = {p for group in make_optimizer(model, RECIPE).param_groups for p in group["params"]}
+    assert parameters == set(model.parameters()) - {model.quantizer.codebook.weight}
 
 
-def test_the_rate_is_at_its_peak_while_the_end_is_unknown() -> None:
-    """A budget in minutes begins so; the warm-up is the same."""
-    assert [RECIPE.rate(step, None) for step in (0, 9, 10, 500)] == pytest.approx([0.05, 0.5, 0.5, 0.5])
+# ---- a step ----------------------------------------------------------------------------------------------------------
+
+IMAGES, WANTED = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0)).unbind()
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 5), (10, 4), (10, 10), (1, 2)])
-def test_the_rate_is_positive_and_never_above_the_peak(warmup: int, total: int) -> None:
-    """Also in runs shorter than their warm-up, or without one."""
-    recipe = dataclasses.replace(RECIPE, warmup_steps=warmup)
-    assert all(0 < recipe.rate(step, total) <= 0.5 for step in range(total))
+def linear() -> nn.Linear:
+    """The same weights each time."""
+    model = nn.Linear(3, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    return model
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"batch": 0}, "batch: expected at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning rate: expected more than 0, got 0.0"),
-        ({"learning_rate": math.nan}, "learning rate: expected more than 0, got nan"),
-    ],
-)
-def test_nonsense_is_refused(change: dict[str, float], told: str) -> None:
-    """In words that say what was expected."""
-    with pytest.raises(InputError, match=told):
-        dataclasses.replace(RECIPE, **change)
+def stepped(optimization: Optimization, step: int = 0, *, factor: float = 1.0) -> Outcome:
+    """A step down the mean squared error."""
+
+    def losses() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for part in optimization.parts():
+            apart = optimization.model(IMAGES[part]) - WANTED[part]
+            yield factor * apart.square().mean(), {"largest": apart.detach().abs().max()}
+
+    return optimization.update(losses(), step, 10)
+
+
+def test_a_step_is_that_of_plain_adamw() -> None:
+    """Mean loss, backward, clip, rate, step; the norm and the rate that are told are those used."""
+    recipe = dataclasses.replace(RECIPE, batch=8, warmup_steps=2)
+    ours, theirs = Optimization(linear(), recipe), linear()
+    plain = torch.optim.AdamW(
+        [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+    )
+    for step in range(4):
+        outcome = stepped(ours, step)
+        loss = F.mse_loss(theirs(IMAGES), WANTED)
+        plain.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for group in plain.param_groups:
+            group["lr"] = recipe.rate(step, 10)
+        plain.step()
+        told = {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": recipe.rate(step, 10)}
+        assert {name: outcome.figures[name] for name in told} == pytest.approx(told)
+        assert norm > 1 or step > 0
+    for name, weight in ours.model.state_dict().items():
+        torch.testing.assert_close(weight, theirs.state_dict()[name])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_parts_of_a_step_are_one_step(parts: int) -> None:
+    """They tile the batch in order; gradients, weights and loss are those of the whole, to rounding."""
+    whole = Optimization(linear(), dataclasses.replace(RECIPE, batch=8))
+    cut = Optimization(linear(), dataclasses.replace(RECIPE, batch=8, accumulate=parts))
+    slices = list(cut.parts())
+    assert [part.start for part in slices] == list(range(0, 8, 8 // parts))
+    assert torch.equal(torch.cat([IMAGES[part] for part in slices]), IMAGES)
+    for step in range(3):
+        ours, theirs = stepped(cut, step), stepped(whole, step)
+        assert ours.figures["loss"] == pytest.approx(theirs.figures["loss"], rel=1e-5)
+        assert ours.figures["gradient_norm"] == pytest.approx(theirs.figures["gradient_norm"], rel=1e-5)
+    for mine, yours in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine, yours, rtol=1e-5, atol=1e-6)
+
+
+def test_figures_are_means_over_parts() -> None:
+    """As plain floats."""
+    optimization = Optimization(linear(), dataclasses.replace(RECIPE, batch=8, accumulate=4))
+    apart = (optimization.model(IMAGES) - WANTED).detach().abs().flatten(1).amax(dim=1)
+    figures = stepped(optimization).figures
+    assert figures["largest"] == pytest.approx(apart.view(4, 2).amax(dim=1).mean().item())
+    assert all(type(value) is float for value in figures.values())
+
+
+def test_a_batch_that_a_process_cannot_cut_evenly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share is what is cut."""
+    monkeypatch.setattr(distributed, "shared", lambda count: slice(0, count // 4))
+    optimization = Optimization(linear(), dataclasses.replace(RECIPE, batch=8, accumulate=4))
+    with pytest.raises(InputError, match="parts of one size in each process, got 2 images in 4 parts"):
+        list(optimization.parts())
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e38])
+def test_a_step_that_is_not_finite_changes_nothing(factor: float) -> None:
+    """Neither weights nor moments nor step counts, bit for bit; also where only the gradient's norm is not finite."""
+    optimization = Optimization(linear(), dataclasses.replace(RECIPE, batch=8))
+    assert stepped(optimization).finite
+    weights = [parameter.detach().clone() for parameter in optimization.model.parameters()]
+    state = copy.deepcopy(optimization.state_dict()["state"])
+    outcome = stepped(optimization, 1, factor=factor)
+    assert not outcome.finite
+    assert not math.isfinite(outcome.figures["gradient_norm"])
+    assert all(torch.equal(a, b) for a, b in zip(weights, optimization.model.parameters(), strict=True))
+    for index, moments in optimization.state_dict()["state"].items():
+        assert all(torch.equal(tensor, state[index][name]) for name, tensor in moments.items())
+    assert stepped(optimization, 2).finite
+
+
+# ---- the running average ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_running_average_follows_its_formula(decay: float) -> None:
+    """a <- d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n)); the first is the weights as they are."""
+    model = linear()
+    average = running_average(model, decay)
+    expected = 0.0
+    for n in range(12):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(3, 3, generator=torch.Generator().manual_seed(n)))
+        average.update_parameters(model)
+        d = 0.0 if n == 0 else min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * model.weight.detach().double()
+        torch.testing.assert_close(average.module.weight.double(), expected, rtol=1e-5, atol=1e-6)
+    if decay == 0:
+        assert torch.equal(average.module.weight, model.weight)
+
+
+def test_the_running_average_has_the_buffers_of_the_model(make_tokenizer) -> None:
+    """Hits are counted, not averaged; the model's weights stay its own."""
+    model = make_tokenizer()
+    average = running_average(model, 0.9)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for n in range(3):
+        model.quantizer.hits_KV.fill_(n)
+        average.update_parameters(model)
+    assert torch.equal(average.module.quantizer.hits_KV, torch.full((4, 64), 2.0))
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items() if "hits" not in name)
 
 
 def test_training_is_not_offered_in_fp16() -> None:

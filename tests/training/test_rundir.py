@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,9 +42,15 @@ def finished(first_stage, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"batch": 2}, "recipe.batch is 4 there, 2 here"),
-        ({"learning_rate": 1.0}, "recipe.learning_rate is 0.002 there, 1.0 here"),
-        ({"betas": (0.5, 0.95)}, r"recipe.betas is \[0.9, 0.95\] there, \[0.5, 0.95\] here"),
+        ({"batch": 2}, "recipe.optimization.batch is 4 there, 2 here"),
+        ({"learning_rate": 1.0}, "recipe.optimization.learning_rate is 0.002 there, 1.0 here"),
+        ({"betas": (0.5, 0.95)}, r"recipe.optimization.betas is \[0.9, 0.95\] there, \[0.5, 0.95\] here"),
+        ({"settings": ["objective.l1=0"]}, "recipe.objective.l1 is 0.2 there, 0.0 here"),
+        (
+            {"settings": ["flip=true", "average=0"]},
+            "recipe.average is 0.999 there, 0.0 here; recipe.flip is False there",
+        ),
+        ({"settings": ["objective.perceptual=1"]}, "perceptual is None there, [0-9a-f]{16} here"),
     ],
 )
 def test_another_recipe_is_refused(first_stage, finished: Path, change: dict[str, object], told: str) -> None:
@@ -89,20 +96,15 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def without_optimiser(file: Path) -> None:
-    torch.save({key: value for key, value in torch.load(file, weights_only=True).items() if key != "optimizer"}, file)
+def stored(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A checkpoint with something changed in it."""
 
+    def damage(file: Path) -> None:
+        content = torch.load(file, weights_only=True)
+        change(content)
+        torch.save(content, file)
 
-def of_another_shape(file: Path) -> None:
-    stored = torch.load(file, weights_only=True)
-    stored["model"]["decoder.conv_in.weight"] = torch.zeros(3)
-    torch.save(stored, file)
-
-
-def of_fewer_parameters(file: Path) -> None:
-    stored = torch.load(file, weights_only=True)
-    stored["optimizer"]["param_groups"] = stored["optimizer"]["param_groups"][:1]
-    torch.save(stored, file)
+    return damage
 
 
 def a_directory(file: Path) -> None:
@@ -114,14 +116,20 @@ def a_directory(file: Path) -> None:
     "damage",
     [
         cut,
-        without_optimiser,
-        of_another_shape,
-        of_fewer_parameters,
         a_directory,
+        stored(lambda content: content.pop("parts")),
+        stored(lambda content: content.pop("step")),
+        stored(lambda content: content.update(more=1)),
+        stored(lambda content: content["parts"].pop("optimizer")),
+        stored(lambda content: content["parts"].update(adversary={})),
+        stored(lambda content: content["parts"]["model"].update({"decoder.stem.weight": torch.zeros(3)})),
+        stored(lambda content: content["parts"]["optimizer"]["param_groups"].pop()),
+        stored(lambda content: content["parts"]["average"].pop("n_averaged")),
+        stored(lambda content: content["parts"]["means"].update(hits=torch.zeros(3))),
         lambda file: file.write_bytes(b""),
         lambda file: file.write_bytes(b"no checkpoint"),
         lambda file: torch.save([1, 2], file),
-        lambda file: torch.save({"model": 3}, file),
+        lambda file: torch.save({"parts": 3}, file),
         lambda file: torch.save(torch.zeros(3), file),
     ],
 )
@@ -174,24 +182,27 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
     try:
-        with pytest.raises(InputError, match=f"^cannot write {tmp_path / file}: ") as caught:
+        with pytest.raises(InputError, match=f"^cannot write {tmp_path}/(best/)?{file}: ") as caught:
             next(events)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "state.pt").read_bytes() == before
     assert MultiScaleVQVAE.load(tmp_path)
+    assert MultiScaleVQVAE.load(tmp_path / "best")
 
 
 def test_what_killed_attempts_left_is_removed_at_the_end(first_stage, tmp_path: Path) -> None:
-    """Half-written files; the user's own stay, hidden or not."""
-    ours, theirs = (".state.pt.123", ".tokenizer.safetensors.9", ".tmpAb1Cd2"), ("notes.txt", ".hidden")
-    for name in (*ours, *theirs):
+    """Half-written files, also of the best model; the user's own stay, hidden or not."""
+    ours = {".state.pt.123", ".tokenizer.safetensors.9", ".tmpAb1Cd2", "best/.config.json.7", "samples/.step-1.png.8"}
+    theirs = {"notes.txt", ".hidden", "mine/.state.pt.5"}
+    for name in ours | theirs:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     run(first_stage(), tmp_path)
-    left = {file.name for file in tmp_path.iterdir()}
-    assert not left & set(ours)
-    assert set(theirs) <= left
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}
+    assert not left & ours
+    assert theirs <= left
 
 
 # ---- what a run tells ------------------------------------------------------------------------------------------------
@@ -214,16 +225,20 @@ def test_run_and_data_files_say_what_it_was(first_stage, tmp_path: Path, toy: Da
     stored = json.loads((tmp_path / "data.json").read_text())
     assert stored == {"train": 18, "validation": 6, "classes": ["dark", "light"], "broken": ["a.png", "b.png"]}
     settings = json.loads((tmp_path / "run.json").read_text())
-    assert (settings["finished"], settings["steps"], settings["settings"]["recipe"]["batch"]) == (True, 1, 4)
+    assert (settings["finished"], settings["steps"], settings["settings"]["recipe"]["optimization"]["batch"]) == (
+        True,
+        1,
+        4,
+    )
 
 
 def test_a_run_shows_pictures_at_every_check(finished: Path) -> None:
-    """Six held-out pictures of 8x8 pixels above their reconstructions."""
+    """Six held-out pictures of 8x8 pixels, each with what is painted of it after every one of four scales."""
     files = sorted(file.name for file in (finished / "samples").iterdir())
     assert files == ["step-0000001.png", "step-0000002.png"]
     sheet = images.open_rgb(finished / "samples" / files[-1])
-    assert sheet.width >= 6 * 8
-    assert sheet.height >= 2 * 8
+    assert sheet.width >= 5 * 8
+    assert sheet.height >= 6 * 8
 
 
 def test_tensorboard_shows_every_step_once(first_stage, tmp_path: Path) -> None:

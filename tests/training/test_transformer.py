@@ -53,10 +53,10 @@ def test_training_beats_the_unigram_entropy_on_held_out_emoji(
     first: TokenizerStage = first_stage(emoji, batch=16)
     list(train(first, tmp_path / "tokenizer", Length(steps=60), seed=0, checks=1))
     second = TransformerStage(
-        fitted(transformer_config, first.model, classes=len(emoji.classes)),
-        first.model,
+        fitted(transformer_config, first.best_model, classes=len(emoji.classes)),
+        first.best_model,
         emoji,
-        recipe=dataclasses.replace(first.recipe, batch=32, learning_rate=5e-3),
+        recipe=dataclasses.replace(first.recipe.optimization, batch=32, learning_rate=5e-3),
         precision="fp32",
     )
     untrained = second.validate()["cross_entropy"]
