@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nextscale.features.perceptual import PerceptualDistance
     from nextscale.training.recipes import TokenizerRecipe
 
+ARCHITECTURE = "architecture."  # begins the names of settings that are about the model
+
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Network = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB", help_behavior_hint="")]
 NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
@@ -63,7 +65,7 @@ class TrainTokenizer:
     backbone: Network = None
     """Network of the feature discriminator, likewise."""
     set: Settings = ()
-    """Any other value of the recipe, such as objective.perceptual=0.5 codebook.learning=average."""
+    """Any value of recipe or architecture, such as objective.perceptual=0.1 architecture.code_channels=8."""
     seed: int = 0
     """Decides weights and the order of the data."""
     device: str = "auto"
@@ -127,10 +129,12 @@ class TrainTokenizer:
             raise InputError(f"--backbone {self.backbone}: expected --discriminator features, got {got}")
 
     def _config(self) -> TokenizerConfig:
-        """The preset's, for pictures of the size asked for."""
+        """The preset's with the changes asked for, for pictures of the size asked for."""
         from nextscale import Scales, presets
+        from nextscale.training import recipes
 
-        config = presets.get(self.preset).tokenizer
+        settings = [setting.removeprefix(ARCHITECTURE) for setting in self.set if setting.startswith(ARCHITECTURE)]
+        config = recipes.changed(presets.get(self.preset).tokenizer, settings)
         if self.size is None:
             return config
         sides = re.fullmatch(r"(\d+)x(\d+)", self.size)
@@ -143,7 +147,7 @@ class TrainTokenizer:
         from nextscale.training import recipes
 
         recipe, steps = recipes.for_preset(self.preset)
-        settings = [*self.set]
+        settings = [setting for setting in self.set if not setting.startswith(ARCHITECTURE)]
         if self.batch is not None:
             settings.append(f"optimization.batch={self.batch}")
         if self.discriminator is not None:

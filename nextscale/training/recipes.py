@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
 from nextscale.errors import InputError
+from nextscale.scales import Scales
 
 DiscriminatorName = Literal["none", "patch", "features"]
 
@@ -229,16 +230,18 @@ Node = TypeVar("Node")
 
 
 def changed(recipe: Node, settings: Sequence[str]) -> Node:
-    """`recipe` with settings such as "objective.perceptual=0.5" or "optimization.betas=0.5,0.9".
+    """`recipe` with settings such as "objective.perceptual=0.5" or "optimization.betas=0.5,0.9", all at once.
 
-    Raises `InputError` that names the nearest setting for an unknown one, and what was expected for a bad value.
+    Works on any of the frozen dataclasses here and in `config`. Raises `InputError` that names the nearest setting for
+    an unknown one, and what was expected for a bad value.
     """
+    texts = {}
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
         _require(bool(equals), f"--set: expected NAME=VALUE, got {setting!r}")
         _require(name in names(recipe), _unknown(recipe, name))
-        recipe = _changed(recipe, name, name.split("."), text)
-    return recipe
+        texts[name] = text
+    return _changed(recipe, "", texts) if texts else recipe
 
 
 def names(recipe: object, prefix: str = "") -> Iterator[str]:
@@ -251,10 +254,16 @@ def names(recipe: object, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{part.name}"
 
 
-def _changed(node: Any, whole: str, path: list[str], text: str) -> Any:
-    if len(path) > 1:
-        return dataclasses.replace(node, **{path[0]: _changed(getattr(node, path[0]), whole, path[1:], text)})
-    return dataclasses.replace(node, **{path[0]: _parse(whole, typing.get_type_hints(type(node))[path[0]], text)})
+def _changed(node: Any, prefix: str, texts: Mapping[str, str]) -> Any:
+    """`node`, whose values are called `prefix` and their name, with the values that `texts` tell."""
+    hints, values = typing.get_type_hints(type(node)), {}
+    for part in dataclasses.fields(node):
+        whole, value = f"{prefix}{part.name}", getattr(node, part.name)
+        if dataclasses.is_dataclass(value):
+            values[part.name] = _changed(value, f"{whole}.", texts)
+        elif whole in texts:
+            values[part.name] = _parse(whole, hints[part.name], texts[whole])
+    return dataclasses.replace(node, **values)
 
 
 def _unknown(node: Any, whole: str) -> str:
@@ -275,11 +284,19 @@ def _parse(whole: str, hint: Any, text: str) -> Any:
         _require(text in ("true", "false"), f"--set: {whole}: expected true or false, got {text!r}")
         return text == "true"
     try:
+        if hint is Scales:
+            return Scales(tuple(map(int, size.split("x"))) if "x" in size else int(size) for size in text.split(","))
         if typing.get_origin(hint) is tuple:
-            values = tuple(float(part) for part in text.split(","))
-            _require(len(values) == len(typing.get_args(hint)), f"--set: {whole}: expected 2 numbers, got {text!r}")
-            return values
+            kind, *others = typing.get_args(hint)
+            numbers = tuple(kind(number) for number in text.split(","))
+            wanted = len(numbers) if Ellipsis in others else 1 + len(others)
+            _require(len(numbers) == wanted, f"--set: {whole}: expected {wanted} numbers, got {text!r}")
+            return numbers
         return hint(text)
+    except InputError:
+        raise
     except ValueError:
-        kind = "an integer" if hint is int else "a number" if hint is float else "numbers such as 0.5,0.9"
-        raise InputError(f"--set: {whole}: expected {kind}, got {text!r}") from None
+        kinds = {int: "an integer", float: "a number", Scales: "sizes such as 1,2,3,4x6"}
+        raise InputError(
+            f"--set: {whole}: expected {kinds.get(hint, 'numbers such as 0.5,0.9')}, got {text!r}"
+        ) from None

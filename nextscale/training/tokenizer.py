@@ -162,10 +162,9 @@ class TokenizerStage:
     def prepare(self) -> None:
         """Before the first step: put the codes where residuals are, if the recipe says so."""
         if self.recipe.codebook.start == "kmeans":
-            share = distributed.shared(
-                -(-min(STARTING_PICTURES, len(self.data.train)) // distributed.world()) * distributed.world()
-            )
-            order = batch_indices(len(self.data.train), share.stop, 0, self.seed)[share]
+            world = distributed.world()
+            share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
+            order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
             with lowered(self.device, self.dtype):
                 parts = [
                     self.model.features(self.data.train.batch(part)[0].to(self.device)) for part in order.split(64)
