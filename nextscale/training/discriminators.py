@@ -74,6 +74,19 @@ class FeatureDiscriminator(nn.Module):
         return torch.cat([part.flatten(1) for part in logits], dim=1)
 
 
+def make(kind: str, side: int, backbone: FeatureNetwork | None, generator: torch.Generator) -> nn.Module:
+    """A "patch" or "features" discriminator of pictures of `side` pixels, its weights from `generator` alone."""
+    with torch.random.fork_rng(devices=[]):  # layers draw weights as they are made, which are then drawn again
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would reach accelerators, too
+        if kind == "patch":
+            discriminator: nn.Module = PatchDiscriminator(side)
+        else:
+            assert backbone is not None
+            discriminator = FeatureDiscriminator(backbone)
+    initialize(discriminator, generator)
+    return discriminator
+
+
 @torch.no_grad()
 def initialize(discriminator: nn.Module, generator: torch.Generator) -> None:
     """Random weights, normal with standard deviation 0.02 (pix2pix), and biases 0, from `generator` alone."""

@@ -24,9 +24,8 @@ from nextscale.precision import Precision, find_device, lowered
 from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.quantizer import Walk, codebook_loss, commitment_loss, usage
-from nextscale.training import adversary, codebook, health, losses
+from nextscale.training import adversary, codebook, discriminators, health, losses
 from nextscale.training.adversary import Adversary, Pair
-from nextscale.training.discriminators import FeatureDiscriminator, PatchDiscriminator, initialize
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
 from nextscale.training.order import batch_indices, generator, views
@@ -97,18 +96,19 @@ class TokenizerStage:
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = running_average(self.model, recipe.average)
         self.means = codebook.RunningMeans(self.model.quantizer, recipe.codebook.decay)
-        if recipe.objective.perceptual and perceptual is None:
-            perceptual = PerceptualDistance(load_features(device=self.device))
-        self.perceptual = perceptual if recipe.objective.perceptual else None
-        if recipe.adversarial.discriminator == "features" and backbone is None:
-            backbone = load_features(device=self.device)
-        self.adversary = self._adversary(backbone)
+        self.perceptual: PerceptualDistance | None = None
+        if recipe.objective.perceptual:
+            self.perceptual = perceptual or PerceptualDistance(load_features(device=self.device))
+        self.backbone: FeatureNetwork | None = None
+        if recipe.adversarial.discriminator == "features":
+            self.backbone = backbone or load_features(device=self.device)
+        self.adversary = self._adversary()
         self.settings = {
             "tokenizer": to_json(config),
             "data": data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
             "perceptual": self.perceptual.fingerprint if self.perceptual else None,
-            "backbone": backbone.fingerprint if backbone and recipe.adversarial.discriminator == "features" else None,
+            "backbone": self.backbone.fingerprint if self.backbone else None,
         }
 
     def _leaves_some_idle(self) -> bool:
@@ -117,21 +117,15 @@ class TokenizerStage:
         unused = set(range(len(quantizer.phis))) - set(quantizer.phi_of)
         return bool(unused) or self.recipe.codebook.random_scales > 0 or self.recipe.objective.codebook == 0
 
-    def _adversary(self, backbone: FeatureNetwork | None) -> Adversary | None:
+    def _adversary(self) -> Adversary | None:
         recipe, config = self.recipe.adversarial, self.model.config
         if recipe.discriminator == "none":
             return None
         side = min(config.height, config.width)
-        with torch.random.fork_rng(devices=[]):  # layers draw weights as they are made, which are then drawn again
-            torch.default_generator.manual_seed(0)  # `torch.manual_seed` would reach accelerators, too
-            discriminator: nn.Module
-            if recipe.discriminator == "patch":
-                discriminator = PatchDiscriminator(side)
-            else:
-                assert backbone is not None
-                discriminator = FeatureDiscriminator(backbone)
-            initialize(discriminator, generator(self.seed, "discriminator"))
-        return Adversary(discriminator.to(self.device), recipe, self.recipe.optimization, self.dtype)
+        discriminator = discriminators.make(
+            recipe.discriminator, side, self.backbone, generator(self.seed, "discriminator")
+        ).to(self.device)
+        return Adversary(discriminator, recipe, self.recipe.optimization, self.dtype)
 
     @property
     def batch(self) -> int:
