@@ -33,7 +33,8 @@ from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
 
 SHOWN = 8  # held-out pictures in a sample sheet
-LOOKED_THROUGH = 64  # held-out pictures of which every scale is painted
+VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split
+LOOKED_THROUGH = 64  # of which every scale is painted
 STARTING_PICTURES = 1024  # whose residuals the codes start from
 
 
@@ -284,16 +285,17 @@ class TokenizerStage:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Held-out figures: PSNR, perceptual distance, the objective's share of both; and every scale's.
+        """Held-out figures: PSNR, the terms on pixels and their weighted sum, and every scale's.
 
-        Everything in the precision of training. What is painted through each scale is looked at in some pictures only.
+        Everything in the precision of training, on some pictures of a large split; what is painted through each scale
+        is looked at in fewer.
         """
         model, weights = self.best_model, self.recipe.objective
         names = ["psnr", "l2", "l1", *(["perceptual"] if self.perceptual else [])]
         terms: dict[str, list[Tensor]] = {name: [] for name in names}
         tokens = []
         with lowered(self.device, self.dtype):
-            for originals, tokens_BL in encoded(model, self.data.validation):
+            for originals, tokens_BL in encoded(model, self.data.validation, spread(self.data.validation, VALIDATED)):
                 painted = model.decode(tokens_BL)
                 terms["psnr"].append(losses.psnr(painted, originals))
                 if self.perceptual:
@@ -312,8 +314,7 @@ class TokenizerStage:
     def _through_each_scale(self) -> dict[str, float]:
         """PSNR after scale k, and the share of the features' energy that is left then."""
         model, figures = self.best_model, {}
-        count = len(self.data.validation)
-        originals = self.data.validation.batch(range(0, count, -(-count // LOOKED_THROUGH)))[0].to(self.device)
+        originals = self.data.validation.batch(spread(self.data.validation, LOOKED_THROUGH))[0].to(self.device)
         with lowered(self.device, self.dtype):
             f = model.features(originals)
             for k, canvas in enumerate(model.quantizer(f).canvases, start=1):
@@ -328,7 +329,7 @@ class TokenizerStage:
         history: Sequence[Mapping[str, float]],
     ) -> Health:
         """The scales in a table, and what is wrong in words."""
-        pictures, config = len(self.data.validation), self.model.config
+        pictures, config = len(spread(self.data.validation, VALIDATED)), self.model.config
         words = health.warnings(
             config,
             validation,
@@ -363,11 +364,19 @@ class TokenizerStage:
         self.best_model.save(directory)
 
 
+def spread(pictures: Pictures, count: int) -> range:
+    """At most `count` indices of a split, evenly spread over it."""
+    return range(0, len(pictures), max(-(-len(pictures) // count), 1))
+
+
 @torch.no_grad()
-def encoded(tokenizer: MultiScaleVQVAE, pictures: Pictures, *, batch: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split, centre-cropped, with its tokens: batches of (n, 3, H, W) and (n, L), on the tokenizer's device."""
+def encoded(
+    tokenizer: MultiScaleVQVAE, pictures: Pictures, indices: range | None = None, *, batch: int = 128
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split or some of it, centre-cropped, with its tokens: (n, 3, H, W) and (n, L), on the tokenizer's device."""
     device = tokenizer.quantizer.codebook.weight.device
-    for start in range(0, len(pictures), batch):
-        originals, _ = pictures.batch(range(start, min(start + batch, len(pictures))))
+    chosen = range(len(pictures)) if indices is None else indices
+    for start in range(0, len(chosen), batch):
+        originals, _ = pictures.batch(chosen[start : start + batch])
         originals = originals.to(device)
         yield originals, tokenizer.encode(originals)
