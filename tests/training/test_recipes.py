@@ -1,0 +1,207 @@
+"""Laws of recipes: the course of the learning rate, when a discriminator is heard, and settings given as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import subprocess
+import sys
+from operator import attrgetter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nextscale import presets
+from nextscale.errors import InputError
+from nextscale.training import recipes
+from nextscale.training.recipes import Adversarial, Codebook, Objective, Recipe, TokenizerRecipe
+
+RECIPE = Recipe(
+    batch=4, learning_rate=0.5, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=10, final_rate=0.2, clip=1.0
+)
+TOKENIZER = TokenizerRecipe(optimization=RECIPE)
+
+
+def test_recipes_are_read_without_torch() -> None:
+    """Help texts and tables show them at once."""
+    program = "import sys; from nextscale.training import recipes; recipes.for_preset('var-d16')"
+    asked = f"{program}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
+
+
+# ---- the learning rate -----------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_to_the_peak_and_falls_in_a_line() -> None:
+    """Ten steps up from a tenth; then down to the final share, which the step after the last would have."""
+    rates = [RECIPE.rate(step, 110) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
+    assert max(rates) == rates[10] == 0.5
+    assert rates[110] == pytest.approx(0.1)
+    falls = [before - after for before, after in itertools.pairwise(rates[10:])]
+    assert falls == pytest.approx([0.4 / 100] * 100)
+
+
+def test_the_rate_is_at_its_peak_while_the_end_is_unknown() -> None:
+    """A budget in minutes begins so; the warm-up is the same."""
+    assert [RECIPE.rate(step, None) for step in (0, 9, 10, 500)] == pytest.approx([0.05, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 5), (10, 4), (10, 10), (1, 2)])
+def test_the_rate_is_positive_and_never_above_the_peak(warmup: int, total: int) -> None:
+    """Also in runs shorter than their warm-up, or without one."""
+    recipe = dataclasses.replace(RECIPE, warmup_steps=warmup)
+    assert all(0 < recipe.rate(step, total) <= 0.5 for step in range(total))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning rate: expected more than 0, got 0.0"),
+        ({"learning_rate": math.nan}, "learning rate: expected more than 0, got nan"),
+        ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
+        ({"accumulate": 3}, "accumulate: expected a divisor of the batch of 4, got 3"),
+    ],
+)
+def test_nonsense_is_refused(change: dict[str, float], told: str) -> None:
+    """In words that say what was expected."""
+    with pytest.raises(InputError, match=told):
+        dataclasses.replace(RECIPE, **change)
+
+
+# ---- the discriminator's moments -------------------------------------------------------------------------------------
+
+PATCH = Adversarial(discriminator="patch", start=0.4, warmup=0.1, ramp=0.2)
+
+
+def test_a_discriminator_learns_from_its_start_and_is_heard_after_its_warm_up() -> None:
+    """Of 100 steps: silence until 40, learning alone until 50, then in a line up to all of it at 70."""
+    assert [step for step in range(100) if PATCH.learns(step, 100)] == list(range(40, 100))
+    heard = [PATCH.heard(step, 100) for step in range(100)]
+    assert heard[:51] == [0.0] * 51
+    assert heard[50:71] == pytest.approx([step / 20 for step in range(21)])
+    assert heard[70:] == [1.0] * 30
+
+
+def test_nobody_is_heard_while_the_end_is_unknown_or_there_is_nobody() -> None:
+    """Shares of a run mean nothing before its length is known."""
+    for recipe, total in ((PATCH, None), (dataclasses.replace(PATCH, discriminator="none"), 100)):
+        assert not any(recipe.learns(step, total) for step in range(100))
+        assert not any(recipe.heard(step, total) for step in range(100))
+
+
+@given(start=st.floats(0, 1), warmup=st.floats(0, 1), ramp=st.floats(0, 1), total=st.integers(1, 300))
+@settings(max_examples=60, deadline=None)
+def test_what_is_heard_has_learned_and_grows(start: float, warmup: float, ramp: float, total: int) -> None:
+    """Whatever the shares, also where they are more than the run, or 0."""
+    recipe = dataclasses.replace(PATCH, start=start, warmup=warmup, ramp=ramp)
+    heard = [recipe.heard(step, total) for step in range(total)]
+    assert all(0 <= value <= 1 for value in heard)
+    assert heard == sorted(heard)
+    assert all(recipe.learns(step, total) for step, value in enumerate(heard) if value)
+    assert sum(value > 0 for value in heard) <= (1 - min(start + warmup, 1)) * total + 1
+
+
+def test_without_a_ramp_the_whole_is_heard_at_once() -> None:
+    """One step after the warm-up."""
+    recipe = dataclasses.replace(PATCH, ramp=0.0)
+    assert [recipe.heard(step, 100) for step in (49, 50, 51, 99)] == [0, 0, 1, 1]
+
+
+# ---- presets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_has_a_recipe(name: str) -> None:
+    """Whose values are all there; the release's presets share one tokenizer, and so one recipe."""
+    recipe, steps = recipes.for_preset(name)
+    assert steps > recipe.optimization.warmup_steps > 0
+    assert recipe.objective.l2 > 0
+    assert recipe.adversarial.heard(steps - 1, steps) == (0 if recipe.adversarial.discriminator == "none" else 1)
+    if name.startswith("var-"):
+        assert (recipe, steps) == recipes.for_preset("var-d16")
+
+
+# ---- settings as text ------------------------------------------------------------------------------------------------
+
+
+def test_settings_change_what_they_name_and_nothing_else() -> None:
+    """Every type that a recipe holds, at every depth; later ones win."""
+    changed = recipes.changed(
+        TOKENIZER,
+        [
+            "flip=true",
+            "average=0",
+            "optimization.batch=8",
+            "optimization.betas=0.5,0.9",
+            "objective.perceptual = 1e-1",
+            "codebook.learning=average",
+            "codebook.restart_every=7",
+            "codebook.restart_every=8",
+            "adversarial.adaptive_range=0, 3",
+        ],
+    )
+    assert changed == TokenizerRecipe(
+        optimization=dataclasses.replace(RECIPE, batch=8, betas=(0.5, 0.9)),
+        objective=Objective(perceptual=0.1),
+        codebook=Codebook(learning="average", restart_every=8),
+        adversarial=Adversarial(adaptive_range=(0.0, 3.0)),
+        average=0.0,
+        flip=True,
+    )
+    assert type(changed.optimization.batch) is int
+    assert type(changed.average) is float
+    assert recipes.changed(TOKENIZER, []) == TOKENIZER
+
+
+def as_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace("False", "false")
+
+
+@pytest.mark.parametrize("name", [*recipes.names(TOKENIZER)])
+def test_every_value_can_be_set_to_what_it_is(name: str) -> None:
+    """The names are all there are, and text says each of them."""
+    text = as_text(attrgetter(name)(TOKENIZER))
+    assert recipes.changed(TOKENIZER, [f"{name}={text}"]) == TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("flip", "--set: expected NAME=VALUE, got 'flip'"),
+        ("objective.perceptul=1", "unknown setting 'objective.perceptul'; did you mean objective.perceptual?"),
+        ("codebook.lerning=average", "unknown setting 'codebook.lerning'; did you mean codebook.learning?"),
+        ("perceptual=1", "unknown setting 'perceptual'; did you mean objective.perceptual?"),
+        ("dropout=1", "did you mean codebook.dropout"),
+        ("zzz=1", "unknown setting 'zzz'; expected one of optimization.batch, optimization.learning_rate, "),
+        ("objective=3", "unknown setting 'objective'"),
+        ("objective.l2.x=3", "unknown setting 'objective.l2.x'; did you mean objective.l2?"),
+        ("=3", "unknown setting ''"),
+        ("__class__=3", "unknown setting '__class__'"),
+        ("optimization.batch=4.0", "optimization.batch: expected an integer, got '4.0'"),
+        ("objective.l2=much", "objective.l2: expected a number, got 'much'"),
+        ("optimization.betas=0.5", "optimization.betas: expected 2 numbers, got '0.5'"),
+        ("optimization.betas=a,b", "optimization.betas: expected numbers such as 0.5,0.9, got 'a,b'"),
+        ("flip=yes", "flip: expected true or false, got 'yes'"),
+        ("codebook.start=zero", "codebook.start: expected one of random, kmeans, got 'zero'"),
+        ("objective.l2=-1", "objective.l2: expected at least 0, got -1.0"),
+        ("objective.l1=nan", "objective.l1: expected at least 0, got nan"),
+        ("codebook.decay=1", "codebook.decay: expected 0 <= decay < 1, got 1.0"),
+        ("codebook.restart_every=-1", "codebook.restart_every: expected at least 0, got -1"),
+        ("codebook.dropout_from=0", "codebook.dropout_from: expected at least 1, got 0"),
+        ("codebook.dropout=1.5", "codebook.dropout: expected a share from 0 to 1, got 1.5"),
+        ("adversarial.start=2", "adversarial.start: expected a share from 0 to 1, got 2.0"),
+        ("adversarial.adaptive_range=3,2", "adversarial.adaptive_range: expected 0 <= low <= high, got 3.0 and 2.0"),
+        ("average=1", "average: expected 0 <= average < 1, got 1.0"),
+        ("optimization.accumulate=3", "accumulate: expected a divisor of the batch of 4, got 3"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(setting: str, told: str) -> None:
+    """In one line, with the nearest name or with what was expected."""
+    with pytest.raises(InputError) as caught:
+        recipes.changed(TOKENIZER, [setting])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,156 @@
+"""What training is tried on: noise of 8x8 pixels, recipes of a few steps, a feature network of a few hundred weights.
+
+Fixtures and the programs that tests start both take it from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale import Scales
+from nextscale.config import TokenizerConfig
+from nextscale.data import DataSet
+from nextscale.data.pictures import Split, from_memory
+from nextscale.features import FeatureNetwork, PerceptualDistance
+from nextscale.training import recipes
+from nextscale.training.recipes import Recipe, TokenizerRecipe
+from nextscale.training.tokenizer import TokenizerStage
+
+TOKENIZER = TokenizerConfig(
+    scales=Scales([1, 2, 3, 4]),
+    codebook_size=64,
+    code_channels=8,
+    channels=32,
+    multipliers=(1, 1),
+    residual_blocks=1,
+    phi_sharing="partial",
+    phi_count=4,
+    distance="euclidean",
+)
+
+RECIPE = Recipe(
+    batch=4,
+    learning_rate=2e-3,
+    betas=(0.9, 0.95),
+    weight_decay=0.05,
+    warmup_steps=3,
+    final_rate=0.1,
+    clip=1.0,
+)
+
+# In runs of six steps every option has its turn: the discriminator learns from the second step on, is heard from the
+# third, and dead codes are restarted after the second and the fourth.
+EVERYTHING = (
+    "objective.perceptual=0.5",
+    "objective.entropy=0.05",
+    "codebook.learning=average",
+    "codebook.decay=0.9",
+    "codebook.restart_every=2",
+    "codebook.dead_below=0.5",
+    "codebook.dropout=0.5",
+    "codebook.dropout_from=1",
+    "codebook.random_scales=0.3",
+    "adversarial.discriminator=patch",
+    "adversarial.start=0.1",
+    "adversarial.warmup=0.2",
+    "adversarial.ramp=0.3",
+    "optimization.accumulate=2",
+    "average=0.9",
+    "flip=true",
+)
+
+
+def recipe(settings: Sequence[str] = (), **changes: object) -> TokenizerRecipe:
+    """`recipe(["flip=true"], batch=2)`: settings as `--set` takes them; other names are of the optimisation."""
+    plain = [f"optimization.{name}={_text(value)}" for name, value in changes.items()]
+    return recipes.changed(TokenizerRecipe(optimization=RECIPE), [*plain, *settings])
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def split(name: str, count: int, seed: int) -> Split:
+    """Pictures of 9x9 pixels, so that crops differ: class 0 dark, class 1 light."""
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 128, (count, 3, 9, 9), generator=torch.Generator().manual_seed(seed))
+    return Split(
+        classes=("dark", "light"),
+        labels=labels,
+        names=tuple(f"{name} {index}" for index in range(count)),
+        fingerprint=f"{name} {count} {seed}",
+        fetch=from_memory((noise + 127 * labels.view(-1, 1, 1, 1)).to(torch.uint8)),
+        height=8,
+        width=8,
+    )
+
+
+def data_set() -> DataSet:
+    """18 pictures to train on, 6 held out, 2 classes."""
+    return DataSet(
+        train=split("train", 18, 1), validation=split("held out", 6, 2), classes=("dark", "light"), unreadable=[]
+    )
+
+
+class Tiny(FeatureNetwork):
+    """Two convolutions with weights of its own: all that the packaged network is to training, in microseconds."""
+
+    name = "Tiny"
+    dimensions = 6
+    channels = (4, 6)
+    side = 96
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.fine, self.coarse = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        generator = torch.Generator().manual_seed(seed)
+        self.assign({name: torch.randn(w.shape, generator=generator) / 8 for name, w in self.state_dict().items()})
+
+    def embed(self, pixels_B3HW: Tensor) -> Tensor:
+        return self.activations(pixels_B3HW)[-1].mean(dim=(2, 3))
+
+    def activations(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        fine = F.silu(self.fine(pixels_B3HW))
+        return [fine, F.silu(self.coarse(fine))]
+
+
+def stage(
+    settings: Sequence[str] = (),
+    *,
+    data: DataSet | None = None,
+    config: TokenizerConfig = TOKENIZER,
+    seed: int = 0,
+    **changes: object,
+) -> TokenizerStage:
+    """A tokenizer about to be trained; every network it looks through is a `Tiny`."""
+    return TokenizerStage(
+        config,
+        data or data_set(),
+        recipe=recipe(settings, **changes),
+        seed=seed,
+        precision="fp32",
+        perceptual=PerceptualDistance(Tiny()),
+        backbone=Tiny(seed=1),
+    )
+
+
+def state_of(stage: TokenizerStage, *, without: str = "") -> dict[str, Any]:
+    """All that changes along a run, bit by bit, by its path in the checkpoint; `without` those whose path holds it."""
+    leaves = flat({name: part.state_dict() for name, part in stage.state.items()})
+    return {name: leaf for name, leaf in leaves.items() if not without or without not in name}
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested state as names and plain values, tensors as their dtype, shape and bytes."""
+    if isinstance(value, torch.Tensor):
+        return {name: (value.dtype, tuple(value.shape), value.contiguous().numpy().tobytes())}
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for part, inner in items for key, leaf in flat(inner, f"{name}/{part}").items()}
+    return {name: value}
