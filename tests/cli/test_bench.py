@@ -130,3 +130,25 @@ def test_group_has_help(nextscale: Callable[..., Any]) -> None:
         ["bench", "sample"],
         ["bench", "tokenizer"],
     ]
+
+
+def test_training_is_timed_beside_a_plain_loop(nextscale: Callable[..., Any], tmp_path: Path) -> None:
+    """A row a batch size; the figures agree with each other."""
+    file = tmp_path / "bench.json"
+    done = nextscale("bench", "tokenizer", "--train", *QUICK, "--batch", 1, 2, "--json", file)
+    assert (done.status, done.errors) == (0, "")
+    lines = done.output.splitlines()
+    assert [line.split()[0] for line in lines if line[:1] in ("1", "2")] == ["1", "2"]
+    assert max(map(len, lines)) <= 80
+    for row in json.loads(file.read_text(encoding="utf-8"))["batches"]:
+        (ours,), (plain,) = row["seconds_of_repeats"], row["plain_seconds_of_repeats"]
+        assert row["seconds_per_step"] == ours > 0
+        assert row["speedup"] == pytest.approx(plain / ours)
+        assert row["roofline_ratio"] > 0
+        assert row["peak_memory_bytes"] > 0
+
+
+def test_training_in_fp16_is_refused(nextscale: Callable[..., Any]) -> None:
+    """As the trainer refuses it."""
+    done = nextscale("bench", "tokenizer", "--train", *QUICK[:4], "--precision", "fp16")
+    assert (done.status, done.errors.count("\n")) == (2, 1)
