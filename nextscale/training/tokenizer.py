@@ -32,7 +32,7 @@ from nextscale.training.order import batch_indices, generator, views
 from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
 
-SHOWN = 8  # held-out pictures in a sample sheet
+SHOWN = 8  # held-out pictures at most in a sample sheet
 VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split
 LOOKED_THROUGH = 64  # of which every scale is painted
 STARTING_PICTURES = 1024  # whose residuals the codes start from
@@ -349,7 +349,7 @@ class TokenizerStage:
     def pictures(self) -> Tensor:
         """Held-out pictures, a row each: the original, then what is painted after each scale; coarse to fine."""
         model = self.best_model
-        originals = self.data.validation.batch(range(min(SHOWN, len(self.data.validation))))[0].to(self.device)
+        originals = self.data.validation.batch(spread(self.data.validation, SHOWN))[0].to(self.device)
         with lowered(self.device, self.dtype):
             canvases = model.quantizer(model.features(originals)).canvases
             strips = torch.stack([originals, *(model.paint(canvas) for canvas in canvases)], dim=1)
