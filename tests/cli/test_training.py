@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -19,12 +20,28 @@ import pytest
 import torch
 from PIL import Image
 
-from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale import MultiScaleVQVAE, Pipeline, Scales
 from nextscale.cli import main
 
 pytestmark = pytest.mark.usefixtures("small")
 
 STEPS = 30
+
+# What a tokenizer can be trained with, all at once: the discriminator learns from step 4 on and is heard from step 7.
+EVERYTHING = (
+    "adversarial.discriminator=patch",
+    "adversarial.start=0.1",
+    "adversarial.warmup=0.1",
+    "adversarial.ramp=0.2",
+    "codebook.learning=average",
+    "codebook.restart_every=5",
+    "codebook.dead_below=0.5",
+    "codebook.dropout=0.5",
+    "codebook.random_scales=0.3",
+    "objective.entropy=0.05",
+    "optimization.accumulate=2",
+    "flip=true",
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +63,15 @@ def tokenizer_run(trained: Path, tmp_path: Path) -> Path:
 def command(request: pytest.FixtureRequest, pictures: Path) -> list[object]:
     """The command of each stage in turn, without --out."""
     stage = request.param
-    tokenizer = ["--tokenizer", request.getfixturevalue("tokenizer_run")] if stage == "transformer" else []
-    return ["train", stage, "--data", pictures, "--steps", STEPS, "--batch", 4, *tokenizer]
+    more = ["--set", *EVERYTHING]
+    if stage == "transformer":
+        more = ["--tokenizer", request.getfixturevalue("tokenizer_run")]
+    return ["train", stage, "--data", pictures, "--steps", STEPS, "--batch", 4, *more]
 
 
 def left_behind(run: Path) -> dict[str, Any]:
-    """Checkpoint, models, history and sample pictures."""
-    files = [*run.glob("*.safetensors"), *run.glob("*.json"), *run.glob("samples/*")]
+    """Checkpoint, models, the best one too, history and sample pictures."""
+    files = [*run.glob("**/*.safetensors"), *run.glob("**/*.json"), *run.glob("samples/*")]
     state = torch.load(run / "state.pt", weights_only=True)
     return {str(file.relative_to(run)): file.read_bytes() for file in files} | flat(state)
 
@@ -96,7 +115,7 @@ def test_a_killed_run_continues_bit_for_bit(nextscale, started, command: list[ob
         if run == in_a_save:
             wait_for_save(process, run)
         else:
-            time.sleep(random.uniform(0, 0.1))
+            time.sleep(random.uniform(0, 0.3))
         process.kill()
         return process.wait()
 
@@ -167,15 +186,17 @@ def test_output_is_plain_and_80_columns_wide(nextscale, pictures: Path, monkeypa
 
 def test_steps_and_batch_are_what_was_asked_for(nextscale, pictures: Path, tmp_path: Path) -> None:
     """And the recipe's own where nothing was."""
-    from nextscale.training.tokenizer import RECIPE
+    from nextscale.training.recipes import for_preset
 
     nextscale(
         "train", "tokenizer", "--data", pictures, "--steps", 3, "--batch", 5, "--seed", 9, "--out", tmp_path / "a"
     )
     nextscale("train", "tokenizer", "--data", pictures, "--steps", 1, "--out", tmp_path / "b")
     a, b = (json.loads((tmp_path / name / "run.json").read_text()) for name in "ab")
-    assert (a["steps"], a["settings"]["recipe"]["batch"], a["settings"]["seed"]) == (3, 5, 9)
-    assert (b["steps"], b["settings"]["recipe"]["batch"], b["settings"]["seed"]) == (1, RECIPE.batch, 0)
+    batches = [run["settings"]["recipe"]["optimization"]["batch"] for run in (a, b)]
+    assert batches == [5, for_preset("emoji-32")[0].optimization.batch]
+    assert [(run["steps"], run["settings"]["seed"]) for run in (a, b)] == [(3, 9), (1, 0)]
+    assert b["settings"]["recipe"] == json.loads(json.dumps(dataclasses.asdict(for_preset("emoji-32")[0])))
 
 
 def test_broken_pictures_are_counted_and_named(nextscale, tmp_path: Path) -> None:
@@ -314,12 +335,77 @@ def test_a_spoilt_tokenizer_is_one_line(
     is_a_mistake(done, told)
 
 
-def test_a_run_that_diverges_is_one_line(nextscale, pictures: Path, tmp_path: Path, monkeypatch) -> None:
-    """No traceback: nothing is wrong with the program. Three steps at an absurd learning rate."""
-    import dataclasses
+def test_a_run_that_diverges_is_one_line(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """No traceback: nothing is wrong with the program, but the learning rate; the last step's pictures are kept."""
+    absurd = ["--set", "optimization.learning_rate=1e30", "optimization.warmup_steps=0"]
+    run = tmp_path / "run"
+    done = nextscale("train", "tokenizer", "--data", pictures, "--steps", 30, "--batch", 4, "--out", run, *absurd)
+    is_a_mistake(done, "no finite gradient in 10 steps in a row", "training diverged", "keeps the last checkpoint")
+    (kept,) = run.glob("not-finite-step-*.png")
+    assert str(kept) in done.errors
+    assert kept.with_suffix(".safetensors").exists()
 
-    from nextscale.training import tokenizer
 
-    monkeypatch.setattr(tokenizer, "RECIPE", dataclasses.replace(tokenizer.RECIPE, learning_rate=1e30, warmup_steps=0))
-    done = nextscale("train", "tokenizer", "--data", pictures, "--steps", 30, "--out", tmp_path / "run")
-    is_a_mistake(done, "is not finite", "training diverged", "keeps the last checkpoint")
+# ---- what a tokenizer is trained with --------------------------------------------------------------------------------
+
+
+def test_settings_reach_recipe_and_architecture(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """Recorded with the run; what has an option of its own can be set by it."""
+    settings = ["objective.l1=0.5", "optimization.betas=0.5,0.9", "flip=true", "architecture.code_channels=4"]
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--batch", 4, "--out", tmp_path / "run"]
+    done = nextscale(*command, "--discriminator", "patch", "--set", *settings)
+    assert (done.status, done.errors) == (0, "")
+    recipe = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["recipe"]
+    assert (recipe["objective"]["l1"], recipe["flip"], recipe["optimization"]["betas"]) == (0.5, True, [0.5, 0.9])
+    assert recipe["adversarial"]["discriminator"] == "patch"
+    assert MultiScaleVQVAE.load(tmp_path / "run").config.code_channels == 4
+    is_a_mistake(nextscale(*command, "--set", *settings), "adversarial.discriminator is patch there, none here")
+
+
+def test_pictures_may_have_any_size(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """Rectangles, too, with scales to go with it; the size is the tokenizer's from then on."""
+    run = tmp_path / "run"
+    done = nextscale("train", "tokenizer", "--data", pictures, "--steps", 1, "--size", "16x24", "--out", run)
+    assert (done.status, done.errors) == (0, "")
+    assert "at 16x24" in done.output
+    config = MultiScaleVQVAE.load(run).config
+    assert (config.height, config.width) == (16, 24)
+    assert config.scales == Scales.suggest(16, 24, config.stride)
+    assert (run / "best" / "tokenizer.safetensors").exists()
+
+
+def test_the_packaged_network_is_there_for_whoever_asks(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """For the perceptual term and for a discriminator on features, heard from the first step on."""
+    run = tmp_path / "run"
+    now = ["adversarial.start=0", "adversarial.warmup=0", "adversarial.ramp=0"]
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 2, "--batch", 2, "--out", run]
+    done = nextscale(*command, "--discriminator", "features", "--set", "objective.perceptual=0.1", *now)
+    assert (done.status, done.errors) == (0, "")
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    assert settings["perceptual"]
+    assert settings["backbone"]
+    assert "adversary" in torch.load(run / "state.pt", weights_only=True)["parts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--size", "16"], ("--size: expected HEIGHTxWIDTH in pixels, such as 96x128, got '16'",)),
+        (["--size", "15x24"], ("multiples of 2 pixels, got 15x24",)),
+        (["--size", "0x24"], ("got 0x24",)),
+        (["--set", "objective.perceptul=1"], ("'objective.perceptul'", "did you mean objective.perceptual?")),
+        (["--set", "architecture.code_chanels=4"], ("code_chanels", "did you mean", "code_channels?")),
+        (["--set", "flip"], ("expected NAME=VALUE, got 'flip'",)),
+        (["--set", "codebook.dropout=2"], ("codebook.dropout: expected a share from 0 to 1, got 2",)),
+        (["--set", "optimization.accumulate=3", "--batch", "4"], ("a divisor of the batch of 4, got 3",)),
+        (["--discriminator", "patchy"], ("--discriminator: expected one of", "'patch'", "got 'patchy'")),
+        (["--perceptual", "vgg.pth"], ("vgg.pth", "expected a recipe with a perceptual term")),
+        (["--backbone", "dino.pth"], ("dino.pth", "expected --discriminator features, got none")),
+    ],
+)
+def test_a_mistaken_recipe_is_one_line(
+    nextscale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: tuple[str, ...]
+) -> None:
+    """Before any picture is read."""
+    monkeypatch.chdir(tmp_path)
+    is_a_mistake(nextscale("train", "tokenizer", "--data", "missing", *arguments), *told)
