@@ -245,6 +245,15 @@ def grid(images_B3HW: Tensor, *, columns: int, gap: int = 2) -> Tensor:
     return sheet
 
 
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def psnr(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
+    """10 log10(peak^2 / MSE) of each picture, (B,) in dB; both in [-1, 1], so the peak is 2. A copy has 126 dB."""
+    error_B = (painted_B3HW.float() - images_B3HW.float()).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(4 / error_B.clamp_min(1e-12))
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import math
 import struct
 import threading
 import warnings
@@ -365,3 +366,26 @@ def test_data_uri_is_a_png() -> None:
     kind, content = images.data_uri(images.from_pil(gradient())).split(",")
     assert kind == "data:image/png;base64"
     assert images.open_rgb(io.BytesIO(base64.b64decode(content))).tobytes() == gradient().tobytes()
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("error", "decibels"), [(2.0, 0.0), (0.2, 20.0), (0.02, 40.0)])
+def test_psnr_of_a_constant_error(error: float, decibels: float) -> None:
+    """The peak is 2, because pictures lie in [-1, 1]."""
+    pictures = torch.full((1, 3, 5, 7), -1.0)
+    assert images.psnr(pictures + error, pictures).item() == pytest.approx(decibels, abs=1e-3)
+
+
+def test_psnr_is_each_picture_s_own() -> None:
+    """A picture's figure does not change with the others of its batch; an exact copy is finite."""
+    generator = torch.Generator().manual_seed(0)
+    pictures, painted = torch.rand(2, 4, 3, 6, 6, generator=generator)
+    painted[0] = pictures[0]
+    together = images.psnr(painted, pictures)
+    assert together.shape == (4,)
+    alone = torch.cat([images.psnr(painted[i : i + 1], pictures[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone)
+    assert math.isfinite(together[0])
+    assert together[0] > 100 > together[1:].max()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Reconstruct:
             stages = _stages(tokenizer, original.to(device))
             strip = folder / f"{stem}.png"
             images.save(strip, images.grid(stages, columns=len(stages)))
-            print(f"{file}: {_psnr(stages[0], stages[-1]):.2f} dB, {strip}")
+            print(f"{file}: {images.psnr(stages[-1:], stages[:1]).item():.2f} dB, {strip}")
 
 
 def _stems(files: Iterable[Path]) -> list[str]:
@@ -72,9 +71,3 @@ def _stages(tokenizer: MultiScaleVQVAE, original_3HW: Tensor) -> Tensor:
         tokens_1L = tokenizer.encode(original_3HW[None])
         painted = [tokenizer.decode(tokens_1L, through=k + 1) for k in range(len(tokenizer.config.scales))]
     return torch.cat([original_3HW[None], *painted]).cpu()
-
-
-def _psnr(image: Tensor, other: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak is 2."""
-    error = (image - other).square().mean().item()
-    return 10 * math.log10(4 / error) if error else math.inf

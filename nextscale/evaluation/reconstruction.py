@@ -27,7 +27,6 @@ from nextscale.evaluation.statistics import RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork, PerceptualDistance
 from nextscale.features.network import fingerprint as weights_fingerprint
 from nextscale.tokenizer import MultiScaleVQVAE
-from nextscale.training.losses import psnr
 
 ENOUGH = 50_000  # pictures, the number that published Fréchet distances are made from
 WINDOW = 11  # pixels a side of SSIM's window, a Gaussian of deviation 1.5
@@ -219,7 +218,7 @@ class _Tally:
         """A batch of pictures, through the tokenizer and back."""
         originals_B3HW = originals_B3HW.to(self.tokenizer.quantizer.codebook.weight.device)
         for k, painted_B3HW in enumerate(self._stages(originals_B3HW)):
-            decibels_B = psnr(painted_B3HW, originals_B3HW).double().cpu()
+            decibels_B = images.psnr(painted_B3HW, originals_B3HW).double().cpu()
             self.decibels_K[k] += decibels_B.sum()
         distance_B = self.perceptual(painted_B3HW, originals_B3HW).double().cpu()
         self.each.append(Each(decibels_B, ssim(painted_B3HW, originals_B3HW).cpu(), distance_B))

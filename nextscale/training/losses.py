@@ -1,4 +1,4 @@
-"""Losses and figures of merit, pure functions of tensors: each term alone, its weight elsewhere (`recipes`).
+"""Losses, pure functions of tensors: each term alone, its weight elsewhere (`recipes`).
 
 Shapes: B images, N vectors or tokens, V codes, C channels.
 """
@@ -20,12 +20,6 @@ def l2(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
 def l1(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
     """Mean of |painted - image| over all elements."""
     return F.l1_loss(painted_B3HW, images_B3HW)
-
-
-def psnr(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
-    """10 log10(peak^2 / MSE) of each image, (B,) in dB; both in [-1, 1], so the peak is 2."""
-    error_B = (painted_B3HW.float() - images_B3HW.float()).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(4 / error_B.clamp_min(1e-12))
 
 
 # ---- the choice of codes ---------------------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ class TokenizerStage:
         with lowered(self.device, self.dtype):
             for originals, tokens_BL in encoded(model, self.data.validation, spread(self.data.validation, VALIDATED)):
                 painted = model.decode(tokens_BL)
-                terms["psnr"].append(losses.psnr(painted, originals))
+                terms["psnr"].append(images.psnr(painted, originals))
                 if self.perceptual:
                     terms["perceptual"].append(self.perceptual(painted, originals))
                 error = (painted - originals).flatten(1)
@@ -318,7 +318,7 @@ class TokenizerStage:
         with lowered(self.device, self.dtype):
             f = model.features(originals)
             for k, canvas in enumerate(model.quantizer(f).canvases, start=1):
-                figures[f"psnr_scale_{k}"] = float(losses.psnr(model.paint(canvas), originals).mean())
+                figures[f"psnr_scale_{k}"] = float(images.psnr(model.paint(canvas), originals).mean())
                 figures[f"residual_scale_{k}"] = float((f - canvas).square().sum() / f.square().sum())
         return figures
 

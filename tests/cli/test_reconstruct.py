@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from nextscale import images
-from nextscale.cli.reconstruct import _psnr
 
 
 @pytest.fixture
@@ -43,14 +40,6 @@ def test_each_picture_has_a_line_with_its_psnr(nextscale, model: Path, picture: 
     assert {file.name for file in out.iterdir()} == {"square.png", "square-2.png"}
     assert [line.partition(":")[0] for line in done.output.splitlines()] == [str(picture), str(other)]
     assert done.output.count(" dB") == 2
-
-
-def test_psnr_of_the_whole_range_is_zero_and_of_no_error_infinite() -> None:
-    """Images in [-1, 1]: the peak is 2; a tenth of it is 20 dB."""
-    black = -torch.ones(3, 4, 4)
-    assert _psnr(black, -black) == 0
-    assert _psnr(black, black + 0.2) == pytest.approx(20, abs=1e-4)
-    assert _psnr(black, black) == math.inf
 
 
 def test_a_mistake_is_one_line_and_status_2(nextscale, model: Path, picture: Path) -> None:

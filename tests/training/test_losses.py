@@ -17,7 +17,6 @@ from nextscale.training.losses import (
     l1,
     l2,
     lecam,
-    psnr,
     unigram_entropy,
 )
 
@@ -40,26 +39,6 @@ def test_errors_of_pixels_are_means_over_all_of_them() -> None:
     assert l2(painted, images).item() == pytest.approx(mean([x * x for x in apart]))
     assert l1(painted, images).item() == pytest.approx(mean([abs(x) for x in apart]))
     assert l2(images, images).item() == l1(images, images).item() == 0
-
-
-@pytest.mark.parametrize(("error", "decibels"), [(2.0, 0.0), (0.2, 20.0), (0.02, 40.0)])
-def test_psnr_of_a_constant_error(error: float, decibels: float) -> None:
-    """The peak is 2, because pictures lie in [-1, 1]."""
-    images = torch.full((1, 3, 5, 7), -1.0)
-    assert psnr(images + error, images).item() == pytest.approx(decibels, abs=1e-3)
-
-
-def test_psnr_is_each_picture_s_own() -> None:
-    """A picture's figure does not change with the others of its batch; an exact copy is finite."""
-    generator = torch.Generator().manual_seed(0)
-    images, painted = torch.rand(2, 4, 3, 6, 6, generator=generator)
-    painted[0] = images[0]
-    together = psnr(painted, images)
-    assert together.shape == (4,)
-    alone = torch.cat([psnr(painted[i : i + 1], images[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(together, alone)
-    assert math.isfinite(together[0])
-    assert together[0] > 100 > together[1:].max()
 
 
 # ---- the choice of codes ---------------------------------------------------------------------------------------------
