@@ -1,0 +1,80 @@
+"""Laws of training in several processes: all end with the same weights, and with those of one process to rounding."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training import toy as toys
+from training.two_processes import ADDS_UP, STEPS, run
+
+from nextscale import MultiScaleVQVAE
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs in one start, since it takes seconds."""
+    directory = tmp_path_factory.mktemp("two processes")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    script = str(Path(__file__).with_name("two_processes.py"))
+    command = [*launcher, sys.executable, "-W", "error", script, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def kept(out: Path, name: str, rank: int = 0) -> dict[str, Any]:
+    return torch.load(out / f"{name}-{rank}.pt", weights_only=True)
+
+
+def weights(state: dict[str, Tensor]) -> Tensor:
+    """All of a model or an average in one vector."""
+    return torch.cat([tensor.double().flatten() for name, tensor in state.items() if "hits" not in name])
+
+
+@pytest.mark.parametrize("name", ["adds up", "cut", "features", "poisoned"])
+def test_all_processes_end_with_the_same_state(out: Path, name: str) -> None:
+    """Bit for bit: weights, moments, averages, hits, the discriminator; and it is what the first one wrote."""
+    first, second = kept(out, name), kept(out, name, 1)
+    assert toys.flat(first) == toys.flat(second)
+    stored = torch.load(out / name / "state.pt", weights_only=True)
+    assert toys.flat(stored["parts"]) == toys.flat(first)
+    assert stored["step"] == STEPS
+    loaded = MultiScaleVQVAE.load(out / name).state_dict()
+    assert all(torch.equal(loaded[part], first["average"][f"module.{part}"]) for part in loaded)
+
+
+def test_two_processes_are_one_to_rounding(out: Path, tmp_path: Path) -> None:
+    """With averaged and restarted codes, dropout, random scales, a discriminator that is heard, at the same batch.
+
+    Codes and discriminator to 1 in 10,000. The other weights to a hundredth of how far they have come: AdamW makes full
+    steps of gradients that are nothing but rounding, as those of biases before a normalisation.
+    """
+    start = weights(toys.stage(ADDS_UP).model.state_dict())
+    one, two = run(lambda: toys.stage(ADDS_UP), tmp_path), kept(out, "adds up")
+    ours, theirs = weights(one.state["model"].state_dict()), weights(two["model"])
+    assert (ours - theirs).norm() < 0.01 * (ours - start).norm()
+    judges = weights(one.state["adversary"].state_dict()["discriminator"]), weights(two["adversary"]["discriminator"])
+    codes = one.model.quantizer.codebook.weight.detach(), two["model"]["quantizer.codebook.weight"]
+    for ours, theirs in (judges, codes):
+        assert (ours - theirs).norm() < 1e-4 * ours.norm()
+    assert torch.equal(one.model.quantizer.hits_KV, two["model"]["quantizer.hits_KV"])
+
+
+def test_a_run_of_two_processes_continues_bit_for_bit(out: Path) -> None:
+    """Cut short and gone on with, as if it had not been."""
+    for rank in (0, 1):
+        assert toys.flat(kept(out, "cut", rank)) == toys.flat(kept(out, "adds up", rank))
+
+
+def test_a_step_that_one_process_cannot_make_is_skipped_by_all(out: Path) -> None:
+    """And counted once."""
+    state = torch.load(out / "poisoned" / "state.pt", weights_only=True)
+    assert (state["skipped"], state["skipped_in_row"]) == (1, 0)
+    assert weights(state["parts"]["model"]).isfinite().all()
+    assert toys.flat(state["parts"]) != toys.flat(kept(out, "adds up"))

@@ -1,0 +1,64 @@
+"""What `test_several_processes` starts in two processes: runs of the toy stages; what is left of each, by rank.
+
+`python two_processes.py OUT`, under torchrun, writes OUT/NAME-RANK.pt: all that changes along the run called NAME.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from training import toy
+
+from nextscale import distributed
+from nextscale.training.loop import Length, Stage, train
+
+STEPS = 6
+# The loss of a batch is the mean of its parts' but for two things that are not means over pictures: the entropy of all
+# choices, and the adaptive weight, which each part of an accumulated step has for itself.
+ADDS_UP = [*toy.EVERYTHING, "objective.entropy=0", "optimization.accumulate=1"]
+FEATURES = [*toy.EVERYTHING, "adversarial.discriminator=features"]
+
+
+def run(make: Callable[[], Stage], directory: Path, *, cut: int | None = None) -> Stage:
+    """A whole run; with `cut` another stage goes on after so many steps."""
+    if cut is not None:
+        list(itertools.islice(train(make(), directory, Length(steps=STEPS), seed=0, checks=3), cut))
+    stage = make()
+    list(train(stage, directory, Length(steps=STEPS), seed=0, checks=3))
+    return stage
+
+
+def poisoned() -> Stage:
+    """In the third step the last process sees no numbers."""
+    stage, calls = toy.stage(ADDS_UP), itertools.count()
+
+    def spoil(module: torch.nn.Module, given: Any) -> Any:
+        return (given[0] * float("nan"),) if next(calls) == 3 and distributed.rank() == 1 else given
+
+    stage.model.encoder.register_forward_pre_hook(spoil)  # called for the start of the codes, then once a step
+    return stage
+
+
+def main(out: Path) -> None:
+    """Every run in a directory of its own."""
+    with distributed.joined(torch.device("cpu")):
+        stages = {
+            "adds up": run(lambda: toy.stage(ADDS_UP), out / "adds up"),
+            "cut": run(lambda: toy.stage(ADDS_UP), out / "cut", cut=3),
+            "features": run(lambda: toy.stage(FEATURES), out / "features"),
+            "poisoned": run(poisoned, out / "poisoned"),
+        }
+        for name, stage in stages.items():
+            parts = {part: content.state_dict() for part, content in stage.state.items()}
+            torch.save(parts, out / f"{name}-{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
