@@ -1,5 +1,6 @@
 """Laws of the token pyramid's geometry: where each scale lies, what may attend to what, which sizes are refused."""
 
+import itertools
 import json
 import pickle
 
@@ -39,6 +40,50 @@ def test_published_schedules_have_their_published_lengths() -> None:
     """256 px: 680 tokens in 10 scales; 512 px: 2240 in 10."""
     assert Scales([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]).total == 680
     assert Scales([1, 2, 3, 4, 6, 9, 13, 18, 24, 32]).total == 2240
+
+
+# ---- suggested -------------------------------------------------------------------------------------------------------
+
+
+def test_suggested_scales_for_the_release_s_pictures_are_the_release_s() -> None:
+    """256 px at 16 pixels a token; and what that gives for others, written out."""
+    assert Scales.suggest(256, 256, 16) == Scales([1, 2, 3, 4, 5, 6, 8, 10, 13, 16])
+    assert Scales.suggest(64, 64, 8) == Scales([1, 2, 3, 4, 5, 6, 8])
+    assert Scales.suggest(96, 128, 16) == Scales([1, 2, (2, 3), (3, 4), (4, 5), (4, 6), (6, 8)])
+    assert Scales.suggest(16, 16, 16) == Scales([1])
+    assert Scales.suggest(16, 32, 16) == Scales([1, (1, 2)])
+
+
+@given(height=st.integers(1, 80), width=st.integers(1, 80), stride=st.sampled_from([1, 2, 8, 16]))
+def test_suggested_scales_grow_from_one_token_to_the_latent(height: int, width: int, stride: int) -> None:
+    """For any size; the longer side by half or less, or by one token, the shorter one in proportion, to half a token."""
+    scales = Scales.suggest(stride * height, stride * width, stride)
+    assert scales.sizes[-1] == (height, width)
+    assert scales.sizes[0] == (1, 1) or max(height, width) == 1
+    short, long = zip(*(size if height <= width else size[::-1] for size in scales), strict=True)
+    assert all(a < b <= max(a + 1, 1.3 * 1.15 * a + 1) for a, b in itertools.pairwise(long))
+    for a, b in zip(short, long, strict=True):
+        assert a == 1 or abs(a * long[-1] - b * short[-1]) <= long[-1] / 2
+
+
+@given(height=st.integers(1, 80), width=st.integers(1, 80))
+def test_suggested_scales_turn_with_the_picture(height: int, width: int) -> None:
+    """A picture on its side has the scales on their side."""
+    upright, lying = Scales.suggest(8 * height, 8 * width, 8), Scales.suggest(8 * width, 8 * height, 8)
+    assert [(w, h) for h, w in upright] == list(lying)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "stride"),
+    [(250, 256, 16), (256, 250, 16), (0, 16, 16), (-16, 16, 16), (8, 16, 16), (16, 16, 0)],
+)
+def test_sizes_that_no_tokens_tile_have_no_scales(height: int, width: int, stride: int) -> None:
+    """The message names the stride and the size."""
+    with pytest.raises(InputError, match=f"multiples of {stride} pixels, got {height}x{width}"):
+        Scales.suggest(height, width, stride)
+
+
+# ---- what follows from the sizes -------------------------------------------------------------------------------------
 
 
 def test_one_scale_is_a_pyramid() -> None:
