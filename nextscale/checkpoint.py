@@ -5,6 +5,7 @@ No pickle is read or written here. What is missing, damaged or of the wrong shap
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,3 +156,12 @@ def check_fit(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, T
     if complaints:
         more = f" and {len(complaints) - 4} more" if len(complaints) > 4 else ""
         raise InputError(f"weights do not fit the {what}: {'; '.join(sorted(complaints)[:4])}{more}")
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that any change of a name, a shape or a value changes; dtype and device do not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()[:16]

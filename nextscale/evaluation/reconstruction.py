@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nextscale import images
+from nextscale import checkpoint, images
 from nextscale.config import to_json
 from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.statistics import RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork, PerceptualDistance
-from nextscale.features.network import fingerprint as weights_fingerprint
 from nextscale.tokenizer import MultiScaleVQVAE
 
 ENOUGH = 50_000  # pictures, the number that published Fréchet distances are made from
@@ -287,4 +286,4 @@ class _Tally:
 
 def tokenizer_fingerprint(tokenizer: MultiScaleVQVAE) -> str:
     """16 hex digits that change with the architecture and with any weight."""
-    return fingerprint([to_json(tokenizer.config), weights_fingerprint(tokenizer.state_dict())])
+    return fingerprint([to_json(tokenizer.config), checkpoint.fingerprint(tokenizer.state_dict())])

@@ -6,7 +6,6 @@ loss. Shapes: B batch, H W pixels, D features, C h w channels and sides of an in
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -71,7 +70,7 @@ class FeatureNetwork(nn.Module):
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights, names as in the state dict, and freeze them. Raises `InputError` when they do not fit."""
         checkpoint.assign(self, lambda: tensors)
-        self.fingerprint = fingerprint(self.state_dict())
+        self.fingerprint = checkpoint.fingerprint(self.state_dict())
         self.requires_grad_(False).eval()
         for weight in self.parameters():
             if weight.dim() == 4:  # the layout that convolutions on a CPU are quickest in
@@ -103,12 +102,3 @@ def check_images(images_B3HW: Tensor) -> None:
     if images_B3HW.dim() != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
         got = f"{tuple(images_B3HW.shape)} {str(images_B3HW.dtype).removeprefix('torch.')}"
         raise InputError(f"images: expected shape (batch, 3, height, width), float in [-1, 1], got {got}")
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that any change of a name, a shape or a value changes; dtype and device do not matter."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return digest.hexdigest()[:16]

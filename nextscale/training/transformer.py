@@ -6,7 +6,6 @@ The tokenizer is finished and frozen; it turns pictures into tokens and teacher 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nextscale import distributed, images
+from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.pipeline import Pipeline
@@ -75,7 +75,7 @@ class TransformerStage:
         self.data, self.recipe, self.seed = data, recipe, seed
         self.settings = {
             "transformer": to_json(config),
-            "tokenizer": fingerprint(tokenizer),
+            "tokenizer": fingerprint(tokenizer.state_dict()),
             "data": data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
         }
@@ -185,11 +185,3 @@ def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: in
         code_channels=tokenizer.config.code_channels,
         classes=classes,
     )
-
-
-def fingerprint(tokenizer: MultiScaleVQVAE) -> str:
-    """16 hex digits of the weights: a transformer belongs to one tokenizer only."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
