@@ -29,6 +29,7 @@ COMMANDS = {
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
     "evaluate reconstruction": ("evaluate_reconstruction", "EvaluateReconstruction", "how good a tokenizer is"),
+    "evaluate generation": ("evaluate_generation", "EvaluateGeneration", "how good a model's pictures are"),
     "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what is possible here"),
     "bench tokenizer": ("bench_tokenizer", "BenchTokenizer", "pictures a second, encoded and decoded"),
     "convert": ("convert", "Convert", "the public release's files to a model, and back"),

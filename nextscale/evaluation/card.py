@@ -1,0 +1,251 @@
+"""The protocol card: everything needed to believe a figure, or to get it again, and the known mistakes it can see.
+
+A card is plain values; it goes to JSON and back, and reads as a block of at most 80 columns. Nothing here computes a
+figure. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nextscale.errors import InputError
+
+ENOUGH = 50_000  # pictures, the number that published Fréchet distances are made from
+INCEPTION = "Inception-2015"  # the one network whose figures are called FID, sFID, KID and IS
+UNEVEN = 1.5  # times as many pictures of one class as of another
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How tokens are drawn; the values of `Pipeline.generate`."""
+
+    guidance: float = 1.5
+    """At the last scale, growing linearly from 0 at the first."""
+    top_k: int = 900
+    """0: all codes."""
+    top_p: float = 0.96
+    """0: all codes."""
+    temperature: float = 1.0
+
+    def __str__(self) -> str:
+        k, p = (
+            f"top-k {self.top_k}" if self.top_k else "no top-k",
+            f"top-p {self.top_p:g}" if self.top_p else "no top-p",
+        )
+        return f"guidance {self.guidance:g}, {k}, {p}, temperature {self.temperature:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Whose pictures they are."""
+
+    name: str
+    """As it was named."""
+    fingerprint: str
+    """Of both architectures and all weights, as they are held at `precision`."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    classes: int
+    codes: int
+    """V, of the codebook."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceUsed:
+    """What they are compared with."""
+
+    name: str
+    """As it was named."""
+    fingerprint: str
+    """Of its pictures, or of its statistics."""
+    pictures: int | None
+    """None where stored statistics do not tell."""
+    height: int | None
+    """Pixels; None where stored statistics do not tell."""
+    width: int | None
+    fewest: int | None
+    """Pictures of its rarest class; None where labels are not known."""
+    most: int | None
+    """Pictures of its most frequent class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkUsed:
+    """Through whose eyes."""
+
+    name: str
+    fingerprint: str
+    """Of its weights."""
+    side: int
+    """Pixels a side that pictures are resized to."""
+    resize: str
+    """How."""
+    dimensions: int
+    """D, its features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What was painted, how, and what it was compared with."""
+
+    model: Model
+    setting: Setting
+    per_class: int
+    """Pictures of each class."""
+    first_seed: int
+    """Picture i has this seed + i; it shows class i modulo the number of classes."""
+    reference: ReferenceUsed
+    network: NetworkUsed
+    versions: dict[str, str]
+    """Of the libraries."""
+
+    @property
+    def pictures(self) -> int:
+        """How many were painted and judged."""
+        return self.per_class * self.model.classes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, and `pictures` beside them."""
+        return dataclasses.asdict(self) | {"pictures": self.pictures}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Card:
+        """The reverse of `to_json`. Raises `InputError` naming what is missing."""
+        return _read(cls, values)
+
+    def lines(self) -> list[str]:
+        """For people; each line is a name and what is to be known, not yet broken where a terminal ends."""
+        return list(_lines(self))
+
+
+def _read(kind: type[T], values: Any) -> T:
+    """A dataclass of dataclasses from JSON's dictionaries."""
+    hints = typing.get_type_hints(kind)
+    missing = sorted(hints.keys() - (values.keys() if isinstance(values, dict) else set()))
+    if missing:
+        raise InputError(f"card: expected {', '.join(missing)} in {kind.__name__}, got none")
+    return kind(**{name: _value(hint, values[name]) for name, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _value(typing.get_args(hint)[0], value)
+    return _read(hint, value) if dataclasses.is_dataclass(hint) and isinstance(hint, type) else value
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def figure_name(figure: str, network: str, *, rejected: bool = False) -> str:
+    """What a figure is called wherever it stands: "FD-EffNetLite0"; FID, sFID, KID and IS are Inception's alone."""
+    inception = {"FD": "FID", "sFD": "sFID", "KD": "KID", "score": "IS"}
+    name = inception.get(figure, figure) if network == INCEPTION else f"{figure}-{network}"
+    return f"{name}-re" if rejected else name
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def size(height: int | None, width: int | None) -> str:
+    """64x64."""
+    return "an unknown size" if height is None or width is None else f"{height}x{width}"
+
+
+def _lines(card: Card) -> Iterator[str]:
+    model, reference, network = card.model, card.reference, card.network
+    last = card.first_seed + card.pictures - 1
+    each = f"{card.per_class:,} of each of {model.classes:,} classes"
+    yield f"pictures   {card.pictures:,}, {each}, rounded to 8 bits, not compressed"
+    yield f"sampling   {card.setting}, seeds {card.first_seed} .. {last}"
+    yield (
+        f"model      {model.name} ({model.fingerprint}), {size(model.height, model.width)}, "
+        f"{model.precision} on {model.device}"
+    )
+    count = "statistics" if reference.pictures is None else f"{reference.pictures:,} pictures"
+    yield f"reference  {reference.name} ({reference.fingerprint}), {count} of {size(reference.height, reference.width)}"
+    yield (
+        f"features   {network.name} ({network.fingerprint}), {network.dimensions:,} of {network.side}x{network.side} "
+        f"pixels, {network.resize}"
+    )
+    yield f"versions   {', '.join(f'{name} {version}' for name, version in card.versions.items())}"
+
+
+# ---- known mistakes --------------------------------------------------------------------------------------------------
+
+
+def warnings(card: Card) -> list[str]:
+    """What to keep in mind when the figures are compared with others, in plain words; none of it is an error."""
+    return [line for check in _CHECKS for line in check(card)]
+
+
+def _few(card: Card) -> Iterator[str]:
+    name = figure_name("FD", card.network.name)
+    if card.pictures < ENOUGH:
+        yield (
+            f"{name} is made from {card.pictures:,} pictures, fewer than {ENOUGH:,}: it falls as pictures are added, "
+            "and compares only with figures from as many"
+        )
+
+
+def _singular(card: Card) -> Iterator[str]:
+    sets = {"the model's": card.pictures, "the reference's": card.reference.pictures}
+    small = [
+        f"{whose} {count:,}" for whose, count in sets.items() if count is not None and count <= card.network.dimensions
+    ]
+    if small:
+        yield (
+            f"{' and '.join(small)} pictures do not fill the {card.network.dimensions:,} dimensions of the features: "
+            f"a covariance is singular, and {figure_name('FD', card.network.name)} a rough figure"
+        )
+
+
+def _uneven(card: Card) -> Iterator[str]:
+    fewest, most = card.reference.fewest, card.reference.most
+    if fewest is not None and most is not None and most > UNEVEN * fewest:
+        yield (
+            f"the reference holds {fewest:,} to {most:,} pictures of a class and the model painted as many of each: "
+            "part of every distance is that difference"
+        )
+
+
+def _other_size(card: Card) -> Iterator[str]:
+    model, reference = card.model, card.reference
+    known = reference.height is not None and reference.width is not None
+    if known and (reference.height, reference.width) != (model.height, model.width):
+        yield (
+            f"the reference's pictures are {size(reference.height, reference.width)}, the model's "
+            f"{size(model.height, model.width)}: the features also see the difference in sharpness"
+        )
+
+
+def _unguided(card: Card) -> Iterator[str]:
+    setting = card.setting
+    everything = setting.top_k in range(1, card.model.codes)
+    if not setting.guidance and not everything and setting.top_p in (0, 1):
+        yield (
+            "guidance is 0 and truncation is off: the bare distribution; published figures are made with "
+            "--guidance 1.5 --top-k 900 --top-p 0.96"
+        )
+
+
+def _squeezed(card: Card) -> Iterator[str]:
+    if card.model.height != card.model.width:
+        yield (
+            f"pictures of {size(card.model.height, card.model.width)} are squeezed to "
+            f"{size(card.network.side, card.network.side)} before the network sees them"
+        )
+
+
+_CHECKS = (_few, _singular, _uneven, _other_size, _unguided, _squeezed)
