@@ -56,7 +56,7 @@ def test_suggested_scales_for_the_release_s_pictures_are_the_release_s() -> None
 
 @given(height=st.integers(1, 80), width=st.integers(1, 80), stride=st.sampled_from([1, 2, 8, 16]))
 def test_suggested_scales_grow_from_one_token_to_the_latent(height: int, width: int, stride: int) -> None:
-    """For any size; the longer side by half or less, or by one token, the shorter one in proportion, to half a token."""
+    """For any size; the longer side by half and a token at most, the shorter one in proportion, to half a token."""
     scales = Scales.suggest(stride * height, stride * width, stride)
     assert scales.sizes[-1] == (height, width)
     assert scales.sizes[0] == (1, 1) or max(height, width) == 1

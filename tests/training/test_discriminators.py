@@ -11,10 +11,9 @@ from training.toy import Tiny
 
 from nextscale.training.discriminators import (
     DRAWS,
-    FeatureDiscriminator,
     PatchDiscriminator,
     diffaug,
-    initialize,
+    make,
     recoloured,
     shifted,
     spot,
@@ -29,10 +28,8 @@ def pictures(count: int, side: int) -> Tensor:
     return torch.rand(count, 3, side, side, generator=numbers(side)) * 2 - 1
 
 
-def made(kind: str, side: int = 32) -> nn.Module:
-    discriminator = PatchDiscriminator(side) if kind == "patch" else FeatureDiscriminator(Tiny())
-    initialize(discriminator, numbers())
-    return discriminator
+def made(kind: str, side: int = 32, *, seed: int = 0) -> nn.Module:
+    return make(kind, side, Tiny(), numbers(seed))
 
 
 BOTH = pytest.mark.parametrize("kind", ["patch", "features"])
@@ -54,24 +51,24 @@ def test_a_picture_is_judged_by_itself(kind: str) -> None:
 
 
 @BOTH
-def test_weights_come_from_the_generator_alone(kind: str, untouched) -> None:
-    """Normal with standard deviation 0.02, biases 0; whatever torch's own numbers are, which stay as they are."""
-    discriminator = made(kind)
+def test_a_discriminator_comes_from_its_generator_alone(kind: str, untouched) -> None:
+    """Its whole state, spectral norms too; torch's own random numbers are neither asked nor changed."""
     with untouched():
-        initialize(discriminator, numbers(1))
-    first = {name: p.detach().clone() for name, p in discriminator.named_parameters()}
+        first, other = made(kind, seed=1).state_dict(), made(kind, seed=2).state_dict()
     torch.rand(10)
-    other = made(kind)
-    initialize(other, numbers(1))
-    assert all(torch.equal(p, first[name]) for name, p in other.named_parameters())
-    for name, parameter in first.items():
+    again = made(kind, seed=1).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+@BOTH
+def test_weights_are_small_and_biases_zero(kind: str) -> None:
+    """Normal with standard deviation 0.02; gains of norms are 1."""
+    for name, parameter in made(kind).named_parameters():
         if parameter.ndim > 1:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.3)
-            assert not torch.equal(parameter, dict(made(kind).named_parameters())[name])
-        elif name.endswith("bias"):
-            assert not parameter.any()
         else:
-            assert (parameter == 1).all()
+            assert (parameter == (0 if name.endswith("bias") else 1)).all()
 
 
 @BOTH
@@ -123,8 +120,7 @@ def test_every_cell_of_every_map_is_judged(side: int) -> None:
 def test_the_network_looked_through_is_not_the_discriminator_s() -> None:
     """Neither in its state nor among its parameters, and no step changes it."""
     network = Tiny()
-    discriminator = FeatureDiscriminator(network)
-    initialize(discriminator, numbers())
+    discriminator = make("features", 32, network, numbers())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     theirs = {id(tensor) for tensor in network.parameters()}
     assert not theirs & {id(parameter) for parameter in discriminator.parameters()}

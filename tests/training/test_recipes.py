@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextscale import presets
+from nextscale import Scales, presets
 from nextscale.errors import InputError
 from nextscale.training import recipes
 from nextscale.training.recipes import Adversarial, Codebook, Objective, Recipe, TokenizerRecipe
@@ -155,6 +155,32 @@ def test_settings_change_what_they_name_and_nothing_else() -> None:
     assert type(changed.optimization.batch) is int
     assert type(changed.average) is float
     assert recipes.changed(TOKENIZER, []) == TOKENIZER
+
+
+def test_settings_are_taken_all_at_once() -> None:
+    """Values that only go together may come in any order."""
+    for order in itertools.permutations(["optimization.batch=6", "optimization.accumulate=3"]):
+        changed = recipes.changed(TOKENIZER, order).optimization
+        assert (changed.batch, changed.accumulate) == (6, 3)
+
+
+def test_settings_change_architectures_too() -> None:
+    """Scales, tuples of integers, names; contradictions raise as they do when a config is made."""
+    config = presets.get("emoji-32").tokenizer
+    wanted = ["scales=1,2,3x4,8", "multipliers=1,2", "distance=cosine", "code_channels=8"]
+    assert recipes.changed(config, wanted) == dataclasses.replace(
+        config, scales=Scales([1, 2, (3, 4), 8]), multipliers=(1, 2), distance="cosine", code_channels=8
+    )
+    for setting, told in (
+        ("scales=1,two", "scales: expected sizes such as 1,2,3,4x6, got '1,two'"),
+        ("scales=2,1", "scales: expected coarse to fine, got 2x2 before 1x1"),
+        ("multipliers=1,2.5", "multipliers: expected numbers such as"),
+        ("phi_sharing=all", "phi_count: 4 does not go with sharing 'all'"),
+        ("code_chanels=8", "did you mean code_channels?"),
+    ):
+        with pytest.raises(InputError) as caught:
+            recipes.changed(config, [setting])
+        assert told in str(caught.value)
 
 
 def as_text(value: object) -> str:

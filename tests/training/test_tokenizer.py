@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from training import toy as toys
 from nextscale import MultiScaleVQVAE
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split
-from nextscale.training import losses
+from nextscale.training import losses, tokenizer
 from nextscale.training.adversary import Pair
 from nextscale.training.codebook import chosen_scales
 from nextscale.training.discriminators import diffaug
 from nextscale.training.loop import SKIPS, Length, train
 from nextscale.training.order import batch_indices, generator, views
-from nextscale.training.tokenizer import SHOWN, TokenizerStage, encoded
+from nextscale.training.recipes import names
+from nextscale.training.tokenizer import SHOWN, TokenizerStage, encoded, spread
 
 # ---- what it minimises -----------------------------------------------------------------------------------------------
 
@@ -267,6 +269,49 @@ def test_hits_are_counted_once_a_step(first_stage) -> None:
     assert not other.model.quantizer.hits_KV.any()
 
 
+# ---- every value of the recipe ---------------------------------------------------------------------------------------
+
+OTHERS = {
+    "optimization.batch": "6",
+    "optimization.betas": "0.8,0.95",
+    "optimization.warmup_steps": "2",
+    "optimization.accumulate": "1",
+    "codebook.learning": "gradient",
+    "codebook.start": "random",
+    "codebook.restart_every": "3",
+    "codebook.dead_below": "0",
+    "codebook.dropout_from": "3",
+    "adversarial.discriminator": "features",
+    "adversarial.adaptive_range": "0,0.01",
+    "adversarial.betas": "0.4,0.9",
+    "average": "0.1",
+    "flip": "false",
+}
+"""Values unlike those of `toys.EVERYTHING`, for those that half of it would not do for."""
+
+
+def left_by(settings: list[str]) -> dict[str, Any]:
+    """The state after six steps, with nothing in it that only tells of the recipe."""
+    stage = toys.stage(settings)
+    stage.prepare()
+    for step in range(6):
+        stage.update(step, 6)
+    return toys.state_of(stage, without="/param_groups")
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, Any]:
+    return left_by([*toys.EVERYTHING])
+
+
+@pytest.mark.parametrize("name", [*names(toys.recipe(toys.EVERYTHING))])
+def test_every_value_of_the_recipe_tells(usual: dict[str, Any], name: str) -> None:
+    """Six steps with another value lead elsewhere."""
+    value = attrgetter(name)(toys.recipe(toys.EVERYTHING))
+    other = OTHERS.get(name) or str(value / 2)
+    assert left_by([*toys.EVERYTHING, f"{name}={other}"]) != usual
+
+
 # ---- what is not finite ----------------------------------------------------------------------------------------------
 
 
@@ -373,6 +418,24 @@ def test_validation_measures_every_scale(first_stage, toy: DataSet) -> None:
     assert figures["psnr_scale_4"] == pytest.approx(figures["psnr"], abs=1e-3)
 
 
+def test_a_large_split_is_looked_at_here_and_there(first_stage, monkeypatch: pytest.MonkeyPatch, toy: DataSet) -> None:
+    """At most so many pictures, evenly spread: of six, three are the first, the third and the fifth."""
+    assert [list(spread(toy.validation, count)) for count in (1, 2, 3, 4, 6, 9)] == [
+        [0],
+        [0, 3],
+        [0, 2, 4],
+        [0, 2, 4],
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+    ]
+    monkeypatch.setattr(tokenizer, "VALIDATED", 3)
+    stage = first_stage()
+    pictures, _ = toy.validation.batch([0, 2, 4])
+    with torch.no_grad():
+        errors = (stage.best_model.decode(stage.best_model.encode(pictures)) - pictures).square().mean(dim=(1, 2, 3))
+    assert stage.validate()["psnr"] == pytest.approx(float((10 * torch.log10(4 / errors)).mean()), abs=1e-3)
+
+
 @torch.no_grad()
 def test_the_score_is_the_weighted_distance_of_held_out_pictures(first_stage, toy: DataSet) -> None:
     """What the objective weighs of what is seen, without codes and discriminator; lower is better."""
@@ -423,7 +486,7 @@ def test_encoded_walks_the_split_in_order(first_stage, toy: DataSet) -> None:
 def test_pictures_are_held_out_ones_and_what_each_scale_makes_of_them(first_stage, emoji: DataSet) -> None:
     """A row each: the original, then `decode(through=k)`; white, 2 pixels wide, in between."""
     stage = first_stage(emoji)
-    sheet, originals = stage.pictures(), emoji.validation.batch(range(SHOWN))[0]
+    sheet, originals = stage.pictures(), emoji.validation.batch(spread(emoji.validation, SHOWN))[0]
     tokens = stage.best_model.encode(originals)
     columns = [originals, *(stage.best_model.decode(tokens, through=k) for k in (1, 2, 3, 4))]
     assert sheet.shape == (3, SHOWN * 10 - 2, 5 * 10 - 2)
