@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nextscale.distributed import summed
 from nextscale.errors import InputError
 
 
@@ -62,6 +63,17 @@ class RunningGaussian:
         self.mean_D.add_(step_D, alpha=count / total)
         self.count = total
 
+    # n = sum_r n_r,  m = sum_r m_r n_r / n,  M = sum_r M_r + (m_r - m)(m_r - m)^T n_r
+    def over_processes(self) -> RunningGaussian:
+        """What the processes of the group have gathered together, on all of them; every one of them must call this."""
+        whole = RunningGaussian(len(self.mean_D))
+        whole.count = int(summed(torch.tensor(self.count)))
+        if whole.count:
+            whole.mean_D = summed(self.mean_D * (self.count / whole.count))
+            step_D = self.mean_D - whole.mean_D
+            whole.scatter_DD = summed(torch.addr(self.scatter_DD, step_D, step_D, alpha=self.count))
+        return whole
+
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance, which is zero for a single vector. Raises `InputError` when there was none."""
         if not self.count:
@@ -83,12 +95,12 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
         raise InputError(f"features: expected as many in both sets, got {len(one.mean)} and {len(other.mean)}")
     means = (one.mean - other.mean).square().sum()
     traces = one.covariance.trace() + other.covariance.trace()
-    overlap = torch.linalg.svdvals(_root(one.covariance) @ _root(other.covariance).T).sum()
+    overlap = torch.linalg.svdvals(covariance_root(one.covariance) @ covariance_root(other.covariance).T).sum()
     return max(0.0, float(means + traces - 2 * overlap))
 
 
 # a_r = (S_p - sum_q<r a_qp a_q) / sqrt(d_p),  p the largest of what is left of the diagonal,  d = diag S - sum a_q^2
-def _root(covariance_DD: Tensor) -> Tensor:
+def covariance_root(covariance_DD: Tensor) -> Tensor:
     """A (R, D) with A^T A = S, by Cholesky's method with pivots, ended where only rounding is left.
 
     Not by eigenvectors: LAPACK's solver for them gives up on some matrices with hundreds of equal eigenvalues, and the

@@ -1,0 +1,308 @@
+"""What generated pictures are compared with: a split, a folder, a file of samples, or statistics that somebody stored.
+
+A `Reference` is a description; `features` looks at its pictures through a network, once: what was seen is kept in a
+cache, under the fingerprints of pictures and network. Shapes: N pictures whose features are kept, D features.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nextscale import checkpoint, data, distributed, images
+from nextscale.data import Pictures, Progress
+from nextscale.data.folder import pictures_below
+from nextscale.data.pictures import fingerprint, in_threads
+from nextscale.errors import InputError
+from nextscale.evaluation import samples
+from nextscale.evaluation.gathering import KEPT, Gathered, gather, kept, shares, spatial_dimensions
+from nextscale.evaluation.statistics import Gaussian
+from nextscale.features import FeatureNetwork
+
+Size = tuple[int, int]  # (height, width) in pixels
+Batches = Callable[[Iterable[range]], Iterator[Tensor]]  # which -> (B, 3, H, W) float in [-1, 1] of each
+
+FORMAT = "1"  # of the cached files, and of what is in them: raised whenever either changes
+MARK = 4096  # bytes from either end of a picture's file that its fingerprint is made from
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReferenceFeatures:
+    """What a network saw in a reference."""
+
+    name: str
+    """Of the reference, for people."""
+    fingerprint: str
+    """Of the reference: 16 hex digits."""
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    """Of `spatial_features`; None for statistics without, and for a network without inner maps."""
+    features: Tensor | None
+    """(N, D) float32: of all pictures in their order, or of `KEPT` of them; None when statistics are all there is."""
+    labels: Tensor | None
+    """(N,) int64, the classes of those; None when they are not known."""
+    count: int | None
+    """Of the pictures that the Gaussians were gathered from; None when they were stored, and it is not known."""
+    size: Size | None
+    """(height, width) in pixels; None when statistics are all there is."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """Pictures, or statistics, or both: then the statistics are taken as they are, the features from the pictures."""
+
+    name: str
+    fingerprint: str
+    count: int | None
+    """None when there are no pictures."""
+    size: Size | None
+    """None when there are no pictures."""
+    labels: Tensor | None
+    """(count,) int64; None when they are not known."""
+    batches: Batches | None
+    """None when there are no pictures."""
+    statistics: samples.Statistics | None
+
+    def features(
+        self,
+        network: FeatureNetwork,
+        *,
+        batch: int = 32,
+        progress: Progress | None = None,
+        cache: Path | None = None,
+    ) -> ReferenceFeatures:
+        """What the network sees in it, from the cache where it has been seen before.
+
+        Arguments:
+            network: on the device where pictures are to be looked at.
+            batch: pictures at a time; what is seen does not depend on it.
+            progress: called with (done, total) after each batch of this process's.
+            cache: a folder, made if need be; None is `default_cache()`. One that cannot be written is not used.
+
+        Several processes share the work, and all must call this. Raises `InputError` for a damaged picture or file,
+        and for statistics of another number of features than the network has.
+        """
+        seen = None if self.batches is None else self._seen(self.batches, network, batch, progress, cache)
+        gaussian, spatial = self._gaussians(network, seen)
+        return ReferenceFeatures(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            gaussian=gaussian,
+            spatial=spatial,
+            features=seen.features if seen else None,
+            labels=self.labels[kept(seen.count)] if seen and self.labels is not None else None,
+            count=seen.count if seen and self.statistics is None else None,
+            size=self.size,
+        )
+
+    def _gaussians(self, network: FeatureNetwork, seen: Gathered | None) -> tuple[Gaussian, Gaussian | None]:
+        if self.statistics is None:
+            assert seen is not None
+            return seen.gaussian, seen.spatial
+        (gaussian, spatial), dimensions = self.statistics, network.dimensions
+        if len(gaussian.mean) != dimensions:
+            got = f"{len(gaussian.mean)}, of another network"
+            raise InputError(
+                f"{self.name}: expected statistics of {dimensions} features, as {network.name}'s, got {got}"
+            )
+        fits = spatial is not None and len(spatial.mean) == spatial_dimensions(network)
+        return gaussian, spatial if fits else None
+
+    def _seen(
+        self, batches: Batches, network: FeatureNetwork, batch: int, progress: Progress | None, cache: Path | None
+    ) -> Gathered:
+        assert self.count is not None
+        path = (cache or default_cache()) / f"{self.key(network)}.safetensors"
+        found = _read(path, network)
+        if not distributed.any_of(found is None):
+            assert found is not None
+            return found
+        own = list(shares(self.count, batch))
+        seen = gather(_told(zip(own, batches(own), strict=True), progress, self.count), network, total=self.count)
+        if distributed.rank() == 0:
+            _write(path, seen)
+        return seen
+
+    def key(self, network: FeatureNetwork) -> str:
+        """16 hex digits that change with the pictures, the network, and the size at which it looks at them."""
+        return fingerprint([FORMAT, KEPT, self.fingerprint, network.name, network.fingerprint, network.side])
+
+
+def _told(
+    batches: Iterable[tuple[range, Tensor]], progress: Progress | None, total: int
+) -> Iterator[tuple[range, Tensor]]:
+    """The same batches; after each `progress` is called."""
+    for indices, images_B3HW in batches:
+        yield indices, images_B3HW
+        if progress is not None:
+            progress(indices.stop, total)
+
+
+# ---- where references come from --------------------------------------------------------------------------------------
+
+
+def load(
+    source: str | Path, *, size: Size, split: Literal["train", "validation"] = "train", progress: Progress | None = None
+) -> Reference:
+    """The reference called `source`.
+
+    A `.npz` holds samples, statistics or both. A folder of pictures at any depth is taken whole. Anything else is a
+    data set as `nextscale.data.load` knows it, "emoji" or shards, of which `split` is taken.
+
+    Arguments:
+        source: a name or a path.
+        size: (height, width) that pictures of folders and data sets are covered by and cropped to at the centre; those
+            of a `.npz` stay as they are.
+        split: of a data set.
+        progress: called with (done, total) while pictures are looked for.
+
+    Raises `InputError` for anything else.
+    """
+    if str(source).endswith(".npz"):
+        return of_file(source)
+    if source != "emoji" and Path(source).is_dir() and next(pictures_below(Path(source)), None) is not None:
+        return of_folder(source, size=size)
+    pictures = data.load(source, height=size[0], width=size[1], progress=progress)
+    return of_split(pictures.train if split == "train" else pictures.validation, name=f"{source}, {split} split")
+
+
+def of_split(pictures: Pictures, *, name: str) -> Reference:
+    """A split of a data set, seen as `Pictures.batch` gives it. Raises `InputError` for one without pictures."""
+    if not len(pictures):
+        raise InputError(f"{name}: expected at least one picture, got none")
+    height, width = pictures.batch([0])[0].shape[2:]
+
+    def batches(wanted: Iterable[range]) -> Iterator[Tensor]:
+        return (pictures.batch(indices)[0] for indices in wanted)
+
+    return Reference(
+        name=name,
+        fingerprint=pictures.fingerprint,
+        count=len(pictures),
+        size=(height, width),
+        labels=pictures.labels,
+        batches=batches,
+        statistics=None,
+    )
+
+
+def of_folder(root: str | Path, *, size: Size) -> Reference:
+    """All pictures of a folder, at any depth, in the order of their names; covered by and cropped to (height, width).
+
+    Classes are the first folders, by name, if all pictures lie in some. Raises `InputError` for a folder without
+    pictures; one that is damaged raises it when its turn comes.
+    """
+    root = Path(root)
+    paths = list(pictures_below(root)) if root.is_dir() else []
+    if not paths:
+        raise InputError(f"expected a folder of pictures, found none in {root}")
+
+    def batches(wanted: Iterable[range]) -> Iterator[Tensor]:
+        for indices in wanted:
+            files = paths[indices.start : indices.stop]
+            yield torch.stack(list(in_threads(lambda path: images.read(path, height=size[0], width=size[1]), files)))
+
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return Reference(
+        name=str(root),
+        fingerprint=fingerprint(["folder", *size, *names, *in_threads(_mark, paths)]),
+        count=len(paths),
+        size=size,
+        labels=_folder_labels(names),
+        batches=batches,
+        statistics=None,
+    )
+
+
+def of_file(path: str | Path) -> Reference:
+    """A `.npz` of samples, of statistics, or of both. Raises `InputError` for a damaged file, or one of neither."""
+    path, names = Path(path), samples.holds(path)
+    if samples.PICTURES not in names and "mu" not in names:
+        held = ", ".join(sorted(names)) or "nothing"
+        raise InputError(f"{path}: expected samples {samples.PICTURES}, or statistics mu and sigma, found {held}")
+    stored = samples.read(path) if samples.PICTURES in names else None
+    return Reference(
+        name=str(path),
+        fingerprint=samples.content(path),
+        count=stored.count if stored else None,
+        size=(stored.height, stored.width) if stored else None,
+        labels=stored.labels if stored else None,
+        batches=stored.batches if stored else None,
+        statistics=samples.read_statistics(path) if "mu" in names else None,
+    )
+
+
+def _folder_labels(names: Sequence[str]) -> Tensor | None:
+    folders = [name.split("/")[0] if "/" in name else None for name in names]
+    if None in folders:
+        return None
+    classes = {folder: label for label, folder in enumerate(sorted({str(folder) for folder in folders}))}
+    return torch.tensor([classes[str(folder)] for folder in folders])
+
+
+def _mark(path: Path) -> str:
+    """Tells an edited picture from the old one without reading all of it."""
+    with path.open("rb") as stream:
+        length = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        start = stream.read(MARK)
+        stream.seek(max(0, length - MARK))
+        return fingerprint([length, start, stream.read(MARK)])
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+def default_cache() -> Path:
+    """`nextscale/references` in `XDG_CACHE_HOME`, or else in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextscale" / "references"
+
+
+def _write(path: Path, seen: Gathered) -> None:
+    """A cache that cannot be written costs time later, but nothing now."""
+    tensors = {
+        "mean": seen.gaussian.mean,
+        "covariance": seen.gaussian.covariance,
+        "features": seen.features,
+        "numbers": torch.tensor([seen.count, *seen.size]),
+    }
+    if seen.spatial is not None:
+        tensors |= {"spatial_mean": seen.spatial.mean, "spatial_covariance": seen.spatial.covariance}
+    with suppress(InputError):
+        checkpoint.write_tensors(path, tensors | {"checksum": _checksum(tensors)})
+
+
+def _read(path: Path, network: FeatureNetwork) -> Gathered | None:
+    """What `_write` wrote; None where there is nothing, or something damaged."""
+    if not path.is_file():
+        return None
+    try:
+        tensors = checkpoint.read_tensors(path)
+        if int(tensors.pop("checksum")) != _checksum(tensors):
+            return None
+        count, height, width = tensors["numbers"].tolist()
+        has_spatial = "spatial_mean" in tensors
+        return Gathered(
+            gaussian=Gaussian(tensors["mean"], tensors["covariance"]),
+            spatial=Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"]) if has_spatial else None,
+            features=tensors["features"],
+            count=count,
+            size=(height, width),
+        )
+    except (InputError, KeyError):
+        return None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> Tensor:
+    total = 0
+    for _, tensor in sorted(tensors.items()):
+        total = zlib.crc32(tensor.contiguous().numpy().data, total)
+    return torch.tensor(total)
