@@ -24,6 +24,7 @@ from nextscale.data.pictures import fingerprint, in_threads
 from nextscale.errors import InputError
 from nextscale.evaluation import samples
 from nextscale.evaluation.gathering import KEPT, Gathered, gather, kept, shares, spatial_dimensions
+from nextscale.evaluation.samples import Statistics
 from nextscale.evaluation.statistics import Gaussian
 from nextscale.features import FeatureNetwork
 
@@ -57,7 +58,7 @@ class ReferenceFeatures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """Pictures, or statistics, or both: then the statistics are taken as they are, the features from the pictures."""
+    """Pictures, or statistics, or both, as ADM's files have them: those of many pictures beside some of them."""
 
     name: str
     fingerprint: str
@@ -69,71 +70,94 @@ class Reference:
     """(count,) int64; None when they are not known."""
     batches: Batches | None
     """None when there are no pictures."""
-    statistics: samples.Statistics | None
+    statistics: Statistics | None
 
     def features(
         self,
         network: FeatureNetwork,
         *,
         batch: int = 32,
+        keep: int = KEPT,
         progress: Progress | None = None,
         cache: Path | None = None,
     ) -> ReferenceFeatures:
         """What the network sees in it, from the cache where it has been seen before.
 
+        Stored statistics are taken as they are if they are of this network, as far as their file tells; where they are
+        not, the Gaussians come from the pictures, like features always.
+
         Arguments:
             network: on the device where pictures are to be looked at.
             batch: pictures at a time; what is seen does not depend on it.
+            keep: how many features are kept at most.
             progress: called with (done, total) after each batch of this process's.
             cache: a folder, made if need be; None is `default_cache()`. One that cannot be written is not used.
 
         Several processes share the work, and all must call this. Raises `InputError` for a damaged picture or file,
-        and for statistics of another number of features than the network has.
+        and for statistics of another network without pictures.
         """
-        seen = None if self.batches is None else self._seen(self.batches, network, batch, progress, cache)
-        gaussian, spatial = self._gaussians(network, seen)
+        seen = None if self.batches is None else self._seen(self.batches, network, batch, keep, progress, cache)
+        stored = self._stored(network)
+        gaussians = stored or seen
+        if gaussians is None:
+            raise self._of_another(network)
         return ReferenceFeatures(
             name=self.name,
             fingerprint=self.fingerprint,
-            gaussian=gaussian,
-            spatial=spatial,
+            gaussian=gaussians.gaussian,
+            spatial=gaussians.spatial,
             features=seen.features if seen else None,
-            labels=self.labels[kept(seen.count)] if seen and self.labels is not None else None,
-            count=seen.count if seen and self.statistics is None else None,
+            labels=self.labels[kept(seen.count, keep)] if seen and self.labels is not None else None,
+            count=seen.count if seen and stored is None else None,
             size=self.size,
         )
 
-    def _gaussians(self, network: FeatureNetwork, seen: Gathered | None) -> tuple[Gaussian, Gaussian | None]:
-        if self.statistics is None:
-            assert seen is not None
-            return seen.gaussian, seen.spatial
-        (gaussian, spatial), dimensions = self.statistics, network.dimensions
-        if len(gaussian.mean) != dimensions:
-            got = f"{len(gaussian.mean)}, of another network"
-            raise InputError(
-                f"{self.name}: expected statistics of {dimensions} features, as {network.name}'s, got {got}"
-            )
+    def key(self, network: FeatureNetwork, keep: int = KEPT) -> str:
+        """16 hex digits that change with the pictures, the network, and the size at which it looks at them."""
+        return fingerprint([FORMAT, keep, self.fingerprint, identity(network)])
+
+    def _stored(self, network: FeatureNetwork) -> Statistics | None:
+        """The statistics, if they are of this network; without those of spatial features that are not."""
+        if self.statistics is None or len(self.statistics.gaussian.mean) != network.dimensions:
+            return None
+        gaussian, spatial, whose = self.statistics
+        if whose not in (None, identity(network)):
+            return None
         fits = spatial is not None and len(spatial.mean) == spatial_dimensions(network)
-        return gaussian, spatial if fits else None
+        return Statistics(gaussian, spatial if fits else None, whose)
+
+    def _of_another(self, network: FeatureNetwork) -> InputError:
+        assert self.statistics is not None
+        got = self.statistics.network or f"those of {len(self.statistics.gaussian.mean)}"
+        wanted = f"{network.dimensions} features ({identity(network)})"
+        return InputError(f"{self.name}: expected statistics of {wanted}, got {got}")
 
     def _seen(
-        self, batches: Batches, network: FeatureNetwork, batch: int, progress: Progress | None, cache: Path | None
+        self,
+        batches: Batches,
+        network: FeatureNetwork,
+        batch: int,
+        keep: int,
+        progress: Progress | None,
+        cache: Path | None,
     ) -> Gathered:
         assert self.count is not None
-        path = (cache or default_cache()) / f"{self.key(network)}.safetensors"
-        found = _read(path, network)
-        if not distributed.any_of(found is None):
-            assert found is not None
+        path = (cache or default_cache()) / f"{self.key(network, keep)}.safetensors"
+        found = _read(path)
+        missed = distributed.any_of(found is None)  # anywhere: then all look
+        if found is not None and not missed:
             return found
         own = list(shares(self.count, batch))
-        seen = gather(_told(zip(own, batches(own), strict=True), progress, self.count), network, total=self.count)
-        if distributed.rank() == 0:
+        told = _told(zip(own, batches(own), strict=True), progress, self.count)
+        seen = gather(told, network, total=self.count, keep=keep)
+        if distributed.is_first():
             _write(path, seen)
         return seen
 
-    def key(self, network: FeatureNetwork) -> str:
-        """16 hex digits that change with the pictures, the network, and the size at which it looks at them."""
-        return fingerprint([FORMAT, KEPT, self.fingerprint, network.name, network.fingerprint, network.side])
+
+def identity(network: FeatureNetwork) -> str:
+    """What tells features from those of other networks, and of the same at another size."""
+    return f"{network.name} {network.fingerprint} {network.side}"
 
 
 def _told(
@@ -150,28 +174,32 @@ def _told(
 
 
 def load(
-    source: str | Path, *, size: Size, split: Literal["train", "validation"] = "train", progress: Progress | None = None
+    source: str | Path,
+    *,
+    size: Size,
+    split: Literal["train", "validation"] | None = None,
+    progress: Progress | None = None,
 ) -> Reference:
-    """The reference called `source`.
-
-    A `.npz` holds samples, statistics or both. A folder of pictures at any depth is taken whole. Anything else is a
-    data set as `nextscale.data.load` knows it, "emoji" or shards, of which `split` is taken.
+    """The reference called `source`: a `.npz` of samples, statistics or both; a folder; or a data set.
 
     Arguments:
-        source: a name or a path.
-        size: (height, width) that pictures of folders and data sets are covered by and cropped to at the centre; those
-            of a `.npz` stay as they are.
-        split: of a data set.
+        source: a path, or "emoji".
+        size: (height, width) that pictures are scaled to cover, and cropped to at the centre; those of a `.npz` stay as
+            they are.
+        split: of a data set as `nextscale.data.load` knows it, seen as in training: a little larger than `size` before
+            the crop. Without it a folder of pictures is taken whole, at any depth; of others it is the training split.
         progress: called with (done, total) while pictures are looked for.
 
     Raises `InputError` for anything else.
     """
     if str(source).endswith(".npz"):
         return of_file(source)
-    if source != "emoji" and Path(source).is_dir() and next(pictures_below(Path(source)), None) is not None:
-        return of_folder(source, size=size)
+    folder = Path(source)
+    if split is None and source != "emoji" and folder.is_dir() and any(True for _ in pictures_below(folder)):
+        return of_folder(folder, size=size)
     pictures = data.load(source, height=size[0], width=size[1], progress=progress)
-    return of_split(pictures.train if split == "train" else pictures.validation, name=f"{source}, {split} split")
+    held_out = split == "validation"
+    return of_split(pictures.validation if held_out else pictures.train, name=f"{source}, {split or 'train'} split")
 
 
 def of_split(pictures: Pictures, *, name: str) -> Reference:
@@ -280,10 +308,8 @@ def _write(path: Path, seen: Gathered) -> None:
         checkpoint.write_tensors(path, tensors | {"checksum": _checksum(tensors)})
 
 
-def _read(path: Path, network: FeatureNetwork) -> Gathered | None:
+def _read(path: Path) -> Gathered | None:
     """What `_write` wrote; None where there is nothing, or something damaged."""
-    if not path.is_file():
-        return None
     try:
         tensors = checkpoint.read_tensors(path)
         if int(tensors.pop("checksum")) != _checksum(tensors):
@@ -297,7 +323,7 @@ def _read(path: Path, network: FeatureNetwork) -> Gathered | None:
             count=count,
             size=(height, width),
         )
-    except (InputError, KeyError):
+    except (InputError, OSError, KeyError, ValueError):
         return None
 
 

@@ -1,12 +1,13 @@
 """The `.npz` files of ADM's evaluator: samples, written and read a few pictures at a time, and stored statistics.
 
 Samples are `arr_0`, (N, H, W, 3) uint8, and perhaps labels `arr_1`; statistics are `mu` and `sigma`, and of spatial
-features `mu_s` and `sigma_s`. A file may hold both. Nothing pickled is read.
+features `mu_s` and `sigma_s`; `network` is ours. A file may hold both. Nothing pickled is read.
 Shapes: N samples, B of a batch, H W pixels, D features.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,10 +32,12 @@ _DAMAGED = (OSError, EOFError, ValueError, KeyError, NotImplementedError, Runtim
 
 
 class Statistics(NamedTuple):
-    """What a file of statistics holds; of how many pictures and through which network it does not say."""
+    """What a file of statistics holds; of how many pictures it does not say."""
 
     gaussian: Gaussian
-    spatial: Gaussian | None
+    spatial: Gaussian | None = None
+    network: str | None = None
+    """Whose features; None in files that other programs wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,8 +63,8 @@ class Samples:
             _header(stream)
             for indices in wanted:
                 stream.seek((indices.start - position) * bytes_each, 1)
-                levels = np.frombuffer(bytearray(stream.read(len(indices) * bytes_each)), dtype=np.uint8)
-                levels_BHW3 = torch.from_numpy(levels.reshape(len(indices), self.height, self.width, 3))
+                levels = torch.frombuffer(bytearray(stream.read(len(indices) * bytes_each)), dtype=torch.uint8)
+                levels_BHW3 = levels.view(len(indices), self.height, self.width, 3)
                 yield images.from_uint8(levels_BHW3.permute(0, 3, 1, 2).contiguous())
                 position = indices.stop
 
@@ -91,9 +94,12 @@ def read(path: str | Path) -> Samples:
         raise InputError(f"{path}: expected samples {PICTURES}, found {', '.join(sorted(holds(path))) or 'nothing'}")
     with _reading(path), zipfile.ZipFile(path) as archive, archive.open(f"{PICTURES}.npy") as stream:
         shape, fortran, dtype = _header(stream)
+        stored = archive.getinfo(f"{PICTURES}.npy").file_size - stream.tell()
     if len(shape) != 4 or shape[3] != 3 or 0 in shape or dtype != np.uint8 or fortran:
         order = " in Fortran's order" if fortran else ""
         raise InputError(f"{path}: expected {PICTURES} of shape (N, H, W, 3) uint8, got {shape} {dtype}{order}")
+    if stored != math.prod(shape):
+        raise InputError(f"{path}: expected {math.prod(shape):,} bytes of {PICTURES} {shape}, got {stored:,}")
     labels = _labels(path, shape[0]) if LABELS in holds(path) else None
     return Samples(path=path, count=shape[0], height=shape[1], width=shape[2], labels=labels)
 
@@ -170,17 +176,21 @@ def read_statistics(path: str | Path) -> Statistics:
     if not {"mu", "sigma"} <= names:
         raise InputError(f"{path}: expected statistics mu and sigma, found {', '.join(sorted(names)) or 'nothing'}")
     spatial = _gaussian(path, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= names else None
-    return Statistics(_gaussian(path, "mu", "sigma"), spatial)
+    network = str(_array(path, "network")) if "network" in names else None
+    return Statistics(_gaussian(path, "mu", "sigma"), spatial, network)
 
 
 def write_statistics(path: str | Path, statistics: Statistics) -> None:
-    """Write Gaussians, float64. Raises `InputError` for a place that cannot be written."""
-    named = {"mu": statistics.gaussian.mean, "sigma": statistics.gaussian.covariance}
-    if statistics.spatial is not None:
-        named |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+    """Write Gaussians, and whose features they are of. Raises `InputError` for a place that cannot be written."""
+    gaussian, spatial, network = statistics
+    arrays = {"mu": gaussian.mean.numpy(), "sigma": gaussian.covariance.numpy()}
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
+    if network is not None:
+        arrays |= {"network": np.array(network)}
     with beside(Path(path)) as sibling, zipfile.ZipFile(sibling, "w") as archive:
-        for name, tensor in named.items():
-            _write_array(archive, name, tensor.double().cpu().numpy())
+        for name, array in arrays.items():
+            _write_array(archive, name, array)
 
 
 def _gaussian(path: Path, mean: str, covariance: str) -> Gaussian:
@@ -205,7 +215,7 @@ def _array(path: Path, name: str) -> np.ndarray:
 def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
         _write_header(stream, array.shape, array.dtype)
-        stream.write(np.ascontiguousarray(array).data)
+        stream.write(array.tobytes())
 
 
 def _write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
