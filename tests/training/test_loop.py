@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -86,22 +87,6 @@ def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int], None]:
 # ---- continuing ------------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """What no code of ours may catch."""
-
-
-def only(allowed: int) -> Callable[[str, str], None]:
-    """`os.replace` that works so many times."""
-    left = iter(range(allowed))
-
-    def replace(source: str, target: str) -> None:
-        if next(left, None) is None:
-            raise Killed
-        os.rename(source, target)
-
-    return replace
-
-
 def begin(stage: Any, run: Path, *, steps: int = 4, checks: int = 2) -> Iterator[Event]:
     return train(stage, run, Length(steps=steps), seed=0, checks=checks)
 
@@ -119,20 +104,22 @@ def test_a_run_cut_short_after_any_step_continues_bit_for_bit(make_stage, tmp_pa
 def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
     make_stage, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file is renamed into place, so these are all the states a kill can leave."""
-    renames, rename = [], os.replace
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *names: [renames.append(names), rename(*names)])
-    list(begin(make_stage(), tmp_path / "whole", steps=2))
-    total = len(renames)
-    assert total > 10
-    for allowed in range(total):
-        run = tmp_path / f"killed after {allowed}"
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, "replace", only(allowed))
-            with pytest.raises(Killed):
-                list(begin(make_stage(), run, steps=2))
-        list(begin(make_stage(), run, steps=2))
-        assert left_behind(run) == left_behind(tmp_path / "whole"), f"killed after {allowed} of {total} writes"
+    """Every file is renamed into place, so what lies there before each renaming is all the states a kill can leave."""
+    whole, states, rename = tmp_path / "whole", list[Path](), os.replace
+
+    def replace(source: str, target: str) -> None:
+        states.append(shutil.copytree(whole, tmp_path / f"killed after {len(states)} writes"))
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", replace)
+        list(begin(make_stage(), whole, steps=2))
+    assert len(states) > 10
+    for state in states:
+        assert any(file.name.startswith(".") for file in state.rglob("*")), "the file that was about to be renamed"
+        list(begin(make_stage(), state, steps=2))
+        assert left_behind(state) == left_behind(whole), state.name
+        assert not any(file.name.startswith(".") for file in state.rglob("*"))
 
 
 def test_the_optimiser_is_restored_exactly(make_stage, tmp_path: Path, left_behind) -> None:
