@@ -1,0 +1,129 @@
+"""Laws of intervals: as wide as theory and plain resampling say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from nextscale.errors import InputError
+from nextscale.evaluation.intervals import frechet_shares, interval
+from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
+
+
+def chance(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(count: int, dimensions: int, seed: int = 0) -> Tensor:
+    mixing = torch.randn(dimensions, dimensions, generator=chance(99)) / math.sqrt(dimensions)
+    return torch.randn(count, dimensions, generator=chance(seed)) @ mixing
+
+
+def gaussian(features_ND: Tensor) -> Gaussian:
+    running = RunningGaussian(features_ND.shape[1])
+    running.update(features_ND)
+    return running.gaussian()
+
+
+# ---- means -----------------------------------------------------------------------------------------------------------
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    """1.96 s / sqrt N to either side, for many values."""
+    values = torch.randn(5000, generator=chance()).double() * 3 + 7
+    low, high = interval(values, generator=chance(1), resamples=2000)
+    half = 1.96 * float(values.std()) / math.sqrt(5000)
+    assert low == pytest.approx(float(values.mean()) - half, abs=half / 10)
+    assert high == pytest.approx(float(values.mean()) + half, abs=half / 10)
+
+
+def test_intervals_hold_what_they_are_for_as_often_as_they_say() -> None:
+    """In about 95 of 100 repetitions the mean that the values were drawn from, here 1/2."""
+    repetitions = (
+        interval(torch.rand(60, generator=chance(s)), generator=chance(s), resamples=200) for s in range(300)
+    )
+    assert 0.91 <= sum(low <= 0.5 <= high for low, high in repetitions) / 300 <= 0.98
+
+
+def test_interval_of_equal_values_is_a_point() -> None:
+    """Also of one value."""
+    for count in (1, 10):
+        assert interval(torch.full((count,), 0.25), generator=chance()) == (0.25, 0.25)
+
+
+def test_interval_without_values_is_refused() -> None:
+    """And of a table."""
+    for wrong in (torch.zeros(0), torch.zeros(3, 2)):
+        with pytest.raises(InputError, match="at least one value, in one row"):
+            interval(wrong, generator=chance())
+
+
+# ---- the Fréchet distance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "others"), [(200, 300), (5, 300), (200, 5), (5, 5), (1, 1)])
+def test_mean_of_the_shares_is_the_distance(count: int, others: int) -> None:
+    """Also where covariances are singular."""
+    features, other = draw(count, 20, 1), gaussian(draw(others, 20, 2) * 1.5 + 0.3)
+    shares = frechet_shares(features, other)
+    assert shares.shape == (count,)
+    assert float(shares.mean()) == pytest.approx(frechet_distance(gaussian(features), other), rel=1e-9)
+
+
+def test_shares_are_what_a_picture_changes() -> None:
+    """The distance with one picture given a little more weight, by its slope."""
+    features, other = draw(80, 6, 1).double(), gaussian(draw(90, 6, 2) * 1.4 + 0.5)
+    shares = frechet_shares(features, other)
+    for i in (0, 7, 50):
+        weights = torch.full((80,), (1 - 1e-5) / 80, dtype=torch.float64)
+        weights[i] += 1e-5
+        mean = weights @ features
+        centred = features - mean
+        weighted = Gaussian(mean, (centred.T * weights) @ centred)
+        centred = features - features.mean(dim=0)
+        plain = Gaussian(features.mean(dim=0), centred.T @ centred / 80)
+        slope = (frechet_distance(weighted, other) - frechet_distance(plain, other)) / 1e-5
+        assert float(shares[i] - shares.mean()) == pytest.approx(slope, rel=0.03, abs=0.02)
+
+
+def test_interval_of_the_distance_is_as_wide_as_resampling_makes_it() -> None:
+    """And about the distance itself, where that of resampled sets lies too high: a resample has fewer pictures."""
+    features, other = draw(1500, 6, 1), gaussian(draw(1500, 6, 2) * 1.2 + 0.2)
+    low, high = interval(frechet_shares(features, other), generator=chance(3))
+    distance = frechet_distance(gaussian(features), other)
+    draws = (torch.randint(1500, (1500,), generator=chance(seed)) for seed in range(150))
+    resampled = torch.tensor([frechet_distance(gaussian(features[chosen]), other) for chosen in draws])
+    assert high - low == pytest.approx(2 * 1.96 * float(resampled.std()), rel=0.2)
+    assert low < distance < high
+    assert float(resampled.mean()) > distance
+
+
+def test_interval_of_a_distance_tells_what_other_pictures_would_give() -> None:
+    """Sets drawn anew, compared with the same others: 95 of 100 distances lie in an interval about their own mean."""
+    other = gaussian(draw(3000, 4, 2) + 0.5)
+    sets = [draw(400, 4, seed) for seed in range(10, 110)]
+    distances = torch.tensor([frechet_distance(gaussian(features), other) for features in sets])
+    widths = [high - low for low, high in (interval(frechet_shares(f, other), generator=chance()) for f in sets[:10])]
+    assert sum(widths) / 10 == pytest.approx(2 * 1.96 * float(distances.std()), rel=0.25)
+
+
+def test_a_set_and_itself_have_no_interval() -> None:
+    """To first order nothing changes where the distance is least."""
+    features = draw(50, 8)
+    low, high = interval(frechet_shares(features, gaussian(features)), generator=chance())
+    assert (low, high) == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_constants_have_shares() -> None:
+    """No spread to carry: 9 each."""
+    shares = frechet_shares(torch.full((4, 1), 5.0), gaussian(torch.full((3, 1), 2.0)))
+    assert shares.tolist() == pytest.approx([9] * 4)
+
+
+def test_features_of_another_network_are_refused() -> None:
+    """With both numbers."""
+    with pytest.raises(InputError, match=r"expected shape \(pictures, 3\).*got \(9, 4\)"):
+        frechet_shares(draw(9, 4), gaussian(draw(9, 3)))
