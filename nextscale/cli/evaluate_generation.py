@@ -2,69 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.data import read_data
 from nextscale.cli.options import Depth, Json, Model, Precision
-from nextscale.cli.output import at_least, check_json, progress, say, write_json
+from nextscale.cli.output import at_least, check_json, directory, progress
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nextscale.data import Progress
-    from nextscale.evaluation.card import Card, ReferenceUsed, Setting
-    from nextscale.evaluation.generation import Plan, Result, Seen
+    from nextscale.evaluation.card import Card, Setting
+    from nextscale.evaluation.generation import Painted, Plan, Result
+    from nextscale.evaluation.reference import ReferenceFeatures
     from nextscale.features import FeatureNetwork
     from nextscale.pipeline import Pipeline
 
 UNASKED = 2000  # pictures when no number is given: a minute or two for a small model on a CPU
+Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateGeneration:
-    """How near a model's pictures come to real ones, and the card that says how the figures were made.
+    """How near a model's pictures come to real ones, and how that was found.
 
+    several values of --guidance, --top-k ...: all combinations, a row each
     FD: Fréchet distance, named after the network whose features it compares
+    behind torchrun: processes share the pictures
     """
 
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
-    reference: str = "emoji"
-    """emoji (embedded), or a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
-    split: Literal["train", "validation"] = "train"
-    """Pictures of the reference: those to train on, as published distances do, or those held out."""
-    per_class_count: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    reference: Annotated[str, tyro.conf.arg(metavar="emoji|DIR|FILE.npz")] = "emoji"
+    """emoji (embedded), a folder of pictures or of WebDataset shards, or samples or statistics for ADM's evaluator."""
+    split: Annotated[
+        Literal["train", "validation"] | None, tyro.conf.arg(metavar="train|validation", help_behavior_hint="")
+    ] = None
+    """Compare with the pictures to train on, or with those held out (default: train; all of a folder)."""
+    per_class_count: Number = None
     """Pictures of each class."""
-    count: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    count: Number = None
     """Pictures in all, rounded up to as many of each class (default: 2000)."""
     seed: int = 0
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
-    guidance: float = 1.5
+    guidance: tuple[float, ...] = (1.5,)
     """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: int = 900
+    top_k: tuple[int, ...] = (900,)
     """Choose among the k likeliest codes; 0 is all."""
-    top_p: float = 0.96
+    top_p: tuple[float, ...] = (0.96,)
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
-    temperature: float = 1.0
+    temperature: tuple[float, ...] = (1.0,)
     """Above 1 more varied, below 1 more typical."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
     """Network through whose features the pictures are seen."""
+    keep: int = 10_000
+    """Pictures from which figures other than Fréchet distances are made, at most; time grows with the square."""
     batch: int = 32
-    """Pictures at a time; changes the time, not the figures (in bf16, at most near ties)."""
+    """Pictures at a time; changes the time, not the figures (in bf16, at most by near ties)."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it, else fp32."""
     json: Json = None
-    """Also write figures and card as JSON; - is stdout, without the block."""
+    """Also write figures and cards as JSON; - is stdout, without the block."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Where to put a sheet of the first pictures and, of several settings, a plot."""
+    save_npz: bool = False
+    """Also put all pictures in --out, one .npz a setting, for ADM's evaluator."""
 
     def run(self) -> None:
         self._check()
@@ -80,66 +94,105 @@ class EvaluateGeneration:
             )
         at_least("--count", 1, 1 if self.count is None else self.count)
         at_least("--per-class-count", 1, 1 if self.per_class_count is None else self.per_class_count)
+        at_least("--keep", 4, self.keep)
         at_least("--batch", 1, self.batch)
         at_least("--seed", 0, self.seed)
         check_json(self.json)
+        if self.save_npz and self.out is None:
+            raise InputError("--save-npz: expected --out, the directory to put it in, got none")
+        for option in ("guidance", "top_k", "top_p", "temperature"):
+            if not getattr(self, option):
+                raise InputError(f"--{option.replace('_', '-')}: expected at least one value, got none")
+
+    # -- the work ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, device: str) -> None:
         from nextscale import distributed, features
-        from nextscale.evaluation.generation import balanced
+        from nextscale.cli import generation_report
+        from nextscale.evaluation.generation import settings
 
+        chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
+        if self.save_npz and distributed.world() > 1:
+            raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
         network = features.load(self.features, device=device)
-        plan = balanced(len(pipe.classes), self._each(len(pipe.classes)), first_seed=self.seed)
-        results = self._judge(pipe, network, plan)
+        plan = self._plan(len(pipe.classes))
+        reference = self._reference(pipe, network)
+        if self.out is not None:
+            directory("--out", self.out)
+        results = []
+        for number, setting in enumerate(chosen, start=1):
+            name = f"painting {number} of {len(chosen)}" if len(chosen) > 1 else "painting"
+            result = self._result(pipe, network, plan, setting, reference, name)
+            results += [result] if result is not None else []
+        if results:
+            generation_report.give(results, self.json, self.out)
+
+    def _plan(self, classes: int) -> Plan:
+        from nextscale.evaluation.generation import LEAST, balanced
+
+        asked = -(-(UNASKED if self.count is None else self.count) // classes)
+        plan = balanced(classes, self.per_class_count or asked, first_seed=self.seed)
+        at_least("pictures in all", LEAST, len(plan))
+        return plan
+
+    def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> ReferenceFeatures:
+        from nextscale.evaluation import reference
+
+        size = pipe.tokenizer.config.height, pipe.tokenizer.config.width
+        with _bar("finding the reference") as told:
+            found = reference.load(self.reference, size=size, split=self.split, progress=told)
+        with _bar("looking at the reference") as told:
+            return found.features(network, batch=self.batch, keep=self.keep, progress=told)
+
+    def _result(
+        self,
+        pipe: Pipeline,
+        network: FeatureNetwork,
+        plan: Plan,
+        setting: Setting,
+        reference: ReferenceFeatures,
+        name: str,
+    ) -> Result | None:
+        """Paint and look, all processes together; the first one judges."""
+        from nextscale import distributed
+        from nextscale.evaluation.gathering import gather
+        from nextscale.evaluation.generation import judge, paint, shown_to
+
+        with _bar(name) as told, self._keeping(plan, setting) as also:
+            batches = shown_to(paint(pipe, plan, setting, batch=self.batch, progress=told), also)
+            seen = gather(batches, network, total=len(plan), keep=self.keep)
         if not distributed.is_first():
+            return None
+        return judge(seen, reference, network, self._card(pipe, network, plan, setting, reference))
+
+    @contextmanager
+    def _keeping(self, plan: Plan, setting: Setting) -> Iterator[Callable[[Painted], None]]:
+        """Inside, what comes of the pictures beside their figures; all of it is in --out."""
+        from nextscale import distributed
+        from nextscale.cli.generation_report import Sheet, named
+        from nextscale.evaluation import samples
+
+        if self.out is None or not distributed.is_first():
+            yield lambda painted: None
             return
-        if str(self.json) != "-":
-            for result in results:
-                _tell(result)
-        if self.json is not None:
-            write_json(self.json, {"results": [result.to_json() for result in results]})
+        several = len(self.guidance) * len(self.top_k) * len(self.top_p) * len(self.temperature) > 1
+        sheet = Sheet(self.out / named("sheet.png", setting if several else None))
+        takers: list[Callable[[Tensor], object]] = [sheet.add]
+        with ExitStack() as files:
+            if self.save_npz:
+                file = self.out / named("samples.npz", setting if several else None)
+                takers.append(files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels)))
 
-    def _each(self, classes: int) -> int:
-        """Pictures of each class."""
-        if self.per_class_count is not None:
-            return self.per_class_count
-        return -(-(UNASKED if self.count is None else self.count) // classes)
+            def keep(painted: Painted) -> None:
+                for take in takers:
+                    take(painted.images)
 
-    def _judge(self, pipe: Pipeline, network: FeatureNetwork, plan: Plan) -> list[Result]:
-        from nextscale.evaluation.card import Setting
-        from nextscale.evaluation.generation import judge, look, paint
-
-        setting = Setting(self.guidance, self.top_k, self.top_p, self.temperature)
-        used, reference = self._reference(pipe, network)
-        with _bar("painting") as told:
-            painted = paint(pipe, plan, setting, batch=self.batch, progress=told)
-            seen = look(painted, network, total=len(plan))
-        return [judge(seen, reference, self._card(pipe, network, plan, setting, used))]
-
-    def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> tuple[ReferenceUsed, Seen]:
-        from nextscale.evaluation.card import ReferenceUsed
-        from nextscale.evaluation.generation import look, shown
-
-        height, width = pipe.tokenizer.config.height, pipe.tokenizer.config.width
-        found = read_data(self.reference, height=height, width=width)
-        pictures = found.train if self.split == "train" else found.validation
-        counts = pictures.labels.bincount()
-        used = ReferenceUsed(
-            name=f"{self.reference}, {self.split}",
-            fingerprint=pictures.fingerprint,
-            pictures=len(pictures),
-            height=height,
-            width=width,
-            fewest=int(counts.min()),
-            most=int(counts.max()),
-        )
-        with _bar("reference") as told:
-            seen = look(shown(pictures, batch=self.batch, progress=told), network, total=len(pictures))
-        return used, seen
+            yield keep
+        sheet.save()
 
     def _card(
-        self, pipe: Pipeline, network: FeatureNetwork, plan: Plan, setting: Setting, reference: ReferenceUsed
+        self, pipe: Pipeline, network: FeatureNetwork, plan: Plan, setting: Setting, reference: ReferenceFeatures
     ) -> Card:
         from nextscale.evaluation import generation
         from nextscale.evaluation.card import Card
@@ -149,7 +202,8 @@ class EvaluateGeneration:
             setting=setting,
             per_class=len(plan) // len(pipe.classes),
             first_seed=self.seed,
-            reference=reference,
+            kept=self.keep,
+            reference=generation.reference_used(reference),
             network=generation.network_used(network),
             versions=generation.versions(),
         )
@@ -161,19 +215,3 @@ def _bar(name: str) -> Iterator[Progress]:
     with progress() as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-# ---- for people ------------------------------------------------------------------------------------------------------
-
-
-def _tell(result: Result) -> None:
-    """The figures, the card, and what to keep in mind."""
-    from nextscale.evaluation.card import warnings
-
-    for figure in result.figures.values():
-        print(f"  {figure.name:<26}{figure.value:10.4f}")
-    print()
-    for line in result.card.lines():
-        say(line)
-    for warning in warnings(result.card):
-        say(f"warning: {warning}")

@@ -71,7 +71,7 @@ class ReferenceUsed:
     fingerprint: str
     """Of its pictures, or of its statistics."""
     pictures: int | None
-    """None where stored statistics do not tell."""
+    """None where statistics were stored and do not tell."""
     height: int | None
     """Pixels; None where stored statistics do not tell."""
     width: int | None
@@ -105,7 +105,9 @@ class Card:
     per_class: int
     """Pictures of each class."""
     first_seed: int
-    """Picture i has this seed + i; it shows class i modulo the number of classes."""
+    """Picture i has this seed + i, and shows class i modulo their number."""
+    kept: int
+    """Pictures, of the model and of the reference, from which all figures but Fréchet distances are made, at most."""
     reference: ReferenceUsed
     network: NetworkUsed
     versions: dict[str, str]
@@ -179,6 +181,8 @@ def _lines(card: Card) -> Iterator[str]:
         f"features   {network.name} ({network.fingerprint}), {network.dimensions:,} of {network.side}x{network.side} "
         f"pixels, {network.resize}"
     )
+    yield f"kept       {min(card.kept, card.pictures):,} of the model's features, for all but Fréchet distances"
+    yield "intervals  95 %, bootstrapped over pictures; the reference is taken as given"
     yield f"versions   {', '.join(f'{name} {version}' for name, version in card.versions.items())}"
 
 

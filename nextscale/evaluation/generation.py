@@ -2,15 +2,15 @@
 
 Every class has exactly as many pictures as the others, and picture i has seed `first seed + i` whoever paints it: the
 batch and the number of processes change nothing. Pictures go from the model straight into running sums, rounded to the
-8 bits they would be saved with; what is kept of them is capped. Files, tables and bars are the caller's.
+8 bits they would be saved with. Files, tables and bars are the caller's.
 
-Shapes: B pictures of a batch, N of all, n of those whose features are kept, D features, H W pixels.
+Shapes: B pictures of a batch, N whose features are kept, H W pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -19,20 +19,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nextscale import distributed, images
+from nextscale import images
 from nextscale.checkpoint import fingerprint as weights_fingerprint
 from nextscale.config import to_json
-from nextscale.data import Pictures, Progress
+from nextscale.data import Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.card import Card, Model, NetworkUsed, Setting, figure_name, warnings
+from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Setting, figure_name, warnings
+from nextscale.evaluation.distances import kernel_distance, score
+from nextscale.evaluation.gathering import Gathered, shares
+from nextscale.evaluation.intervals import Interval, frechet_shares, interval
+from nextscale.evaluation.manifold import members
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
-from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
+from nextscale.evaluation.reference import ReferenceFeatures
+from nextscale.evaluation.statistics import frechet_distance
 from nextscale.features import FeatureNetwork
+from nextscale.guidance import linear_guidance
 from nextscale.pipeline import Pipeline
 from nextscale.precision import DTYPES
+from nextscale.sampling import Choice
 
-KEPT = 10_000  # pictures whose features are kept: 51 MB at 1,280 features; a neighbour search grows with their square
+KEPT = 10_000  # features kept: a neighbour search among as many takes a minute or two on a CPU
+NEIGHBOURS = 3  # k of precision, recall, density and coverage
+SPLITS = 10  # of the score
+LEAST = NEIGHBOURS + 1  # pictures for all figures to exist
 LIBRARIES = ("torch", "torchmetrics", "numpy", "pillow")
 
 
@@ -52,15 +62,16 @@ class Plan:
         return len(self.labels)
 
     def chosen(self, indices: Iterable[int]) -> Plan:
-        """Some of them."""
-        labels, seeds = zip(*((self.labels[index], self.seeds[index]) for index in indices), strict=True)
-        return Plan(labels, seeds)
+        """Some of them, in the order given."""
+        indices = list(indices)
+        return Plan(tuple(self.labels[i] for i in indices), tuple(self.seeds[i] for i in indices))
 
 
+# label(i) = i mod C,  seed(i) = first seed + i
 def balanced(classes: int, each: int, *, first_seed: int = 0) -> Plan:
-    """`each` pictures of every class; the labels go round, so that any beginning of them is balanced too.
+    """`each` pictures of every class, the classes going round: any beginning is balanced too, and more continue it.
 
-    Picture i shows class i mod `classes` and has seed `first_seed` + i. Raises `InputError` for less than one.
+    Raises `InputError` for less than one picture.
     """
     if each < 1:
         raise InputError(f"pictures of each class: expected at least 1, got {each}")
@@ -71,11 +82,15 @@ def balanced(classes: int, each: int, *, first_seed: int = 0) -> Plan:
 def settings(
     guidance: Sequence[float], top_k: Sequence[int], top_p: Sequence[float], temperature: Sequence[float]
 ) -> list[Setting]:
-    """All combinations; the last value changes first."""
-    return [Setting(*values) for values in product(guidance, top_k, top_p, temperature)]
+    """All combinations; the last value changes first. Raises `InputError` for a value out of range."""
+    found = [Setting(*values) for values in product(guidance, top_k, top_p, temperature)]
+    for setting in found:
+        Choice(setting.top_k, setting.top_p, setting.temperature)
+        linear_guidance(setting.guidance)
+    return found
 
 
-# ---- painting --------------------------------------------------------------------------------------------------------
+# ---- painting and looking --------------------------------------------------------------------------------------------
 
 
 class Painted(NamedTuple):
@@ -90,29 +105,23 @@ class Painted(NamedTuple):
 def paint(
     pipe: Pipeline, plan: Plan, setting: Setting, *, batch: int = 32, progress: Progress | None = None
 ) -> Iterator[Painted]:
-    """This process's part of the plan: of W processes every W-th batch, so that batches are the same for any W.
+    """This process's batches of a plan, see `gathering.shares`.
 
-    `progress(done, total)` is called before each batch and at the end, with the pictures of all processes.
-
-    Raises `InputError` for a batch below 1 and what `Pipeline.generate` refuses.
+    `progress(done, total)` is called after each. Raises `InputError` for a batch below 1 and for what
+    `Pipeline.generate` refuses.
     """
-    if batch < 1:
-        raise InputError(f"batch: expected at least 1, got {batch}")
-    for start in range(distributed.rank() * batch, len(plan), distributed.world() * batch):
-        if progress is not None:
-            progress(start, len(plan))
-        end = min(start + batch, len(plan))
+    for part in shares(len(plan), batch):
         made = pipe.generate(
-            plan.labels[start:end],
-            plan.seeds[start:end],
+            plan.labels[part.start : part.stop],
+            plan.seeds[part.start : part.stop],
             guidance=setting.guidance,
             top_k=setting.top_k,
             top_p=setting.top_p,
             temperature=setting.temperature,
         )
-        yield Painted(range(start, end), eight_bits(images.from_unit(made.images)))
-    if progress is not None:
-        progress(len(plan), len(plan))
+        yield Painted(part, eight_bits(images.from_unit(made.images)))
+        if progress is not None:
+            progress(part.stop, len(plan))
 
 
 def eight_bits(images_B3HW: Tensor) -> Tensor:
@@ -120,63 +129,18 @@ def eight_bits(images_B3HW: Tensor) -> Tensor:
     return images.from_uint8(images.to_uint8(images_B3HW))
 
 
-# ---- looking ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a network made of the pictures."""
-
-    count: int
-    """N."""
-    gaussian: Gaussian
-    """Of the features of all."""
-    features: Tensor
-    """(n, D) float32: those of the first pictures, which are balanced like all."""
-
-
-def look(batches: Iterable[Painted], network: FeatureNetwork, *, total: int, keep: int = KEPT) -> Seen:
-    """Features of all pictures, gathered from all processes: each must call this with its own batches.
-
-    What is held does not grow with `total`, the number of pictures of all processes, beyond `keep` rows of features.
-    """
-    running, kept_nD = RunningGaussian(network.dimensions), torch.zeros(min(keep, total), network.dimensions)
-    with torch.no_grad():
-        for indices, images_B3HW in batches:
-            features_BD = network(images_B3HW).float().cpu()
-            running.update(features_BD)
-            kept_nD[indices.start : indices.stop] = features_BD[: max(0, len(kept_nD) - indices.start)]
-    running = merged(running)
-    return Seen(count=running.count, gaussian=running.gaussian(), features=distributed.summed(kept_nD))
-
-
-def merged(mine: RunningGaussian) -> RunningGaussian:
-    """What all processes have gathered, on each of them."""
-    dimensions = len(mine.mean_D)
-    count_1 = torch.tensor([mine.count], dtype=torch.float64)
-    everything = RunningGaussian(dimensions)
-    for row in distributed.gathered(torch.cat([count_1, mine.mean_D, mine.scatter_DD.flatten()])[None]):
-        part = RunningGaussian(dimensions)
-        part.count, part.mean_D = int(row[0]), row[1 : 1 + dimensions]
-        part.scatter_DD = row[1 + dimensions :].view(dimensions, dimensions)
-        everything.merge(part)
-    return everything
-
-
-def shown(pictures: Pictures, *, batch: int = 32, progress: Progress | None = None) -> Iterator[Painted]:
-    """A split like `paint`: this process's batches."""
-    for start in range(distributed.rank() * batch, len(pictures), distributed.world() * batch):
-        if progress is not None:
-            progress(start, len(pictures))
-        indices = range(start, min(start + batch, len(pictures)))
-        yield Painted(indices, pictures.batch(indices)[0])
+def shown_to(batches: Iterable[Painted], also: Callable[[Painted], object]) -> Iterator[Painted]:
+    """The same batches; `also` is called with each before it goes on: for whoever wants the pictures too."""
+    for painted in batches:
+        also(painted)
+        yield painted
 
 
 # ---- what stands on the card -----------------------------------------------------------------------------------------
 
 
 def model_used(pipe: Pipeline, name: str) -> Model:
-    """A pipeline as its card names it."""
+    """A pipeline as the card names it."""
     config = pipe.tokenizer.config
     return Model(
         name=name,
@@ -195,6 +159,21 @@ def model_fingerprint(pipe: Pipeline) -> str:
     transformer = pipe.transformer
     parts = to_json(transformer.config), weights_fingerprint(transformer.state_dict())
     return fingerprint([tokenizer_fingerprint(pipe.tokenizer), *parts])
+
+
+def reference_used(reference: ReferenceFeatures) -> ReferenceUsed:
+    """A reference as the card names it."""
+    height, width = reference.size or (None, None)
+    counts = None if reference.labels is None else reference.labels.bincount()
+    return ReferenceUsed(
+        name=reference.name,
+        fingerprint=reference.fingerprint,
+        pictures=reference.count,
+        height=height,
+        width=width,
+        fewest=None if counts is None else int(counts.min()),
+        most=None if counts is None else int(counts.max()),
+    )
 
 
 def network_used(network: FeatureNetwork) -> NetworkUsed:
@@ -224,6 +203,12 @@ class Figure:
 
     name: str
     value: float
+    low: float | None = None
+    """Of the 95 % interval, bootstrapped over pictures; None where there is none."""
+    high: float | None = None
+    """Likewise."""
+    deviation: float | None = None
+    """Over the subsets that the value is a mean of; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,8 +225,80 @@ class Result:
         return {"figures": figures, "warnings": warnings(self.card), "card": self.card.to_json()}
 
 
-def judge(seen: Seen, reference: Seen, card: Card) -> Result:
-    """The figures of what a network saw in both."""
-    distance = frechet_distance(seen.gaussian, reference.gaussian)
-    figure = Figure(name=figure_name("FD", card.network.name), value=distance)
-    return Result(card=card, figures={"frechet_distance": figure})
+def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> Result:
+    """All figures that the reference allows: stored statistics have Fréchet distances alone.
+
+    Kernel distance, score, precision, recall, density and coverage are made from the features that were kept.
+    Raises `InputError` for sets of fewer than `LEAST` pictures.
+    """
+    judging = _Judging(seen, reference, network, card)
+    figures = judging.frechet() | judging.spatial() | judging.kernel() | judging.score() | judging.manifold()
+    return Result(card=card, figures=figures)
+
+
+def best(results: Sequence[Result]) -> int:
+    """Which has the smallest Fréchet distance."""
+    return min(range(len(results)), key=lambda index: results[index].figures["frechet_distance"].value)
+
+
+class _Judging:
+    """Each method gives figures of one kind, or none where there is nothing to make them from."""
+
+    def __init__(self, seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> None:
+        self.seen, self.reference, self.network, self.card = seen, reference, network, card
+        self.device = network.mean_311.device
+
+    def frechet(self) -> dict[str, Figure]:
+        value = frechet_distance(self.seen.gaussian, self.reference.gaussian)
+        shares_N = frechet_shares(self.seen.features, self.reference.gaussian)
+        low, high = self._interval(shares_N - shares_N.mean())
+        return {"frechet_distance": self._figure("FD", value, low=value + low, high=value + high)}
+
+    def spatial(self) -> dict[str, Figure]:
+        if self.seen.spatial is None or self.reference.spatial is None:
+            return {}
+        value = frechet_distance(self.seen.spatial, self.reference.spatial)
+        return {"spatial_frechet_distance": self._figure("sFD", value)}
+
+    def kernel(self) -> dict[str, Figure]:
+        if self.reference.features is None:
+            return {}
+        value, deviation = kernel_distance(*self._both(), generator=_generator())
+        return {"kernel_distance": self._figure("KD", value, deviation=deviation)}
+
+    def score(self) -> dict[str, Figure]:
+        classifier = getattr(self.network, "classifier", None)
+        if not isinstance(classifier, torch.nn.Module):
+            return {}
+        with torch.no_grad():
+            logits_NK = classifier(self.seen.features.to(self.device)).cpu()
+        value, deviation = score(logits_NK, splits=min(SPLITS, len(logits_NK)))
+        return {"score": self._figure("score", value, deviation=deviation)}
+
+    def manifold(self) -> dict[str, Figure]:
+        if self.reference.features is None:
+            return {}
+        found = members(*self._both(), k=NEIGHBOURS)
+        parts = zip(("precision", "recall", "density", "coverage"), found, strict=True)
+        return {name: self._share(name, values) for name, values in parts}
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        assert self.reference.features is not None
+        return self.seen.features.to(self.device), self.reference.features.to(self.device)
+
+    def _share(self, name: str, values: Tensor) -> Figure:
+        low, high = interval(values, generator=_generator())
+        return self._figure(name, float(values.mean()), low=low, high=high)
+
+    def _interval(self, centred_N: Tensor) -> Interval:
+        """About a mean over all pictures, of which these were kept: as much narrower as there are more of them."""
+        narrower = (len(centred_N) / self.seen.count) ** 0.5
+        return Interval(*(end * narrower for end in interval(centred_N, generator=_generator())))
+
+    def _figure(self, figure: str, value: float, **more: float) -> Figure:
+        return Figure(name=figure_name(figure, self.network.name), value=value, **more)
+
+
+def _generator() -> torch.Generator:
+    """Of subsets and resamples: always the same, so that a figure is too."""
+    return torch.Generator().manual_seed(0)

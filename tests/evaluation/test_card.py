@@ -26,6 +26,7 @@ CARD = Card(
     setting=Setting(),
     per_class=5000,
     first_seed=7,
+    kept=10_000,
     reference=ReferenceUsed(
         name="emoji, train",
         fingerprint="fedcba9876543210",

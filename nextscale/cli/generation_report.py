@@ -1,0 +1,132 @@
+"""What `nextscale evaluate generation` gives: a block or a table, JSON, a sheet of pictures, a plot of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextscale.cli.output import console, say, table, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from nextscale.evaluation.card import Setting
+    from nextscale.evaluation.generation import Figure, Result
+
+PICTURES = 64  # of the sheet
+COLUMNS = 8  # likewise
+PLOT = "sweep.png"
+
+
+def give(results: Sequence[Result], json: Path | None, out: Path | None) -> None:
+    """All that was asked for."""
+    from nextscale.evaluation.generation import best
+
+    chosen = best(results)
+    if str(json) != "-":
+        if len(results) > 1:
+            console().print(_rows(results, chosen), "", sep="\n")
+        _block(results[chosen])
+    if out is not None and len(results) > 1 and "precision" in results[0].figures:
+        _plot(out / PLOT, results, chosen)
+    if out is not None and str(json) != "-":
+        say(f"pictures{' and plot' if len(results) > 1 else ''} in {out}")
+    if json is not None:
+        write_json(json, {"best": chosen, "results": [result.to_json() for result in results]})
+
+
+def named(file: str, setting: Setting | None) -> str:
+    """`samples.npz`, or with a setting `samples-guidance1.5-top-k900-top-p0.96-temperature1.npz`."""
+    if setting is None:
+        return file
+    stem, _, suffix = file.partition(".")
+    words = f"guidance{setting.guidance:g}-top-k{setting.top_k}-top-p{setting.top_p:g}"
+    return f"{stem}-{words}-temperature{setting.temperature:g}.{suffix}"
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def _block(result: Result) -> None:
+    """The figures, the card, and what to keep in mind."""
+    from nextscale.evaluation.card import warnings
+
+    for figure in result.figures.values():
+        print(f"  {figure.name:<28}{figure.value:12.4f}{_doubt(figure)}")
+    print()
+    for line in result.card.lines():
+        say(line)
+    for warning in warnings(result.card):
+        say(f"warning: {warning}")
+
+
+def _doubt(figure: Figure) -> str:
+    if figure.low is not None and figure.high is not None:
+        return f"  ({figure.low:.4f} .. {figure.high:.4f})"
+    return f"  ± {figure.deviation:.4f} over its parts" if figure.deviation is not None else ""
+
+
+def _rows(results: Sequence[Result], chosen: int) -> Table:
+    """One row a setting; figures under short names, which the title completes."""
+    shown = {"frechet_distance": "FD", "kernel_distance": "KD", "precision": "precision", "recall": "recall"}
+    keys = [key for key in shown if key in results[0].figures]
+    rows: list[tuple[object, ...]] = [
+        (
+            "*" if index == chosen else "",
+            *_short(result.card.setting),
+            *(f"{result.figures[key].value:.4f}" for key in keys),
+        )
+        for index, result in enumerate(results)
+    ]
+    name = results[0].figures["frechet_distance"].name
+    names = ("guidance", "top-k", "top-p", "temp", *(shown[key] for key in keys))
+    return table(f"{len(results)} settings, * the least {name}", ("",), names, rows)
+
+
+def _short(setting: Setting) -> tuple[str, ...]:
+    return f"{setting.guidance:g}", str(setting.top_k), f"{setting.top_p:g}", f"{setting.temperature:g}"
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+class Sheet:
+    """The first pictures that come, side by side."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.images: list[Tensor] = []
+
+    def add(self, images_B3HW: Tensor) -> None:
+        self.images += images_B3HW[: PICTURES - len(self.images)].cpu().unbind()
+
+    def save(self) -> None:
+        import torch
+
+        from nextscale import images
+
+        images.save(self.file, images.grid(torch.stack(self.images), columns=COLUMNS))
+
+
+def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
+    """Distance against precision and against recall: a point a setting, a star for the best."""
+    from matplotlib.figure import Figure
+
+    from nextscale.checkpoint import write_beside
+
+    distances = [result.figures["frechet_distance"].value for result in results]
+    drawn = Figure(figsize=(9, 4), layout="constrained")
+    for axes, key in zip(drawn.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
+        shares = [result.figures[key].value for result in results]
+        axes.scatter(shares, distances)
+        axes.scatter(shares[chosen], distances[chosen], marker="*", s=220, color="tab:orange", label="best")
+        for share, distance, result in zip(shares, distances, results, strict=True):
+            axes.annotate(" / ".join(_short(result.card.setting)), (share, distance), fontsize=7, alpha=0.7)
+        axes.set_xlabel(results[0].figures[key].name)
+        axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    drawn.axes[0].set_ylabel(results[0].figures["frechet_distance"].name)
+    drawn.suptitle("guidance / top-k / top-p / temperature", fontsize=9)
+    write_beside(file, lambda beside: drawn.savefig(beside, format="png", dpi=150, metadata={"Software": None}))
