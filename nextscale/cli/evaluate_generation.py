@@ -35,7 +35,9 @@ class EvaluateGeneration:
     """How near a model's pictures come to real ones, and how that was found.
 
     several values of --guidance, --top-k ...: all combinations, a row each
+
     FD: Fréchet distance, named after the network whose features it compares
+
     behind torchrun: processes share the pictures
     """
 

@@ -1,0 +1,214 @@
+"""Laws of `nextscale evaluate generation`: a block for people, JSON for programs, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextscale import Pipeline, features
+from nextscale.evaluation import reference
+from nextscale.evaluation.card import Card
+
+COMMAND = ["evaluate", "generation", "--device", "cpu", "--precision", "fp32"]
+FIGURES = [
+    "frechet_distance",
+    "spatial_frechet_distance",
+    "kernel_distance",
+    "score",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline of 8x8 pixels and five classes; look, do not touch."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pipe.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """References are kept apart from those of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(features.FeatureNetwork, "side", 32)  # to be quick
+        yield
+
+
+@pytest.fixture
+def call(nextscale: Callable[..., Any], tiny: Path, pictures: Path) -> Callable[..., Any]:
+    """`call("--batch", 2)`: ten pictures of the tiny model against a folder of 24."""
+    given = [*COMMAND, "--model", tiny, "--reference", pictures]
+
+    def run(*options: object) -> Any:
+        count = [] if "--count" in options or "--per-class-count" in options else ["--per-class-count", 2]
+        return nextscale(*given, *count, *options)
+
+    return run
+
+
+def values(done: Any) -> Any:
+    assert (done.status, done.errors) == (0, "")
+    return json.loads(done.output)
+
+
+def test_figures_and_card_fit_80_columns(call: Callable[..., Any], tiny: Path, pictures: Path) -> None:
+    """Each figure under the name of its network; no bar where there is no terminal."""
+    done = call()
+    assert (done.status, done.errors) == (0, "")
+    lines = done.output.splitlines()
+    assert max(len(line) for line in lines if str(tiny) not in line and str(pictures) not in line) <= 80
+    assert all(character.isprintable() or character == "\n" for character in done.output)
+    names = [line.split()[0] for line in lines if line.startswith("  ") and "-EffNetLite0  " in line]
+    assert names == [
+        f"{name}-EffNetLite0" for name in ("FD", "sFD", "KD", "score", "precision", "recall", "density", "coverage")
+    ]
+    assert "FID" not in done.output
+    assert "10, 2 of each of 5 classes" in done.output
+    assert "warning: FD-EffNetLite0 is made from 10 pictures, fewer than 50,000" in " ".join(done.output.split())
+
+
+def test_json_holds_figures_warnings_and_a_card(call: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
+    """Beside the block in a file; alone on stdout."""
+    file = tmp_path / "figures.json"
+    beside, alone = call("--json", file), call("--json", "-")
+    assert "FD-EffNetLite0" in beside.output
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert values(alone) == found
+    assert set(found) == {"best", "results"}
+    (result,) = found["results"]
+    assert set(result) == {"figures", "warnings", "card"}
+    assert list(result["figures"]) == FIGURES
+    assert result["figures"]["frechet_distance"]["name"] == "FD-EffNetLite0"
+    card = Card.from_json(result["card"])
+    assert (card.model.name, card.model.precision, card.per_class, card.pictures) == (str(tiny), "fp32", 2, 10)
+    assert (card.setting.guidance, card.setting.top_k, card.setting.top_p) == (1.5, 900, 0.96)
+    assert result["warnings"]
+
+
+def test_seeds_alone_decide(call: Callable[..., Any]) -> None:
+    """The batch does not matter, the seed does."""
+    first, other, moved = (
+        values(call("--json", "-", *options))["results"][0]["figures"]
+        for options in ([], ["--batch", 3], ["--seed", 10])
+    )
+    for key in FIGURES:
+        assert first[key]["value"] == pytest.approx(other[key]["value"], rel=1e-4), key
+    assert first["frechet_distance"]["value"] != pytest.approx(moved["frechet_distance"]["value"], rel=1e-4)
+
+
+def test_count_is_rounded_up_to_whole_classes(call: Callable[..., Any]) -> None:
+    """Eleven pictures of five classes are fifteen."""
+    (result,) = values(call("--count", 11, "--json", "-"))["results"]
+    assert (result["card"]["pictures"], result["card"]["per_class"]) == (15, 3)
+
+
+def test_a_sweep_is_a_table_whose_best_is_marked(call: Callable[..., Any], tmp_path: Path) -> None:
+    """All combinations, a plot, and a sheet and a file of samples each."""
+    out, file = tmp_path / "out", tmp_path / "sweep.json"
+    done = call("--guidance", 0, 2, "--top-k", 1, 50, "--out", out, "--json", file, "--save-npz")
+    assert done.status == 0
+    lines = done.output.splitlines()
+    rows = [line for line in lines[2:7] if line.strip() and line.lstrip("* ")[0] in "02"]
+    assert len(rows) == 4
+    found = json.loads(file.read_text(encoding="utf-8"))
+    distances = [result["figures"]["frechet_distance"]["value"] for result in found["results"]]
+    assert found["best"] == distances.index(min(distances))
+    assert [row.startswith("*") for row in rows] == [index == found["best"] for index in range(4)]
+    assert max(len(line) for line in lines[:8]) <= 80
+    with Image.open(out / "sweep.png") as plot:
+        assert plot.size[0] > plot.size[1] > 300
+    assert len(list(out.glob("sheet-*.png"))) == 4
+    assert len(list(out.glob("samples-*.npz"))) == 4
+
+
+def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
+    """A file of samples compared with the same pictures is at distance zero."""
+    assert call("--out", tmp_path, "--save-npz").status == 0
+    stored = np.load(tmp_path / "samples.npz")
+    assert (stored["arr_0"].shape, stored["arr_0"].dtype) == ((10, 8, 8, 3), np.uint8)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 8 + 7 * 2, 2 * 8 + 2)
+    assert reference.load(tmp_path / "samples.npz", size=(8, 8)).count == 10
+
+
+def test_stored_samples_are_a_reference(nextscale: Callable[..., Any], tiny: Path, call: Callable[..., Any]) -> None:
+    """Compared with itself the model is at distance zero."""
+    out = tiny.parent / f"{tiny.name}-samples"
+    call("--out", out, "--save-npz")
+    given = [*COMMAND, "--model", tiny, "--reference", out / "samples.npz", "--per-class-count", 2, "--json", "-"]
+    figures = values(nextscale(*given))["results"][0]["figures"]
+    assert figures["frechet_distance"]["value"] == pytest.approx(0, abs=1e-4)
+    assert figures["precision"]["value"] == figures["coverage"]["value"] == 1
+
+
+def test_output_into_a_file_is_plain(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    """The real program, its output no terminal."""
+    file = tmp_path / "figures.txt"
+    words = [*COMMAND, "--model", tiny, "--reference", pictures, "--per-class-count", 1]
+    with file.open("w") as stream:
+        subprocess.run(
+            [sys.executable, "-m", "nextscale", *map(str, words)],
+            stdout=stream,
+            timeout=120,
+            check=True,
+            env=os.environ | {"COLUMNS": "80"},
+        )
+    text = file.read_text(encoding="utf-8")
+    assert "FD-EffNetLite0" in text
+    assert "\x1b" not in text
+    assert "\r" not in text
+
+
+def test_a_mistake_is_one_line_and_status_2(
+    nextscale: Callable[..., Any], tiny: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Nothing is written, nothing is on stdout."""
+    missing, out = tmp_path / "missing", tmp_path / "out"
+    given = ["--model", tiny, "--reference", pictures]
+    cases: list[tuple[list[object], str]] = [
+        ([], "nextscale demo"),
+        (["--model", missing], str(missing)),
+        (["--model", tiny, "--reference", missing], str(missing)),
+        (["--model", tiny, "--reference", tmp_path / "missing.npz"], "missing.npz"),
+        ([*given, "--split", "test"], "--split"),
+        ([*given, "--features", "inception-v9"], "inception-v9"),
+        ([*given, "--count", 5, "--per-class-count", 1], "expected --count or --per-class-count, got both"),
+        ([*given, "--count", 0], "--count: expected at least 1, got 0"),
+        ([*given, "--per-class-count", 0], "--per-class-count: expected at least 1, got 0"),
+        ([*given, "--batch", 0], "--batch: expected at least 1, got 0"),
+        ([*given, "--keep", 3], "--keep: expected at least 4, got 3"),
+        ([*given, "--seed", -1], "--seed: expected at least 0, got -1"),
+        ([*given, "--guidance"], "--guidance: expected at least one value, got none"),
+        ([*given, "--guidance", "nan"], "guidance: expected a finite number"),
+        ([*given, "--top-p", 0.5, 1.5], "top_p: expected 0 .. 1, got 1.5"),
+        ([*given, "--top-k", "many"], "--top-k"),
+        ([*given, "--json", tmp_path], "--json: expected a file, got the directory"),
+        (["--reference", pictures, "--depth", 16], "--depth"),
+        ([*given, "--smooth"], "unknown option --smooth"),
+    ]
+    for options, told in cases:
+        done = nextscale(*COMMAND, *options, "--out", out)
+        assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1), options
+        assert told in done.errors, done.errors
+        assert not out.exists()
+
+
+def test_samples_want_a_place(call: Callable[..., Any]) -> None:
+    """`--save-npz` without `--out`."""
+    done = call("--save-npz")
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert "--save-npz: expected --out" in done.errors
