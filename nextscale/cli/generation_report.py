@@ -117,16 +117,26 @@ def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
     from nextscale.checkpoint import write_beside
 
     distances = [result.figures["frechet_distance"].value for result in results]
+    names, points = _varied([result.card.setting for result in results])
     drawn = Figure(figsize=(9, 4), layout="constrained")
     for axes, key in zip(drawn.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
         shares = [result.figures[key].value for result in results]
-        axes.scatter(shares, distances)
-        axes.scatter(shares[chosen], distances[chosen], marker="*", s=220, color="tab:orange", label="best")
-        for share, distance, result in zip(shares, distances, results, strict=True):
-            axes.annotate(" / ".join(_short(result.card.setting)), (share, distance), fontsize=7, alpha=0.7)
+        axes.scatter(shares, distances, s=16)
+        axes.scatter(shares[chosen], distances[chosen], marker="*", s=160, color="tab:orange")
+        for place in zip(shares, distances, points, strict=True):
+            axes.annotate(place[2], place[:2], xytext=(5, 4), textcoords="offset points", fontsize=7)
         axes.set_xlabel(results[0].figures[key].name)
+        axes.margins(x=0.12)
         axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
     drawn.axes[0].set_ylabel(results[0].figures["frechet_distance"].name)
-    drawn.suptitle("guidance / top-k / top-p / temperature", fontsize=9)
+    drawn.suptitle(f"{names}; the star has the least distance", fontsize=9)
     write_beside(file, lambda beside: drawn.savefig(beside, format="png", dpi=150, metadata={"Software": None}))
+
+
+def _varied(settings: Sequence[Setting]) -> tuple[str, list[str]]:
+    """What differs between settings: its names, and its values in each."""
+    names = ("guidance", "top-k", "top-p", "temperature")
+    columns = list(zip(*map(_short, settings), strict=True))
+    differ = [index for index, column in enumerate(columns) if len(set(column)) > 1] or [0]
+    values = [" / ".join(column) for column in zip(*(columns[index] for index in differ), strict=True)]
+    return " / ".join(names[index] for index in differ), values

@@ -212,3 +212,27 @@ def test_samples_want_a_place(call: Callable[..., Any]) -> None:
     done = call("--save-npz")
     assert (done.status, done.errors.count("\n")) == (2, 1)
     assert "--save-npz: expected --out" in done.errors
+
+
+def test_two_processes_find_what_one_finds(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    """Every figure to 1e-6 of itself, told once."""
+    given = [*COMMAND, "--model", tiny, "--reference", pictures, "--per-class-count", 2, "--batch", 4]
+    program = [sys.executable, "-m", "nextscale", *map(str, given)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    found = []
+    for name, words in (("alone", program), ("together", launcher + program)):
+        file, place = tmp_path / f"{name}.json", {"XDG_CACHE_HOME": str(tmp_path / name)}
+        done = subprocess.run(
+            [*words, "--json", str(file)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=True,
+            env=os.environ | place,
+        )
+        assert done.stdout.count("  FD-EffNetLite0  ") == 1
+        found.append(json.loads(file.read_text(encoding="utf-8"))["results"][0])
+    alone, together = found
+    assert alone["card"] == together["card"]
+    for key in FIGURES:
+        assert together["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
