@@ -47,9 +47,9 @@ class ReferenceFeatures:
     spatial: Gaussian | None
     """Of `spatial_features`; None for statistics without, and for a network without inner maps."""
     features: Tensor | None
-    """(N, D) float32: of all pictures in their order, or of `KEPT` of them; None when statistics are all there is."""
+    """(N, D) float32: of all pictures in their order, or of `keep` of them; None when statistics are all there is."""
     labels: Tensor | None
-    """(N,) int64, the classes of those; None when they are not known."""
+    """(N,) int64, the classes of those, by the reference's numbers; None when they are not known."""
     count: int | None
     """Of the pictures that the Gaussians were gathered from; None when they were stored, and it is not known."""
     size: Size | None
