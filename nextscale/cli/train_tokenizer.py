@@ -29,10 +29,7 @@ Network = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB", help_behavior_
 NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
-Discriminator = Annotated[
-    Literal["none", "patch", "features"] | None,
-    tyro.conf.arg(metavar="{none,patch,features}", help_behavior_hint=""),
-]
+Discriminator = Literal["recipe", "none", "patch", "features"]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="(default: the preset's)")]
 
 
@@ -57,8 +54,8 @@ class TrainTokenizer:
     """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
     batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
-    discriminator: Discriminator = None
-    """Adversarial term: none, a PatchGAN, or heads on the features of --backbone (default: the recipe's)."""
+    discriminator: Discriminator = "recipe"
+    """Adversarial term: the recipe's, none, a PatchGAN, or heads on the features of --backbone."""
     perceptual: NetworkAndHeads = ()
     """Network of the perceptual term: weights of VGG16 or DINO, and LPIPS's linear heads, if any (default: the packaged
     EfficientNet-Lite0)."""
@@ -133,8 +130,8 @@ class TrainTokenizer:
         from nextscale import Scales, presets
         from nextscale.training import recipes
 
-        settings = [setting.removeprefix(ARCHITECTURE) for setting in self.set if setting.startswith(ARCHITECTURE)]
-        config = recipes.changed(presets.get(self.preset).tokenizer, settings)
+        settings = [setting for setting in self.set if setting.startswith(ARCHITECTURE)]
+        config = recipes.changed(presets.get(self.preset).tokenizer, settings, ARCHITECTURE)
         if self.size is None:
             return config
         sides = re.fullmatch(r"(\d+)x(\d+)", self.size)
@@ -150,6 +147,6 @@ class TrainTokenizer:
         settings = [setting for setting in self.set if not setting.startswith(ARCHITECTURE)]
         if self.batch is not None:
             settings.append(f"optimization.batch={self.batch}")
-        if self.discriminator is not None:
+        if self.discriminator != "recipe":
             settings.append(f"adversarial.discriminator={self.discriminator}")
         return recipes.changed(recipe, settings), steps

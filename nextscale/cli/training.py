@@ -80,7 +80,15 @@ def _lines(name: str, event: Event, told: set[str]) -> list[str]:
     """A check: its figures, its table, and those of its warnings that are not in `told`, where they are put."""
     warnings = [text for text in event.health.warnings if event.step == event.total or _kind(text) not in told]
     told |= {_kind(text) for text in warnings}
-    return [_line(name, event), *event.health.table, *(wrapped(f"warning: {text}") for text in warnings)]
+    told_now = (wrapped(f"warning: {text}") for text in warnings)
+    return [_line(name, event), _step_line(event), *event.health.table, *told_now]
+
+
+def _step_line(event: Event) -> str:
+    """What the last step was like."""
+    names = ("gradient_norm", "discriminator_accuracy", "adaptive_weight", "skipped")
+    told = [f"{name.replace('_', ' ')} {event.figures[name]:.3g}" for name in names if event.figures.get(name)]
+    return wrapped(f"last step: {', '.join(told)}")
 
 
 def _kind(warning: str) -> str:

@@ -157,8 +157,8 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         seed: recorded with the run.
         checks: how many times along the run to validate, show pictures and save.
 
-    Over several processes, each runs this on its own stage; the first one writes and validates. A step whose gradient
-    is not finite changes nothing and is counted ("skipped").
+    Over several processes, each runs this on its own stage; the first one writes and validates. A network whose
+    gradient is not finite stays as it is, and the step is counted ("skipped").
 
     Raises `InputError` when the directory holds another run or cannot be written, `Stopped` after a signal (the run is
     saved by then), `FloatingPointError` after `SKIPS` steps in a row that were not finite (the last checkpoint stays,
@@ -229,7 +229,8 @@ def _check(
     validation = stage.validate()
     best = min((stage.score(entry) for entry in state.history), default=math.inf)
     health = stage.health(validation, since, state.history)
-    state.history.append({"step": state.step, "loss": since[-1]["loss"], **validation})
+    losses = [figures["loss"] for figures in since if math.isfinite(figures["loss"])]  # JSON knows no others
+    state.history.append({"step": state.step, **({"loss": losses[-1]} if losses else {}), **validation})
     run.show(state.step, stage.pictures())
     if stage.score(validation) <= best:
         stage.export(run.path / "best")

@@ -229,19 +229,19 @@ def for_preset(name: str) -> tuple[TokenizerRecipe, int]:
 Node = TypeVar("Node")
 
 
-def changed(recipe: Node, settings: Sequence[str]) -> Node:
+def changed(recipe: Node, settings: Sequence[str], prefix: str = "") -> Node:
     """`recipe` with settings such as "objective.perceptual=0.5" or "optimization.betas=0.5,0.9", all at once.
 
-    Works on any of the frozen dataclasses here and in `config`. Raises `InputError` that names the nearest setting for
-    an unknown one, and what was expected for a bad value.
+    Works on any of the frozen dataclasses here and in `config`; all names begin with `prefix`. Raises `InputError` that
+    names the nearest setting for an unknown one, and what was expected for a bad value.
     """
     texts = {}
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
         _require(bool(equals), f"--set: expected NAME=VALUE, got {setting!r}")
-        _require(name in names(recipe), _unknown(recipe, name))
+        _require(name in names(recipe, prefix), _unknown([*names(recipe, prefix)], name))
         texts[name] = text
-    return _changed(recipe, "", texts) if texts else recipe
+    return _changed(recipe, prefix, texts) if texts else recipe
 
 
 def names(recipe: object, prefix: str = "") -> Iterator[str]:
@@ -266,8 +266,7 @@ def _changed(node: Any, prefix: str, texts: Mapping[str, str]) -> Any:
     return dataclasses.replace(node, **values)
 
 
-def _unknown(node: Any, whole: str) -> str:
-    known = [*names(node)]
+def _unknown(known: list[str], whole: str) -> str:
     last = whole.split(".")[-1]
     close = get_close_matches(whole, known, n=1) or [name for name in known if name.split(".")[-1] == last]
     hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"

@@ -185,7 +185,7 @@ class TokenizerStage:
 
         def parts() -> Iterator[tuple[Tensor, Figures]]:
             for part in self.optimization.parts():
-                pair, through_B = self._batch(step, part)
+                pair, through_B = self._batch(step, part, scales)
                 with lowered(self.device, self.dtype):
                     made: Pass = self.passed(pair.images, through_B, scales)
                 pairs.append(pair._replace(painted=made.painted.detach()))
@@ -202,16 +202,14 @@ class TokenizerStage:
         assert self.adversary is not None
         return self.adversary.update(pairs, step, total)
 
-    def _batch(self, step: int, part: slice) -> tuple[Pair, Tensor | None]:
+    def _batch(self, step: int, part: slice, scales: Scales) -> tuple[Pair, Tensor | None]:
         """Pictures of a part of a step's batch, nothing painted yet, and with how many scales to paint them."""
         count = self.batch
         indices = batch_indices(len(self.data.train), count, step, self.seed)[part]
         seen = views(count, step, self.seed, flip=self.recipe.flip)[part]
         originals = self.data.train.batch(indices, views=seen)[0].to(self.device)
         draws = adversary.draws(count, generator(self.seed, "augment", step))[part]
-        through_B = codebook.dropped(
-            self.recipe.codebook, self.model.config.scales, count, generator(self.seed, "dropout", step)
-        )
+        through_B = codebook.dropped(self.recipe.codebook, scales, count, generator(self.seed, "dropout", step))
         return Pair(originals, originals, draws), None if through_B is None else through_B[part].to(self.device)
 
     def objective(self, made: Pass, pair: Pair, heard: float) -> tuple[Tensor, Figures]:
@@ -357,7 +355,7 @@ class TokenizerStage:
 
     def inputs(self, step: int) -> Tensor:
         """The pictures of a step that this process sees, for inspection."""
-        return self._batch(step, distributed.shared(self.batch))[0].images.cpu()
+        return self._batch(step, distributed.shared(self.batch), self.model.config.scales)[0].images.cpu()
 
     def export(self, directory: Path) -> None:
         """The tokenizer as `MultiScaleVQVAE.load` reads it."""
