@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -20,14 +22,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nextscale.data import Progress
-    from nextscale.evaluation.card import Card, Setting
+    from nextscale.evaluation.card import Card, Rejection, Setting
     from nextscale.evaluation.generation import Painted, Plan, Result
     from nextscale.evaluation.reference import ReferenceFeatures
+    from nextscale.evaluation.rejection import Scorer
     from nextscale.features import FeatureNetwork
     from nextscale.pipeline import Pipeline
 
 UNASKED = 2000  # pictures when no number is given: a minute or two for a small model on a CPU
 Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+
+
+class Choosing(NamedTuple):
+    """Rejection sampling: who chooses, and what the card tells of it."""
+
+    scorer: Scorer
+    rejection: Rejection
+
+
+class Parts(NamedTuple):
+    """What stays the same whatever the setting."""
+
+    pipe: Pipeline
+    network: FeatureNetwork
+    reference: ReferenceFeatures
+    choosing: Choosing | None
+    each: int
+    """Pictures of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +86,14 @@ class EvaluateGeneration:
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: tuple[float, ...] = (1.0,)
     """Above 1 more varied, below 1 more typical."""
+    rejection: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
+    """Share of the pictures painted that is judged: those of each class that the classifier is surest of."""
+    classifier: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
+    """Network of that classifier, which takes the nearest class mean of its features."""
+    classifier_data: Annotated[str | None, tyro.conf.arg(metavar="emoji|DIR", help_behavior_hint="")] = None
+    """Where it learns the classes, from the training split (default: the reference's)."""
+    per_class: bool = False
+    """Also the Fréchet distance of each class."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
     """Network through whose features the pictures are seen."""
     keep: int = 10_000
@@ -100,6 +129,8 @@ class EvaluateGeneration:
         at_least("--batch", 1, self.batch)
         at_least("--seed", 0, self.seed)
         check_json(self.json)
+        if self.rejection is not None and not 0 < self.rejection <= 1:
+            raise InputError(f"--rejection: expected a share above 0, at most 1, got {self.rejection:g}")
         if self.save_npz and self.out is None:
             raise InputError("--save-npz: expected --out, the directory to put it in, got none")
         for option in ("guidance", "top_k", "top_p", "temperature"):
@@ -118,55 +149,100 @@ class EvaluateGeneration:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
         network = features.load(self.features, device=device)
-        plan = self._plan(len(pipe.classes))
-        reference = self._reference(pipe, network)
+        each = self._each(len(pipe.classes))
+        choosing = self._choosing(pipe, each, device)
+        parts = Parts(pipe, network, self._reference(pipe, network), choosing, each)
         if self.out is not None:
             directory("--out", self.out)
         results = []
         for number, setting in enumerate(chosen, start=1):
-            name = f"painting {number} of {len(chosen)}" if len(chosen) > 1 else "painting"
-            result = self._result(pipe, network, plan, setting, reference, name)
+            which = f" {number} of {len(chosen)}" if len(chosen) > 1 else ""
+            result = self._result(parts, self._plan(parts, setting, which), setting, which)
             results += [result] if result is not None else []
         if results:
-            generation_report.give(results, self.json, self.out)
+            generation_report.give(results, pipe.classes, self.json, self.out)
 
-    def _plan(self, classes: int) -> Plan:
-        from nextscale.evaluation.generation import LEAST, balanced
+    def _each(self, classes: int) -> int:
+        """Pictures of each class."""
+        from nextscale.evaluation.generation import LEAST
 
         asked = -(-(UNASKED if self.count is None else self.count) // classes)
-        plan = balanced(classes, self.per_class_count or asked, first_seed=self.seed)
-        at_least("pictures in all", LEAST, len(plan))
-        return plan
+        each = self.per_class_count or asked
+        at_least("pictures in all", LEAST, each * classes)
+        return each
+
+    def _choosing(self, pipe: Pipeline, each: int, device: str) -> Choosing | None:
+        """The classifier of rejection sampling, and how the card tells of it."""
+        if self.rejection is None:
+            return None
+        from nextscale import features
+        from nextscale.data.pictures import fingerprint
+        from nextscale.evaluation import reference
+        from nextscale.evaluation.card import Rejection
+        from nextscale.evaluation.rejection import nearest_mean
+
+        network = features.load(self.classifier, device=device)
+        source = self.classifier_data or self.reference
+        size = pipe.tokenizer.config.height, pipe.tokenizer.config.width
+        with _bar("what the classifier learns from") as told:
+            found = reference.load(source, size=size, split="train").features(network, batch=self.batch, progress=told)
+        if found.features is None or found.labels is None:
+            raise InputError(f"--classifier-data: expected pictures with classes, got {source}")
+        classifier = nearest_mean(network, found.features, found.labels, classes=len(pipe.classes))
+        told_of = Rejection(
+            rate=self.rejection,
+            candidates=math.ceil(each / self.rejection),
+            classifier=f"nearest class mean in {network.name}, {found.name}",
+            network=network.name,
+            fingerprint=fingerprint([network.fingerprint, found.fingerprint]),
+            accuracy=classifier.accuracy,
+        )
+        return Choosing(classifier, told_of)
+
+    def _plan(self, parts: Parts, setting: Setting, which: str) -> Plan:
+        """The pictures to judge; of rejection sampling, all candidates are painted to find them."""
+        from nextscale.evaluation.generation import balanced, paint
+        from nextscale.evaluation.rejection import accepted
+
+        pipe, choosing = parts.pipe, parts.choosing
+        if choosing is None:
+            return balanced(len(pipe.classes), parts.each, first_seed=self.seed)
+        candidates = balanced(len(pipe.classes), choosing.rejection.candidates, first_seed=self.seed)
+        with _bar(f"choosing{which}") as told:
+            batches = paint(pipe, candidates, setting, batch=self.batch, progress=told)
+            return accepted(batches, candidates, choosing.scorer, each=parts.each)
 
     def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> ReferenceFeatures:
         from nextscale.evaluation import reference
+        from nextscale.evaluation.generation import has_classes
 
         size = pipe.tokenizer.config.height, pipe.tokenizer.config.width
         with _bar("finding the reference") as told:
             found = reference.load(self.reference, size=size, split=self.split, progress=told)
         with _bar("looking at the reference") as told:
-            return found.features(network, batch=self.batch, keep=self.keep, progress=told)
+            seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
+        if self.per_class and not has_classes(seen, len(pipe.classes)):
+            raise InputError(
+                f"--per-class: expected a reference with pictures of each of {len(pipe.classes)} classes, "
+                f"got {self.reference}"
+            )
+        return seen
 
-    def _result(
-        self,
-        pipe: Pipeline,
-        network: FeatureNetwork,
-        plan: Plan,
-        setting: Setting,
-        reference: ReferenceFeatures,
-        name: str,
-    ) -> Result | None:
+    def _result(self, parts: Parts, plan: Plan, setting: Setting, which: str) -> Result | None:
         """Paint and look, all processes together; the first one judges."""
         from nextscale import distributed
         from nextscale.evaluation.gathering import gather
-        from nextscale.evaluation.generation import judge, paint, shown_to
+        from nextscale.evaluation.generation import judge, paint, per_class, shown_to
 
-        with _bar(name) as told, self._keeping(plan, setting) as also:
-            batches = shown_to(paint(pipe, plan, setting, batch=self.batch, progress=told), also)
-            seen = gather(batches, network, total=len(plan), keep=self.keep)
+        with _bar(f"painting{which}") as told, self._keeping(plan, setting) as also:
+            batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
+            seen = gather(batches, parts.network, total=len(plan), keep=self.keep)
         if not distributed.is_first():
             return None
-        return judge(seen, reference, network, self._card(pipe, network, plan, setting, reference))
+        result = judge(seen, parts.reference, parts.network, self._card(parts, setting))
+        if not self.per_class:
+            return result
+        return dataclasses.replace(result, per_class=per_class(seen, plan.labels, parts.reference))
 
     @contextmanager
     def _keeping(self, plan: Plan, setting: Setting) -> Iterator[Callable[[Painted], None]]:
@@ -193,20 +269,19 @@ class EvaluateGeneration:
             yield keep
         sheet.save()
 
-    def _card(
-        self, pipe: Pipeline, network: FeatureNetwork, plan: Plan, setting: Setting, reference: ReferenceFeatures
-    ) -> Card:
+    def _card(self, parts: Parts, setting: Setting) -> Card:
         from nextscale.evaluation import generation
         from nextscale.evaluation.card import Card
 
         return Card(
-            model=generation.model_used(pipe, " ".join(self.model) or "embedded"),
+            model=generation.model_used(parts.pipe, " ".join(self.model) or "embedded"),
             setting=setting,
-            per_class=len(plan) // len(pipe.classes),
+            per_class=parts.each,
             first_seed=self.seed,
             kept=self.keep,
-            reference=generation.reference_used(reference),
-            network=generation.network_used(network),
+            reference=generation.reference_used(parts.reference),
+            network=generation.network_used(parts.network),
+            rejection=parts.choosing.rejection if parts.choosing is not None else None,
             versions=generation.versions(),
         )
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 PICTURES = 64  # of the sheet
 COLUMNS = 8  # likewise
+CLASSES = 20  # told; the JSON has them all
 PLOT = "sweep.png"
 
 
-def give(results: Sequence[Result], json: Path | None, out: Path | None) -> None:
+def give(results: Sequence[Result], classes: Sequence[str], json: Path | None, out: Path | None) -> None:
     """All that was asked for."""
     from nextscale.evaluation.generation import best
 
@@ -28,7 +29,7 @@ def give(results: Sequence[Result], json: Path | None, out: Path | None) -> None
     if str(json) != "-":
         if len(results) > 1:
             console().print(_rows(results, chosen), "", sep="\n")
-        _block(results[chosen])
+        _block(results[chosen], classes)
     if out is not None and len(results) > 1 and "precision" in results[0].figures:
         _plot(out / PLOT, results, chosen)
     if out is not None and str(json) != "-":
@@ -49,16 +50,16 @@ def named(file: str, setting: Setting | None) -> str:
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
-def _block(result: Result) -> None:
+def _block(result: Result, classes: Sequence[str]) -> None:
     """The figures, the card, and what to keep in mind."""
-    from nextscale.evaluation.card import warnings
-
     for figure in result.figures.values():
         print(f"  {figure.name:<28}{figure.value:12.4f}{_doubt(figure)}")
     print()
+    if result.per_class:
+        console().print(_classes(result, classes), "", sep="\n")
     for line in result.card.lines():
         say(line)
-    for warning in warnings(result.card):
+    for warning in result.warnings:
         say(f"warning: {warning}")
 
 
@@ -66,6 +67,17 @@ def _doubt(figure: Figure) -> str:
     if figure.low is not None and figure.high is not None:
         return f"  ({figure.low:.4f} .. {figure.high:.4f})"
     return f"  ± {figure.deviation:.4f} over its parts" if figure.deviation is not None else ""
+
+
+def _classes(result: Result, classes: Sequence[str]) -> Table:
+    """A row a class; of many, those that are furthest from the reference."""
+    furthest = sorted(result.per_class, key=lambda each: -each.frechet_distance)[:CLASSES]
+    rows: list[tuple[object, ...]] = [
+        (classes[each.label][:40], each.pictures, each.reference, f"{each.frechet_distance:.4f}") for each in furthest
+    ]
+    name = result.figures["frechet_distance"].name
+    title = f"{name} class by class" + (f", the {CLASSES} furthest" if len(result.per_class) > CLASSES else "")
+    return table(title, ("class",), ("pictures", "reference", "FD of the class"), rows)
 
 
 def _rows(results: Sequence[Result], chosen: int) -> Table:

@@ -97,6 +97,24 @@ class NetworkUsed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Which of the pictures that were painted were judged."""
+
+    rate: float
+    """The share of them."""
+    candidates: int
+    """Pictures of each class they were chosen from."""
+    classifier: str
+    """Which chose them: those it was surest of."""
+    network: str
+    """Name of the network it looks through."""
+    fingerprint: str
+    """Of that network's weights and of the pictures it learned from."""
+    accuracy: float
+    """Share of those pictures that it puts into their class."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What was painted, how, and what it was compared with."""
 
@@ -110,6 +128,8 @@ class Card:
     """Pictures, of the model and of the reference, from which all figures but Fréchet distances are made, at most."""
     reference: ReferenceUsed
     network: NetworkUsed
+    rejection: Rejection | None
+    """None: all pictures that were painted were judged."""
     versions: dict[str, str]
     """Of the libraries."""
 
@@ -117,6 +137,11 @@ class Card:
     def pictures(self) -> int:
         """How many were painted and judged."""
         return self.per_class * self.model.classes
+
+    @property
+    def painted(self) -> int:
+        """How many were painted to have them."""
+        return self.pictures if self.rejection is None else self.rejection.candidates * self.model.classes
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, and `pictures` beside them."""
@@ -167,10 +192,15 @@ def size(height: int | None, width: int | None) -> str:
 
 def _lines(card: Card) -> Iterator[str]:
     model, reference, network = card.model, card.reference, card.network
-    last = card.first_seed + card.pictures - 1
+    last = card.first_seed + card.painted - 1
     each = f"{card.per_class:,} of each of {model.classes:,} classes"
     yield f"pictures   {card.pictures:,}, {each}, rounded to 8 bits, not compressed"
     yield f"sampling   {card.setting}, seeds {card.first_seed} .. {last}"
+    if card.rejection is not None:
+        yield (
+            f"rejection  {card.rejection.rate:g}: the surest of {card.rejection.candidates:,} of each class, by "
+            f"{card.rejection.classifier} ({card.rejection.fingerprint}), right in {card.rejection.accuracy:.1%}"
+        )
     yield (
         f"model      {model.name} ({model.fingerprint}), {size(model.height, model.width)}, "
         f"{model.precision} on {model.device}"
@@ -252,4 +282,12 @@ def _squeezed(card: Card) -> Iterator[str]:
         )
 
 
-_CHECKS = (_few, _singular, _uneven, _other_size, _unguided, _squeezed)
+def _partial(card: Card) -> Iterator[str]:
+    if card.rejection is not None and card.rejection.network == card.network.name:
+        yield (
+            f"the classifier that chose the pictures looks through {card.network.name}, and so does the judge: "
+            "the figures flatter them"
+        )
+
+
+_CHECKS = (_few, _singular, _uneven, _other_size, _unguided, _squeezed, _partial)

@@ -27,12 +27,12 @@ from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Setting, figure_name, warnings
 from nextscale.evaluation.distances import kernel_distance, score
-from nextscale.evaluation.gathering import Gathered, shares
+from nextscale.evaluation.gathering import Gathered, kept, shares
 from nextscale.evaluation.intervals import Interval, frechet_shares, interval
 from nextscale.evaluation.manifold import members
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import ReferenceFeatures
-from nextscale.evaluation.statistics import frechet_distance
+from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork
 from nextscale.guidance import linear_guidance
 from nextscale.pipeline import Pipeline
@@ -212,17 +212,47 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassFigure:
+    """The Fréchet distance of one class's pictures from the reference's of that class."""
+
+    label: int
+    pictures: int
+    """Of the model, whose features were kept."""
+    reference: int
+    """Pictures of the reference, likewise."""
+    frechet_distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """The figures of one setting and the card that says how they were made."""
 
     card: Card
     figures: dict[str, Figure]
     """By what they are: "frechet_distance" ..."""
+    per_class: tuple[ClassFigure, ...] = ()
+    """Where they were asked for."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The card's, and what to keep in mind about the figures of classes."""
+        dimensions = self.card.network.dimensions
+        few = [each for each in self.per_class if min(each.pictures, each.reference) <= dimensions]
+        fewest = min((min(each.pictures, each.reference) for each in few), default=0)
+        about = (
+            f"{len(few)} of {len(self.per_class)} classes have as few as {fewest:,} pictures for {dimensions:,} "
+            "dimensions: their distances compare with each other where counts are alike, and with nothing else"
+        )
+        return [*warnings(self.card), *([about] if few else [])]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        figures = {key: dataclasses.asdict(figure) for key, figure in self.figures.items()}
-        return {"figures": figures, "warnings": warnings(self.card), "card": self.card.to_json()}
+        return {
+            "figures": {key: dataclasses.asdict(figure) for key, figure in self.figures.items()},
+            "per_class": [dataclasses.asdict(each) for each in self.per_class],
+            "warnings": self.warnings,
+            "card": self.card.to_json(),
+        }
 
 
 def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> Result:
@@ -234,6 +264,42 @@ def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork,
     judging = _Judging(seen, reference, network, card)
     figures = judging.frechet() | judging.spatial() | judging.kernel() | judging.score() | judging.manifold()
     return Result(card=card, figures=figures)
+
+
+def per_class(seen: Gathered, labels: Sequence[int], reference: ReferenceFeatures) -> tuple[ClassFigure, ...]:
+    """Fréchet distances class by class, from the features that were kept.
+
+    Arguments:
+        labels: of all pictures that were seen.
+        reference: one of which `has_classes` is true; classes are matched by their numbers.
+    """
+    assert reference.features is not None
+    assert reference.labels is not None
+    labels_n = torch.tensor(labels)[kept(seen.count, len(seen.features))]
+    pairs = (
+        (label, seen.features[labels_n == label], reference.features[reference.labels == label])
+        for label in labels_n.unique().tolist()
+    )
+    return tuple(
+        ClassFigure(
+            label=label,
+            pictures=len(ours_nD),
+            reference=len(theirs_nD),
+            frechet_distance=frechet_distance(_gaussian(ours_nD), _gaussian(theirs_nD)),
+        )
+        for label, ours_nD, theirs_nD in pairs
+    )
+
+
+def has_classes(reference: ReferenceFeatures, classes: int) -> bool:
+    """Whether there are features of labelled pictures of exactly these classes."""
+    return reference.labels is not None and reference.labels.unique().tolist() == list(range(classes))
+
+
+def _gaussian(features_nD: Tensor) -> Gaussian:
+    running = RunningGaussian(features_nD.shape[1])
+    running.update(features_nD)
+    return running.gaussian()
 
 
 def best(results: Sequence[Result]) -> int:
@@ -296,7 +362,8 @@ class _Judging:
         return Interval(*(end * narrower for end in interval(centred_N, generator=_generator())))
 
     def _figure(self, figure: str, value: float, **more: float) -> Figure:
-        return Figure(name=figure_name(figure, self.network.name), value=value, **more)
+        rejected = self.card.rejection is not None
+        return Figure(name=figure_name(figure, self.network.name, rejected=rejected), value=value, **more)
 
 
 def _generator() -> torch.Generator:

@@ -90,7 +90,7 @@ def test_json_holds_figures_warnings_and_a_card(call: Callable[..., Any], tiny: 
     assert values(alone) == found
     assert set(found) == {"best", "results"}
     (result,) = found["results"]
-    assert set(result) == {"figures", "warnings", "card"}
+    assert set(result) == {"figures", "per_class", "warnings", "card"}
     assert list(result["figures"]) == FIGURES
     assert result["figures"]["frechet_distance"]["name"] == "FD-EffNetLite0"
     card = Card.from_json(result["card"])
@@ -189,6 +189,9 @@ def test_a_mistake_is_one_line_and_status_2(
         ([*given, "--count", 5, "--per-class-count", 1], "expected --count or --per-class-count, got both"),
         ([*given, "--count", 0], "--count: expected at least 1, got 0"),
         ([*given, "--per-class-count", 0], "--per-class-count: expected at least 1, got 0"),
+        ([*given, "--rejection", 0], "--rejection: expected a share above 0, at most 1, got 0"),
+        ([*given, "--rejection", 0.5], "classifier: expected pictures of each of 5 classes, got 2 classes"),
+        ([*given, "--per-class"], "--per-class: expected a reference with pictures of each of 5 classes"),
         ([*given, "--batch", 0], "--batch: expected at least 1, got 0"),
         ([*given, "--keep", 3], "--keep: expected at least 4, got 3"),
         ([*given, "--seed", -1], "--seed: expected at least 0, got -1"),
@@ -236,3 +239,42 @@ def test_two_processes_find_what_one_finds(tiny: Path, pictures: Path, tmp_path:
     assert alone["card"] == together["card"]
     for key in FIGURES:
         assert together["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five classes, 25 pictures of 8x8 pixels."""
+    root = tmp_path_factory.mktemp("labelled")
+    for number in range(25):
+        folder = root / f"class{number % 5}"
+        folder.mkdir(exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:02}.png")
+    return root
+
+
+def test_classes_are_judged_apart(nextscale: Callable[..., Any], tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    """A row each, by name, and a warning that they are few."""
+    file = tmp_path / "figures.json"
+    given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 3]
+    done = nextscale(*given, "--per-class", "--json", file)
+    assert (done.status, done.errors) == (0, "")
+    result = json.loads(file.read_text(encoding="utf-8"))["results"][0]
+    assert [(each["label"], each["pictures"], each["reference"]) for each in result["per_class"]] == [
+        (label, 3, 5) for label in range(5)
+    ]
+    assert {line.split()[0] for line in done.output.splitlines() if line} >= {"ant", "bee", "cat", "dog", "eel"}
+    assert any("5 of 5 classes have as few as 3 pictures for 1,280 dimensions" in line for line in result["warnings"])
+
+
+def test_rejection_sampling_is_marked(nextscale: Callable[..., Any], tiny: Path, labelled: Path) -> None:
+    """Every figure's name, and the card says how; the pictures are the surest, not the first."""
+    given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 2, "--json", "-"]
+    plain, chosen = (
+        values(nextscale(*given, *options))["results"][0] for options in ([], ["--rejection", 0.5, "--batch", 5])
+    )
+    assert all(figure["name"].endswith("-EffNetLite0-re") for figure in chosen["figures"].values())
+    rejection = chosen["card"]["rejection"]
+    assert (rejection["rate"], rejection["candidates"], chosen["card"]["pictures"]) == (0.5, 4, 10)
+    assert any("flatter" in line for line in chosen["warnings"])
+    assert plain["figures"]["frechet_distance"]["value"] != chosen["figures"]["frechet_distance"]["value"]

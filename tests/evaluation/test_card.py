@@ -10,7 +10,7 @@ import pytest
 
 from nextscale.errors import InputError
 from nextscale.evaluation import card as cards
-from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Setting, figure_name, warnings
+from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Rejection, Setting, figure_name, warnings
 
 CARD = Card(
     model=Model(
@@ -37,8 +37,20 @@ CARD = Card(
         most=5000,
     ),
     network=NetworkUsed(name="Glance", fingerprint="0011223344556677", side=224, resize="bicubic", dimensions=1280),
+    rejection=None,
     versions={"torch": "2.13.0"},
 )
+
+REJECTION = Rejection(
+    rate=0.5,
+    candidates=10_000,
+    classifier="nearest class mean in Owl, emoji",
+    network="Owl",
+    fingerprint="8899aabbccddeeff",
+    accuracy=0.75,
+)
+
+OWN = dataclasses.replace(REJECTION, network="Glance")
 
 
 def changed(**changes: Any) -> Card:
@@ -55,7 +67,7 @@ def changed(**changes: Any) -> Card:
 def test_a_card_comes_back_from_json_as_it_was() -> None:
     """Through text, and with what stored statistics do not tell."""
     unknown = changed(reference={"pictures": None, "height": None, "width": None, "fewest": None, "most": None})
-    for card in (CARD, unknown):
+    for card in (CARD, unknown, changed(rejection=REJECTION)):
         assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
     assert CARD.to_json()["pictures"] == 50_000
 
@@ -90,6 +102,11 @@ def test_a_sound_protocol_is_not_warned_of() -> None:
         ({"setting": Setting(0, 900, 0)}, {"setting": Setting(0, 0, 0)}, "guidance is 0 and truncation is off"),
         ({"setting": Setting(0, 4095, 1)}, {"setting": Setting(0, 4096, 1)}, "guidance is 0 and truncation is off"),
         ({"setting": Setting(0.1, 0, 0)}, {"setting": Setting(0, 0, 1)}, "guidance is 0 and truncation is off"),
+        (
+            {"rejection": REJECTION},
+            {"rejection": dataclasses.replace(REJECTION, network="Glance")},
+            "figures flatter them",
+        ),
         ({}, {"model": {"width": 96}}, "pictures of 64x96 are squeezed to 224x224"),
     ],
 )
@@ -127,3 +144,13 @@ def test_the_block_tells_everything() -> None:
         "seeds 7 .. 50006",
     ):
         assert part in block
+
+
+def test_rejection_sampling_is_told_of() -> None:
+    """The rate, the classifier, and the seeds of all that were painted."""
+    card = changed(rejection=REJECTION)
+    assert (card.pictures, card.painted) == (50_000, 100_000)
+    block = "\n".join(card.lines())
+    assert "0.5: the surest of 10,000 of each class, by nearest class mean in Owl, emoji (8899aabbccddeeff)" in block
+    assert "right in 75.0%" in block
+    assert "seeds 7 .. 100006" in block

@@ -62,6 +62,7 @@ def make_card(pipe: Pipeline, glance: FeatureNetwork, compared: ReferenceFeature
             kept=generation.KEPT,
             reference=generation.reference_used(compared),
             network=generation.network_used(glance),
+            rejection=None,
             versions=generation.versions(),
         )
 
