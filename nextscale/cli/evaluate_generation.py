@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nextscale.data import Progress
-    from nextscale.evaluation.card import Card, Rejection, Setting
+    from nextscale.evaluation.card import Card, ReferenceUsed, Rejection, Setting
     from nextscale.evaluation.generation import Painted, Plan, Result
     from nextscale.evaluation.reference import ReferenceFeatures
     from nextscale.evaluation.rejection import Scorer
@@ -47,8 +46,8 @@ class Parts(NamedTuple):
     network: FeatureNetwork
     reference: ReferenceFeatures
     choosing: Choosing | None
-    each: int
-    """Pictures of each class."""
+    card: Card
+    """Of the first setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +139,14 @@ class EvaluateGeneration:
     # -- the work ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, device: str) -> None:
-        from nextscale import distributed, features
+        from nextscale import distributed
         from nextscale.cli import generation_report
         from nextscale.evaluation.generation import settings
 
         chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
         if self.save_npz and distributed.world() > 1:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
-        pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
-        network = features.load(self.features, device=device)
-        each = self._each(len(pipe.classes))
-        choosing = self._choosing(pipe, each, device)
-        parts = Parts(pipe, network, self._reference(pipe, network), choosing, each)
+        parts = self._parts(chosen[0], device)
         if self.out is not None:
             directory("--out", self.out)
         results = []
@@ -160,7 +155,30 @@ class EvaluateGeneration:
             result = self._result(parts, self._plan(parts, setting, which), setting, which)
             results += [result] if result is not None else []
         if results:
-            generation_report.give(results, pipe.classes, self.json, self.out)
+            generation_report.give(results, parts.pipe.classes, self.json, self.out)
+
+    def _parts(self, setting: Setting, device: str) -> Parts:
+        from nextscale import features
+        from nextscale.evaluation import generation
+        from nextscale.evaluation.card import Card
+
+        pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
+        network = features.load(self.features, device=device)
+        each = self._each(len(pipe.classes))
+        choosing = self._choosing(pipe, each, device)
+        used, reference = self._reference(pipe, network)
+        card = Card(
+            model=generation.model_used(pipe, " ".join(self.model) or "embedded"),
+            setting=setting,
+            per_class=each,
+            first_seed=self.seed,
+            kept=self.keep,
+            reference=used,
+            network=generation.network_used(network),
+            rejection=choosing.rejection if choosing is not None else None,
+            versions=generation.versions(),
+        )
+        return Parts(pipe, network, reference, choosing, card)
 
     def _each(self, classes: int) -> int:
         """Pictures of each class."""
@@ -176,28 +194,21 @@ class EvaluateGeneration:
         if self.rejection is None:
             return None
         from nextscale import features
-        from nextscale.data.pictures import fingerprint
         from nextscale.evaluation import reference
-        from nextscale.evaluation.card import Rejection
-        from nextscale.evaluation.rejection import nearest_mean
+        from nextscale.evaluation.rejection import nearest_mean, rejection_used
 
         network = features.load(self.classifier, device=device)
-        source = self.classifier_data or self.reference
-        size = pipe.tokenizer.config.height, pipe.tokenizer.config.width
-        with _bar("what the classifier learns from") as told:
-            found = reference.load(source, size=size, split="train").features(network, batch=self.batch, progress=told)
-        if found.features is None or found.labels is None:
-            raise InputError(f"--classifier-data: expected pictures with classes, got {source}")
-        classifier = nearest_mean(network, found.features, found.labels, classes=len(pipe.classes))
-        told_of = Rejection(
-            rate=self.rejection,
-            candidates=math.ceil(each / self.rejection),
-            classifier=f"nearest class mean in {network.name}, {found.name}",
-            network=network.name,
-            fingerprint=fingerprint([network.fingerprint, found.fingerprint]),
-            accuracy=classifier.accuracy,
+        source, size = (
+            self.classifier_data or self.reference,
+            (pipe.tokenizer.config.height, pipe.tokenizer.config.width),
         )
-        return Choosing(classifier, told_of)
+        found = reference.load(source, size=size, split="train")
+        with _bar("what the classifier learns from") as told:
+            seen = found.features(network, batch=self.batch, progress=told)
+        if seen.features is None or seen.labels is None:
+            raise InputError(f"--classifier-data: expected pictures with classes, got {source}")
+        classifier = nearest_mean(network, seen.features, seen.labels, classes=len(pipe.classes))
+        return Choosing(classifier, rejection_used(classifier, seen, rate=self.rejection, each=each))
 
     def _plan(self, parts: Parts, setting: Setting, which: str) -> Plan:
         """The pictures to judge; of rejection sampling, all candidates are painted to find them."""
@@ -206,27 +217,27 @@ class EvaluateGeneration:
 
         pipe, choosing = parts.pipe, parts.choosing
         if choosing is None:
-            return balanced(len(pipe.classes), parts.each, first_seed=self.seed)
+            return balanced(len(pipe.classes), parts.card.per_class, first_seed=self.seed)
         candidates = balanced(len(pipe.classes), choosing.rejection.candidates, first_seed=self.seed)
         with _bar(f"choosing{which}") as told:
             batches = paint(pipe, candidates, setting, batch=self.batch, progress=told)
-            return accepted(batches, candidates, choosing.scorer, each=parts.each)
+            return accepted(batches, candidates, choosing.scorer, each=parts.card.per_class)
 
-    def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> ReferenceFeatures:
+    def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> tuple[ReferenceUsed, ReferenceFeatures]:
         from nextscale.evaluation import reference
-        from nextscale.evaluation.generation import has_classes
+        from nextscale.evaluation.generation import has_classes, reference_used
 
-        size = pipe.tokenizer.config.height, pipe.tokenizer.config.width
+        size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with _bar("finding the reference") as told:
             found = reference.load(self.reference, size=size, split=self.split, progress=told)
         with _bar("looking at the reference") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
-        if self.per_class and not has_classes(seen, len(pipe.classes)):
+        if self.per_class and not has_classes(seen, classes):
             raise InputError(
-                f"--per-class: expected a reference with pictures of each of {len(pipe.classes)} classes, "
-                f"got {self.reference}"
+                f"--per-class: expected a reference with pictures of each of {classes} classes among the {self.keep:,} "
+                f"of --keep, got {self.reference}"
             )
-        return seen
+        return reference_used(found, seen), seen
 
     def _result(self, parts: Parts, plan: Plan, setting: Setting, which: str) -> Result | None:
         """Paint and look, all processes together; the first one judges."""
@@ -234,19 +245,19 @@ class EvaluateGeneration:
         from nextscale.evaluation.gathering import gather
         from nextscale.evaluation.generation import judge, paint, per_class, shown_to
 
-        with _bar(f"painting{which}") as told, self._keeping(plan, setting) as also:
+        with _bar(f"painting{which}") as told, self._keeping(plan, setting if which else None) as also:
             batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
             seen = gather(batches, parts.network, total=len(plan), keep=self.keep)
         if not distributed.is_first():
             return None
-        result = judge(seen, parts.reference, parts.network, self._card(parts, setting))
+        result = judge(seen, parts.reference, parts.network, dataclasses.replace(parts.card, setting=setting))
         if not self.per_class:
             return result
         return dataclasses.replace(result, per_class=per_class(seen, plan.labels, parts.reference))
 
     @contextmanager
-    def _keeping(self, plan: Plan, setting: Setting) -> Iterator[Callable[[Painted], None]]:
-        """Inside, what comes of the pictures beside their figures; all of it is in --out."""
+    def _keeping(self, plan: Plan, setting: Setting | None) -> Iterator[Callable[[Painted], None]]:
+        """Inside, what comes of the pictures beside figures: files in --out, named after the setting in a sweep."""
         from nextscale import distributed
         from nextscale.cli.generation_report import Sheet, named
         from nextscale.evaluation import samples
@@ -254,12 +265,11 @@ class EvaluateGeneration:
         if self.out is None or not distributed.is_first():
             yield lambda painted: None
             return
-        several = len(self.guidance) * len(self.top_k) * len(self.top_p) * len(self.temperature) > 1
-        sheet = Sheet(self.out / named("sheet.png", setting if several else None))
+        sheet = Sheet(self.out / named("sheet.png", setting))
         takers: list[Callable[[Tensor], object]] = [sheet.add]
         with ExitStack() as files:
             if self.save_npz:
-                file = self.out / named("samples.npz", setting if several else None)
+                file = self.out / named("samples.npz", setting)
                 takers.append(files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels)))
 
             def keep(painted: Painted) -> None:
@@ -268,22 +278,6 @@ class EvaluateGeneration:
 
             yield keep
         sheet.save()
-
-    def _card(self, parts: Parts, setting: Setting) -> Card:
-        from nextscale.evaluation import generation
-        from nextscale.evaluation.card import Card
-
-        return Card(
-            model=generation.model_used(parts.pipe, " ".join(self.model) or "embedded"),
-            setting=setting,
-            per_class=parts.each,
-            first_seed=self.seed,
-            kept=self.keep,
-            reference=generation.reference_used(parts.reference),
-            network=generation.network_used(parts.network),
-            rejection=parts.choosing.rejection if parts.choosing is not None else None,
-            versions=generation.versions(),
-        )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from nextscale.evaluation.gathering import Gathered, kept, shares
 from nextscale.evaluation.intervals import Interval, frechet_shares, interval
 from nextscale.evaluation.manifold import members
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
-from nextscale.evaluation.reference import ReferenceFeatures
+from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork
 from nextscale.guidance import linear_guidance
@@ -82,8 +82,8 @@ def balanced(classes: int, each: int, *, first_seed: int = 0) -> Plan:
 def settings(
     guidance: Sequence[float], top_k: Sequence[int], top_p: Sequence[float], temperature: Sequence[float]
 ) -> list[Setting]:
-    """All combinations; the last value changes first. Raises `InputError` for a value out of range."""
-    found = [Setting(*values) for values in product(guidance, top_k, top_p, temperature)]
+    """All combinations, each once; the last value changes first. Raises `InputError` for a value out of range."""
+    found = [Setting(*values) for values in dict.fromkeys(product(guidance, top_k, top_p, temperature))]
     for setting in found:
         Choice(setting.top_k, setting.top_p, setting.temperature)
         linear_guidance(setting.guidance)
@@ -161,14 +161,14 @@ def model_fingerprint(pipe: Pipeline) -> str:
     return fingerprint([tokenizer_fingerprint(pipe.tokenizer), *parts])
 
 
-def reference_used(reference: ReferenceFeatures) -> ReferenceUsed:
-    """A reference as the card names it."""
-    height, width = reference.size or (None, None)
+def reference_used(reference: Reference, seen: ReferenceFeatures) -> ReferenceUsed:
+    """A reference as the card names it; its labels are counted whether their features were kept or not."""
+    height, width = seen.size or (None, None)
     counts = None if reference.labels is None else reference.labels.bincount()
     return ReferenceUsed(
-        name=reference.name,
-        fingerprint=reference.fingerprint,
-        pictures=reference.count,
+        name=seen.name,
+        fingerprint=seen.fingerprint,
+        pictures=seen.count,
         height=height,
         width=width,
         fewest=None if counts is None else int(counts.min()),

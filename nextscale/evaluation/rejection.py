@@ -7,6 +7,7 @@ Shapes: B pictures of a batch, N of all, D features, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from nextscale import distributed
+from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
+from nextscale.evaluation.card import Rejection
 from nextscale.evaluation.generation import Painted, Plan
+from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.features import FeatureNetwork
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -74,6 +78,19 @@ def nearest_mean(network: FeatureNetwork, features_ND: Tensor, labels_N: Tensor,
     means_KD = torch.stack([rows_ND[labels_N == label].mean(dim=0) for label in range(classes)])
     right = _margins(rows_ND, means_KD, labels_N) > 0
     return NearestMean(network, means_KD, float(right.double().mean()))
+
+
+def rejection_used(classifier: NearestMean, learned_from: ReferenceFeatures, *, rate: float, each: int) -> Rejection:
+    """As the card tells of it: `each` pictures of every class stay, the share `rate` of those that are painted."""
+    network = classifier.network
+    return Rejection(
+        rate=rate,
+        candidates=math.ceil(each / rate),
+        classifier=f"nearest class mean in {network.name}, {learned_from.name}",
+        network=network.name,
+        fingerprint=fingerprint([network.fingerprint, learned_from.fingerprint]),
+        accuracy=classifier.accuracy,
+    )
 
 
 def _margins(features_BD: Tensor, means_KD: Tensor, labels_B: Tensor) -> Tensor:

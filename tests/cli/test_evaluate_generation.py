@@ -217,9 +217,10 @@ def test_samples_want_a_place(call: Callable[..., Any]) -> None:
     assert "--save-npz: expected --out" in done.errors
 
 
-def test_two_processes_find_what_one_finds(tiny: Path, pictures: Path, tmp_path: Path) -> None:
-    """Every figure to 1e-6 of itself, told once."""
-    given = [*COMMAND, "--model", tiny, "--reference", pictures, "--per-class-count", 2, "--batch", 4]
+def test_two_processes_find_what_one_finds(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    """Every figure to 1e-6 of itself, told once; with rejection sampling, which they also share."""
+    given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 2, "--batch", 4]
+    given += ["--rejection", 0.5, "--per-class"]
     program = [sys.executable, "-m", "nextscale", *map(str, given)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     found = []
@@ -233,10 +234,12 @@ def test_two_processes_find_what_one_finds(tiny: Path, pictures: Path, tmp_path:
             check=True,
             env=os.environ | place,
         )
-        assert done.stdout.count("  FD-EffNetLite0  ") == 1
+        assert done.stdout.count("  FD-EffNetLite0-re  ") == 1
         found.append(json.loads(file.read_text(encoding="utf-8"))["results"][0])
     alone, together = found
     assert alone["card"] == together["card"]
+    distances = [[each["frechet_distance"] for each in result["per_class"]] for result in found]
+    assert distances[1] == pytest.approx(distances[0], rel=1e-6)
     for key in FIGURES:
         assert together["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def compared(split: Split, glance: FeatureNetwork, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def make_card(pipe: Pipeline, glance: FeatureNetwork, compared: ReferenceFeatures) -> Callable[..., Card]:
+def make_card(pipe: Pipeline, glance: FeatureNetwork, split: Split, compared: ReferenceFeatures) -> Callable[..., Card]:
     def make(setting: Setting = SETTING) -> Card:
         return Card(
             model=generation.model_used(pipe, "tiny"),
@@ -60,7 +61,7 @@ def make_card(pipe: Pipeline, glance: FeatureNetwork, compared: ReferenceFeature
             per_class=4,
             first_seed=3,
             kept=generation.KEPT,
-            reference=generation.reference_used(compared),
+            reference=generation.reference_used(reference.of_split(split, name="smooth"), compared),
             network=generation.network_used(glance),
             rejection=None,
             versions=generation.versions(),
@@ -104,8 +105,8 @@ def test_chosen_pictures_keep_label_and_seed(plan: Plan) -> None:
 
 
 def test_several_values_are_all_their_combinations() -> None:
-    """And what sampling would refuse is refused before the first picture."""
-    found = settings([1.0, 2.0], [900, 600], [0.96], [1.0])
+    """Each once; and what sampling would refuse is refused before the first picture."""
+    found = settings([1.0, 2.0, 1.0], [900, 600], [0.96], [1.0])
     assert [(setting.guidance, setting.top_k) for setting in found] == [(1, 900), (1, 600), (2, 900), (2, 600)]
     for wrong in (([float("nan")], [1], [0.5], [1.0]), ([1.0], [-1], [0.5], [1.0]), ([1.0], [1], [1.5], [1.0])):
         with pytest.raises(InputError):
@@ -231,7 +232,18 @@ def test_stored_statistics_have_frechet_distances_alone(
     figures = judge(seen, stored, glance, make_card()).figures
     assert list(figures) == ["frechet_distance", "spatial_frechet_distance"]
     assert figures["frechet_distance"] == judge(seen, compared, glance, make_card()).figures["frechet_distance"]
-    used = generation.reference_used(stored)
+
+
+def test_a_reference_is_described_whatever_was_kept_of_it(
+    split: Split, glance: FeatureNetwork, compared: ReferenceFeatures, tmp_path: Path
+) -> None:
+    """Labels are counted among all pictures; stored statistics leave open what they do not tell."""
+    uneven = dataclasses.replace(split, labels=torch.tensor([0] * 8 + [1] * 16))
+    found = reference.of_split(uneven, name="uneven")
+    used = generation.reference_used(found, found.features(glance, keep=5, cache=tmp_path))
+    assert (used.name, used.pictures, used.fewest, used.most) == ("uneven", 24, 8, 16)
+    stored = dataclasses.replace(compared, features=None, labels=None, count=None, size=None)
+    used = generation.reference_used(dataclasses.replace(found, labels=None), stored)
     assert (used.pictures, used.height, used.width, used.fewest, used.most) == (None,) * 5
 
 
