@@ -66,7 +66,7 @@ def _block(result: Result, classes: Sequence[str]) -> None:
 def _doubt(figure: Figure) -> str:
     if figure.low is not None and figure.high is not None:
         return f"  ({figure.low:.4f} .. {figure.high:.4f})"
-    return f"  ± {figure.deviation:.4f} over its parts" if figure.deviation is not None else ""
+    return f"  ± {figure.deviation:.4f} from subset to subset" if figure.deviation is not None else ""
 
 
 def _classes(result: Result, classes: Sequence[str]) -> Table:
@@ -139,6 +139,7 @@ def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
             axes.annotate(place[2], place[:2], xytext=(5, 4), textcoords="offset points", fontsize=7)
         axes.set_xlabel(results[0].figures[key].name)
         axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=6)
         axes.grid(alpha=0.3)
     drawn.axes[0].set_ylabel(results[0].figures["frechet_distance"].name)
     drawn.suptitle(f"{names}; the star has the least distance", fontsize=9)

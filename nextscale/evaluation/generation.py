@@ -312,7 +312,8 @@ class _Judging:
 
     def __init__(self, seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> None:
         self.seen, self.reference, self.network, self.card = seen, reference, network, card
-        self.device = network.mean_311.device
+        device = network.mean_311.device
+        self.device = device if device.type == "cuda" else torch.device("cpu")  # others may have no float64
 
     def frechet(self) -> dict[str, Figure]:
         value = frechet_distance(self.seen.gaussian, self.reference.gaussian)
@@ -337,7 +338,7 @@ class _Judging:
         if not isinstance(classifier, torch.nn.Module):
             return {}
         with torch.no_grad():
-            logits_NK = classifier(self.seen.features.to(self.device)).cpu()
+            logits_NK = classifier(self.seen.features.to(self.network.mean_311.device)).cpu()
         value, deviation = score(logits_NK, splits=min(SPLITS, len(logits_NK)))
         return {"score": self._figure("score", value, deviation=deviation)}
 

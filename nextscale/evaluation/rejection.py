@@ -59,14 +59,14 @@ class NearestMean:
 
     network: FeatureNetwork
     means: Tensor
-    """(K, D), on the network's device."""
+    """(K, D) float64, on the CPU."""
     accuracy: float
     """Share of the examples it puts into their class."""
 
     def __call__(self, images_B3HW: Tensor, labels_B: Tensor) -> Tensor:
         """A `Scorer`: how much nearer the label's mean is than the nearest other; above 0 where it is right."""
-        features_BD = self.network(images_B3HW.to(self.means.device))
-        return _margins(features_BD, self.means, labels_B.to(self.means.device))
+        features_BD = self.network(images_B3HW.to(self.network.mean_311.device))
+        return _margins(features_BD.cpu().double(), self.means, labels_B)
 
 
 def nearest_mean(network: FeatureNetwork, features_ND: Tensor, labels_N: Tensor, *, classes: int) -> NearestMean:
@@ -74,10 +74,10 @@ def nearest_mean(network: FeatureNetwork, features_ND: Tensor, labels_N: Tensor,
     found = labels_N.unique()
     if found.tolist() != list(range(classes)):
         raise InputError(f"classifier: expected pictures of each of {classes} classes, got {len(found)} classes")
-    rows_ND, labels_N = features_ND.to(network.mean_311.device), labels_N.to(network.mean_311.device)
+    rows_ND = features_ND.double()
     means_KD = torch.stack([rows_ND[labels_N == label].mean(dim=0) for label in range(classes)])
-    right = _margins(rows_ND, means_KD, labels_N) > 0
-    return NearestMean(network, means_KD, float(right.double().mean()))
+    right_N = _margins(rows_ND, means_KD, labels_N) > 0
+    return NearestMean(network, means_KD, float(right_N.double().mean()))
 
 
 def rejection_used(classifier: NearestMean, learned_from: ReferenceFeatures, *, rate: float, each: int) -> Rejection:
@@ -94,7 +94,7 @@ def rejection_used(classifier: NearestMean, learned_from: ReferenceFeatures, *, 
 
 
 def _margins(features_BD: Tensor, means_KD: Tensor, labels_B: Tensor) -> Tensor:
-    squares_BK = torch.cdist(features_BD.double(), means_KD.double()).square()
+    squares_BK = torch.cdist(features_BD, means_KD).square()
     own_B1 = squares_BK.gather(1, labels_B[:, None])
     others_BK = squares_BK.scatter(1, labels_B[:, None], torch.inf)
     nearest_B1 = others_BK.amin(dim=1, keepdim=True) if len(means_KD) > 1 else torch.zeros_like(own_B1)
