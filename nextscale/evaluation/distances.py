@@ -14,8 +14,6 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from nextscale.errors import InputError
-from nextscale.features import FeatureNetwork
-from nextscale.features.network import resized
 
 SPATIAL = 2048  # numbers a picture at most
 GRID = 17  # cells a side at most: Inception's 17x17 map then gives its first 7 channels, which is what sFID looks at
@@ -85,15 +83,13 @@ def divergences(logits_NK: Tensor) -> Tensor:
     return (torch.special.xlogy(p_NK, p_NK) - torch.special.xlogy(p_NK, p_NK.mean(dim=0))).sum(dim=1)
 
 
-def spatial_features(network: FeatureNetwork, images_B3HW: Tensor) -> Tensor:
+def spatial_features(map_BCHW: Tensor) -> Tensor:
     """Where things are: (B, h w C) float32 of a network's last inner map, for a spatial Fréchet distance.
 
-    Pictures, float in [-1, 1], are resized to `network.side` as for its features. A map with more than 17 cells a side
-    is averaged down to 17. Of its channels the first are taken, as many whole ones as make no more than 2048 numbers:
-    7 of a 17x17 map, 10 of the packaged network's 14x14. They are laid out row by row, column by column, channel by
-    channel, the order of `mu_s` and `sigma_s` in stored statistics.
+    A map with more than 17 cells a side is averaged down to 17. Of its channels the first are taken, as many whole ones
+    as make no more than 2048 numbers: 7 of a 17x17 map, 10 of the packaged network's 14x14. They are laid out row by
+    row, column by column, channel by channel, the order of `mu_s` and `sigma_s` in stored statistics.
     """
-    map_BCHW = network.maps(resized(images_B3HW.float(), network.side, network.side))[-1]
     height, width = (min(side, GRID) for side in map_BCHW.shape[2:])
     few_BCHW = map_BCHW[:, : SPATIAL // (height * width)]
     return F.adaptive_avg_pool2d(few_BCHW, (height, width)).permute(0, 2, 3, 1).flatten(start_dim=1)

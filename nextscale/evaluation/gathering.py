@@ -70,12 +70,19 @@ class Gathering:
             raise InputError(f"expected pictures of {self.size[0]}x{self.size[1]} pixels, got {height}x{width}")
         assert len(indices) == len(images_B3HW)
         images_B3HW = images_B3HW.to(self.network.mean_311.device)
-        features_BD: Tensor = self.network(images_B3HW)
-        self.gaussian.update(features_BD)
-        if self.spatial is not None:
-            self.spatial.update(spatial_features(self.network, images_B3HW))
+        features_BD = self._look(images_B3HW)
         first, end = torch.searchsorted(self.kept_N, torch.tensor([indices.start, indices.stop])).tolist()
         self.features_ND[first:end] = features_BD.cpu()[self.kept_N[first:end] - indices.start]
+        return features_BD
+
+    def _look(self, images_B3HW: Tensor) -> Tensor:
+        """Features of a batch, which the Gaussians have taken in."""
+        if self.spatial is None:
+            features_BD: Tensor = self.network(images_B3HW)
+        else:
+            features_BD, map_BCHW = self.network.features_and_map(images_B3HW)
+            self.spatial.update(spatial_features(map_BCHW))
+        self.gaussian.update(features_BD)
         return features_BD
 
     def gathered(self) -> Gathered:
@@ -132,7 +139,7 @@ def spatial_dimensions(network: FeatureNetwork) -> int:
     if not network.channels:
         return 0
     blank_13HW = torch.zeros(1, 3, network.side, network.side, device=network.mean_311.device)
-    return spatial_features(network, blank_13HW).shape[1]
+    return spatial_features(network.features_and_map(blank_13HW)[1]).shape[1]
 
 
 def _agreed(size: tuple[int, int] | None) -> tuple[int, int]:

@@ -83,10 +83,14 @@ class EfficientNetLite0(FeatureNetwork):
             self.classifier = nn.Linear(self.dimensions, 1000)
 
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
-        h = F.relu6(self.stem(pixels_B3HW))
-        for block in self.blocks:
+        return self.embed_and_tap(pixels_B3HW)[0]
+
+    def embed_and_tap(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        *_, tapped = self.activations(pixels_B3HW)
+        h = tapped
+        for block in self.blocks[TAPPED[-1] + 1 :]:
             h = block(h)
-        return F.relu6(self.head(h)).mean(dim=(2, 3))
+        return F.relu6(self.head(h)).mean(dim=(2, 3)), tapped
 
     def activations(self, pixels_B3HW: Tensor) -> list[Tensor]:
         h, maps = F.relu6(self.stem(pixels_B3HW)), []

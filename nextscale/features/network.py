@@ -55,6 +55,12 @@ class FeatureNetwork(nn.Module):
         with torch.autocast(images_B3HW.device.type, enabled=False):
             return self.embed(self._seen(resized(images_B3HW.float(), self.side, self.side)))
 
+    def features_and_map(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`'s features, and the last inner map (B, C, h, w) on the way to them, in one walk where it can be."""
+        check_images(images_B3HW)
+        with torch.autocast(images_B3HW.device.type, enabled=False):
+            return self.embed_and_tap(self._seen(resized(images_B3HW.float(), self.side, self.side)))
+
     def maps(self, images_B3HW: Tensor, side: int | None = None) -> list[Tensor]:
         """Images, float in [-1, 1], -> inner activations (B, C, h, w) float32, fine to coarse; differentiable.
 
@@ -85,6 +91,10 @@ class FeatureNetwork(nn.Module):
     def activations(self, pixels_B3HW: Tensor) -> list[Tensor]:
         """Normalised pixels of any size -> inner activations, fine to coarse."""
         raise NotImplementedError
+
+    def embed_and_tap(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """What `embed` gives, and the last of `activations`."""
+        return self.embed(pixels_B3HW), self.activations(pixels_B3HW)[-1]
 
     def _seen(self, images_B3HW: Tensor) -> Tensor:
         return (images_B3HW - self.mean_311) / self.deviation_311

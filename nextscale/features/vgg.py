@@ -29,7 +29,11 @@ class VGG16(FeatureNetwork):
             self.features = nn.Sequential(*_layers())  # torchvision's name and numbers
 
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
-        return self.activations(pixels_B3HW)[-1].mean(dim=(2, 3))
+        return self.embed_and_tap(pixels_B3HW)[0]
+
+    def embed_and_tap(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        *_, last = self.activations(pixels_B3HW)
+        return last.mean(dim=(2, 3)), last
 
     def activations(self, pixels_B3HW: Tensor) -> list[Tensor]:
         h, maps = pixels_B3HW, []

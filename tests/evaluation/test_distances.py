@@ -152,11 +152,16 @@ class Places(FeatureNetwork):
         return [pixels_B3HW[:, :1], pixels_B3HW.repeat(1, self.times, 1, 1)]
 
 
+def spatial(network: FeatureNetwork, pictures: torch.Tensor) -> torch.Tensor:
+    """Of the network's own walk."""
+    return spatial_features(network.features_and_map(pictures)[1])
+
+
 @pytest.mark.parametrize(("side", "expected"), [(3, 9 * 30), (14, 196 * 10), (17, 289 * 7), (32, 289 * 7)])
 def test_spatial_features_are_as_many_whole_channels_as_fit(side: int, expected: int) -> None:
     """All 30 of a 3x3 map; of 17x17 the seven that sFID has; of larger maps as many as of 17x17."""
     pictures = torch.rand(2, 3, 20, 24, generator=chance()) * 2 - 1
-    seen = spatial_features(Places(side, 10), pictures)
+    seen = spatial(Places(side, 10), pictures)
     assert seen.shape == (2, expected)
     assert expected <= SPATIAL
 
@@ -164,7 +169,7 @@ def test_spatial_features_are_as_many_whole_channels_as_fit(side: int, expected:
 def test_spatial_features_are_laid_out_place_by_place() -> None:
     """As stored statistics have them: all channels of the first cell, then of the next in its row."""
     pictures = torch.rand(2, 3, 4, 4, generator=chance()) * 2 - 1
-    seen = spatial_features(Places(4, 1), pictures)
+    seen = spatial(Places(4, 1), pictures)
     torch.testing.assert_close(seen[1, :6], torch.cat([pictures[1, :, 0, 0], pictures[1, :, 0, 1]]))
 
 
@@ -172,13 +177,13 @@ def test_spatial_features_tell_where_and_features_do_not() -> None:
     """A picture that is mirrored has the same colours elsewhere."""
     network, pictures = Places(8, 1), torch.rand(1, 3, 8, 8, generator=chance()) * 2 - 1
     torch.testing.assert_close(network(pictures), network(pictures.flip(-1)))
-    assert not torch.allclose(spatial_features(network, pictures), spatial_features(network, pictures.flip(-1)))
+    assert not torch.allclose(spatial(network, pictures), spatial(network, pictures.flip(-1)))
 
 
 def test_spatial_features_of_the_packaged_network_do_not_depend_on_the_batch() -> None:
     """Ten channels of 14x14."""
     network, pictures = features.load(), torch.rand(3, 3, 16, 16, generator=chance()) * 2 - 1
     with torch.no_grad():
-        together = spatial_features(network, pictures)
-        torch.testing.assert_close(spatial_features(network, pictures[1:2]), together[1:2], rtol=1e-4, atol=1e-4)
+        together = spatial(network, pictures)
+        torch.testing.assert_close(spatial(network, pictures[1:2]), together[1:2], rtol=1e-4, atol=1e-4)
     assert together.shape == (3, 1960)

@@ -37,7 +37,10 @@ def test_what_is_gathered_is_what_the_network_sees(pictures: Tensor, glance: Fea
     assert (seen.count, seen.size) == (24, (8, 8))
     torch.testing.assert_close(seen.features, glance(pictures))
     assert seen.spatial is not None
-    for gaussian, features in ((seen.gaussian, glance(pictures)), (seen.spatial, spatial_features(glance, pictures))):
+    for gaussian, features in (
+        (seen.gaussian, glance(pictures)),
+        (seen.spatial, spatial_features(glance.features_and_map(pictures)[1])),
+    ):
         torch.testing.assert_close(gaussian.mean, features.double().mean(dim=0), rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(gaussian.covariance, features.double().T.cov(), rtol=1e-5, atol=1e-7)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nextscale import features, hub
 from nextscale.errors import InputError
 from nextscale.features import FeatureNetwork, PerceptualDistance, dino
+from nextscale.features.network import resized
 
 GRID = 14
 
@@ -184,3 +185,11 @@ def test_other_transformers_are_refused(state: dict[str, Tensor]) -> None:
         dino.build(state | {"head.weight": torch.zeros(1000, 384)})
     with pytest.raises(InputError, match="weights do not fit the DINO: blocks.3.mlp.fc1.bias should be"):
         dino.build(state | {"blocks.3.mlp.fc1.bias": torch.zeros(7)})
+
+
+def test_one_walk_gives_features_and_the_last_map(network: FeatureNetwork, pictures: Tensor) -> None:
+    """The same as two walks give, of pictures at the network's own size."""
+    with torch.no_grad():
+        seen, tapped = network.features_and_map(pictures)
+        torch.testing.assert_close(seen, network(pictures))
+        torch.testing.assert_close(tapped, network.maps(resized(pictures, network.side, network.side))[-1])

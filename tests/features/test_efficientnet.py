@@ -8,6 +8,7 @@ from torch import Tensor
 from nextscale import data, features, images
 from nextscale.features import efficientnet
 from nextscale.features.efficientnet import EfficientNetLite0
+from nextscale.features.network import resized
 
 THINGS = """
     banana 954; pizza 963; strawberry 949; lemon 951; pineapple 953; broccoli 937;
@@ -143,3 +144,11 @@ def test_pixels_are_scaled_as_the_weights_were_trained(network: EfficientNetLite
     """A level of 127 is 0 and one of 255 is 1."""
     levels = torch.tensor([127, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
     torch.testing.assert_close(network._seen(images.from_uint8(levels))[:, 0, 0, 0], torch.tensor([0.0, 1.0]))
+
+
+def test_one_walk_gives_features_and_the_last_map(network: EfficientNetLite0, pictures: Tensor) -> None:
+    """The same as two walks give, of pictures at the network's own size."""
+    with torch.no_grad():
+        seen, tapped = network.features_and_map(pictures)
+        torch.testing.assert_close(seen, network(pictures))
+        torch.testing.assert_close(tapped, network.maps(resized(pictures, network.side, network.side))[-1])

@@ -11,6 +11,7 @@ from torch import Tensor
 from nextscale import features
 from nextscale.errors import InputError
 from nextscale.features import FeatureNetwork, PerceptualDistance, efficientnet
+from nextscale.features.network import resized
 
 CONVOLUTIONS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512}
 CONVOLUTIONS |= {28: 512}  # torchvision's number of each, and its channels
@@ -146,3 +147,11 @@ def test_unknown_name_is_answered_with_what_there_is() -> None:
         InputError, match="expected efficientnet-lite0, a file .* or a hub repository .*, got inception"
     ):
         features.load("inception")
+
+
+def test_one_walk_gives_features_and_the_last_map(network: FeatureNetwork, pictures: Tensor) -> None:
+    """The same as two walks give, of pictures at the network's own size."""
+    with torch.no_grad():
+        seen, tapped = network.features_and_map(pictures)
+        torch.testing.assert_close(seen, network(pictures))
+        torch.testing.assert_close(tapped, network.maps(resized(pictures, network.side, network.side))[-1])
