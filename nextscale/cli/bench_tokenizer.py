@@ -38,7 +38,8 @@ class BenchTokenizer:
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
     precision: Precision = "auto"
-    """Of the decoder; the encoder is always fp32. auto is bf16 where the hardware is fast at it, else fp32."""
+    """Of the decoder, or of training; without --train the encoder is always fp32. auto is bf16 where the hardware is
+    fast at it, else fp32."""
     threads: Threads = None
     """CPU threads (default: torch's own choice)."""
     json: Json = None

@@ -14,6 +14,8 @@ Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_be
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1 4 16)")]
+Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Threads = Count
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

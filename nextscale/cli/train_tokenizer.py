@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextscale.cli.data import load_data
-from nextscale.cli.options import Directory, Precision
+from nextscale.cli.options import Count, Directory, Minutes, Precision
 from nextscale.cli.output import say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
@@ -27,8 +27,6 @@ ARCHITECTURE = "architecture."  # begins the names of settings that are about th
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Network = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB", help_behavior_hint="")]
 NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
-Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
-Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Discriminator = Literal["recipe", "none", "patch", "features"]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="(default: the preset's)")]
 
@@ -134,6 +132,8 @@ class TrainTokenizer:
         config = recipes.changed(presets.get(self.preset).tokenizer, settings, ARCHITECTURE)
         if self.size is None:
             return config
+        if any(setting.startswith(f"{ARCHITECTURE}scales=") for setting in settings):
+            raise InputError(f"expected --size or --set {ARCHITECTURE}scales, got both")
         sides = re.fullmatch(r"(\d+)x(\d+)", self.size)
         if not sides:
             raise InputError(f"--size: expected HEIGHTxWIDTH in pixels, such as 96x128, got {self.size!r}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextscale.cli.data import load_data
-from nextscale.cli.options import Directory, Precision
+from nextscale.cli.options import Count, Directory, Minutes, Precision
 from nextscale.cli.output import say
 from nextscale.cli.training import length, together, watch
 
@@ -20,19 +20,19 @@ class TrainTransformer:
     """Train a next-scale transformer on a finished tokenizer; its directory is what `sample --model` wants."""
 
     data: str = "emoji"
-    """emoji (embedded), or a folder of pictures: DIR/class/picture or flat."""
+    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
     tokenizer: Directory = Path("runs/tokenizer")
     """Run directory of the tokenizer, or any model directory that holds one."""
     preset: str = "emoji-32"
     """Whose depth, width and heads; see nextscale presets. Scales and codes are the tokenizer's, classes the data's."""
     out: Directory = Path("runs/transformer")
     """Run directory; one that holds the same run is continued."""
-    steps: int | None = None
+    steps: Count = None
     """Length in steps."""
-    minutes: float | None = None
+    minutes: Minutes = None
     """Length in minutes (default: 10); the first steps are timed, then the number of steps is fixed."""
-    batch: int | None = None
-    """Pictures a step (default: 32)."""
+    batch: Count = None
+    """Pictures a step, over all processes (default: 32)."""
     seed: int = 0
     """Decides weights and the order of the data."""
     device: str = "auto"

@@ -22,6 +22,8 @@ from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.scales import Scales
 
+ROWS = 1 << 16  # vectors compared with all codes at a time: 1 GB of distances for 4,096 codes
+
 
 class Quantized(NamedTuple):
     """What the training forward of the quantizer gives."""
@@ -97,6 +99,8 @@ class MultiScaleQuantizer(nn.Module):
 
         Euclidean: argmin |z - e|^2 = argmin |e|^2 - 2 z.e; cosine: argmax of the normalised product.
         """
+        if len(z_NC) > ROWS:
+            return torch.cat([self.nearest(part_NC) for part_NC in z_NC.split(ROWS)])
         e_VC = self.codebook.weight.detach()
         with torch.autocast(z_NC.device.type, enabled=False):
             if self.distance == "cosine":

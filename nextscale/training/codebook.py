@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nextscale import distributed
 from nextscale.scales import Scales
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer
+from nextscale.tokenizer.quantizer import ROWS, MultiScaleQuantizer
 from nextscale.training.recipes import Codebook
 
 KMEANS_ROUNDS = 10  # of Lloyd's algorithm; the codes go on learning, so it need not converge
@@ -33,7 +33,8 @@ def kmeans(vectors_NC: Tensor, count: int, generator: torch.Generator) -> Tensor
     centres_VC = vectors_NC[drawn(len(vectors_NC), count, generator)].clone()
     for _ in range(KMEANS_ROUNDS):
         squares_V = centres_VC.square().sum(dim=1)
-        distances_N, nearest_N = torch.addmm(squares_V, vectors_NC, centres_VC.T, alpha=-2).min(dim=1)
+        parts = [torch.addmm(squares_V, part, centres_VC.T, alpha=-2).min(dim=1) for part in vectors_NC.split(ROWS)]
+        distances_N, nearest_N = (torch.cat(side) for side in zip(*parts, strict=True))
         hits_V, sums_VC = tallied(vectors_NC, nearest_N, count)
         centres_VC = torch.where(hits_V[:, None] > 0, sums_VC / hits_V.clamp_min(1)[:, None], centres_VC)
         empty = (hits_V == 0).nonzero().flatten()
@@ -50,7 +51,9 @@ def start_from_residuals(quantizer: MultiScaleQuantizer, f_BCHW: Tensor, generat
     for _ in range(WALKS):
         residuals = [distributed.gathered(residual) for residual in quantizer(f_BCHW).residuals]
         chosen = [residual[drawn(len(residual), min(cap, len(residual)), generator)] for residual in residuals]
-        quantizer.codebook.weight.copy_(kmeans(torch.cat(chosen), count, generator))
+        centres_VC = kmeans(torch.cat(chosen), count, generator)
+        # sums over many vectors may come out differently on each of several accelerators
+        quantizer.codebook.weight.copy_(distributed.from_first(centres_VC))
 
 
 # -- how they follow ---------------------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def restart_dead(
     for code, scale in zip(dead.tolist(), scales.tolist(), strict=False):
         z_NC = candidates[scale]
         quantizer.codebook.weight[code] = z_NC[drawn(len(z_NC), 1, generator)[0]]
-        hits_KV[scale, code] = even  # a fresh code has until the next but one restart to find its use
+        hits_KV[scale, code] = even  # so that a fresh code has a few restarts' time to find its use
     return dead
 
 

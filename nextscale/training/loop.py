@@ -173,6 +173,8 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
     run = RunDirectory.open(directory, settings | dict(stage.settings))
     run.describe(stage.data)
     state = run.restore(stage)
+    if distributed.any_of(state.step != distributed.from_first(state.step)):
+        raise InputError(f"expected one {directory} that all processes read, got checkpoints of different steps")
     if state.step == 0:
         stage.prepare()
     if state.step != state.total:
@@ -227,7 +229,8 @@ def _check(
     if not distributed.is_first():
         return {}, Health()
     validation = stage.validate()
-    best = min((stage.score(entry) for entry in state.history), default=math.inf)
+    scores = [stage.score(entry) for entry in state.history]
+    best = min((score for score in scores if math.isfinite(score)), default=math.inf)
     health = stage.health(validation, since, state.history)
     losses = [figures["loss"] for figures in since if math.isfinite(figures["loss"])]  # JSON knows no others
     state.history.append({"step": state.step, **({"loss": losses[-1]} if losses else {}), **validation})

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -43,6 +44,7 @@ class Optimization:
     def __init__(self, model: nn.Module, recipe: Recipe, passed: nn.Module | None = None) -> None:
         self.model, self.recipe, self.passed = model, recipe, passed or model
         self.optimizer = make_optimizer(model, recipe)
+        self.part = _part(recipe)
 
     def parts(self) -> Iterator[slice]:
         """Which images of the global batch this process is to look at, one part after the other.
@@ -51,14 +53,10 @@ class Optimization:
         gradients with the last part only.
         """
         share = distributed.shared(self.recipe.batch)
-        size, rest = divmod(share.stop - share.start, self.recipe.accumulate)
-        if rest:
-            got = f"{share.stop - share.start} images in {self.recipe.accumulate} parts"
-            raise InputError(f"batch: expected parts of one size in each process, got {got}")
-        starts = range(share.start, share.stop, size)
+        starts = range(share.start, share.stop, self.part)
         for start in starts:
             with nullcontext() if start == starts[-1] else distributed.no_sync(self.passed):
-                yield slice(start, start + size)
+                yield slice(start, start + self.part)
 
     def update(self, losses: Iterable[tuple[Tensor, Figures]], step: int, total: int | None) -> Outcome:
         """One step down the mean of the losses of the parts; the weights stay as they are if it is not finite.
@@ -86,6 +84,17 @@ class Optimization:
         self.optimizer.load_state_dict(state)
 
 
+def _part(recipe: Recipe) -> int:
+    """Images in a part. Raises `InputError` unless the batch divides among processes and their parts."""
+    size, rest = divmod(recipe.batch, distributed.world() * recipe.accumulate)
+    if rest:
+        raise InputError(
+            f"batch: expected a number that divides into {recipe.accumulate} parts in each of {distributed.world()} "
+            f"processes, got {recipe.batch}"
+        )
+    return size
+
+
 def _means(seen: Sequence[Figures]) -> dict[str, float]:
     """Over parts and processes, which all report the same figures."""
     rows = torch.stack([torch.stack([part[name].float() for name in seen[0]]) for part in seen])
@@ -101,13 +110,19 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
     """AdamW over the parameters of `model` that want a gradient, in two groups: decayed and spared."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    matrices = {id(_weight(module)) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     learning = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in learning if id(p) in matrices], "weight_decay": recipe.weight_decay},
         {"params": [p for p in learning if id(p) not in matrices], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """The parameter behind a weight: a spectral norm computes `module.weight` anew whenever it is asked for."""
+    hidden = parametrize.is_parametrized(module, "weight")
+    return module.get_parameter("parametrizations.weight.original" if hidden else "weight")
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -6,6 +6,7 @@ Nothing here has a state, so a run that continues after a kill sees exactly what
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,11 +18,17 @@ def generator(*place: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """(count,) int64: the order of an epoch; of a million pictures it takes 20 ms to draw."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
 def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
     """(batch,) int64: the pictures of `step`, out of `count`; an epoch shows each once, in an order of its own."""
     first = step * batch
     epochs = range(first // count, (first + batch - 1) // count + 1)
-    orders = torch.cat([torch.randperm(count, generator=generator(seed, "order", epoch)) for epoch in epochs])
+    orders = torch.cat([_order(count, seed, epoch) for epoch in epochs])
     start = first - epochs.start * count
     return orders[start : start + batch]
 

@@ -24,6 +24,10 @@ def _require(ok: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _require_betas(name: str, betas: tuple[float, float]) -> None:
+    _require(all(0 <= beta < 1 for beta in betas), f"{name}: expected two numbers from 0 to below 1, got {betas}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one network is optimised: AdamW, its schedule, and how a step is cut into parts."""
@@ -43,11 +47,17 @@ class Recipe:
     clip: float
     """Largest norm of the gradient; a larger one is scaled down to it."""
     accumulate: int = 1
-    """Parts a process cuts its share of the batch into, one after the other: less memory, the same step."""
+    """Parts a process cuts its share of the batch into, one after the other: less memory, the same step, but for the
+    adaptive weight and the entropy term, which are each part's own."""
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, f"batch: expected at least 1, got {self.batch}")
         _require(self.learning_rate > 0, f"learning rate: expected more than 0, got {self.learning_rate}")
+        _require(self.clip > 0, f"clip: expected more than 0, got {self.clip}")
+        _require(self.weight_decay >= 0, f"weight_decay: expected at least 0, got {self.weight_decay}")
+        _require(self.warmup_steps >= 0, f"warmup_steps: expected at least 0, got {self.warmup_steps}")
+        _require(0 <= self.final_rate <= 1, f"final_rate: expected a share from 0 to 1, got {self.final_rate}")
+        _require_betas("betas", self.betas)
         _require(self.accumulate >= 1, f"accumulate: expected at least 1, got {self.accumulate}")
         _require(
             self.batch % self.accumulate == 0,
@@ -137,7 +147,7 @@ class Adversarial:
     augment: float = 1.0
     """Probability of each of DiffAug's changes to what the discriminator sees."""
     learning_rate: float = 4e-4
-    """Of the discriminator, after its own warm-up; it stays."""
+    """Of the discriminator, all along."""
     betas: tuple[float, float] = (0.5, 0.9)
     """AdamW's decay rates of the discriminator."""
     weight_decay: float = 5e-4
@@ -149,6 +159,13 @@ class Adversarial:
         for name in ("start", "warmup", "ramp", "augment"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"adversarial.{name}: expected a share from 0 to 1, got {value}")
+        for name in ("weight", "lecam", "weight_decay"):
+            value = getattr(self, name)
+            _require(value >= 0, f"adversarial.{name}: expected at least 0, got {value}")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            _require(value > 0, f"adversarial.{name}: expected more than 0, got {value}")
+        _require_betas("adversarial.betas", self.betas)
         low, high = self.adaptive_range
         _require(0 <= low <= high, f"adversarial.adaptive_range: expected 0 <= low <= high, got {low} and {high}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale import distributed, images
@@ -162,7 +163,8 @@ class TokenizerStage:
             order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
             with lowered(self.device, self.dtype):
                 parts = [
-                    self.model.features(self.data.train.batch(part)[0].to(self.device)) for part in order.split(64)
+                    self.model.features(self.data.train.batch(part)[0].to(self.device))
+                    for part in order.split(self._unlearned)
                 ]
             codebook.start_from_residuals(self.model.quantizer, torch.cat(parts), generator(self.seed, "kmeans"))
         self.means.begin()
@@ -230,9 +232,10 @@ class TokenizerStage:
             with lowered(self.device, self.dtype):
                 terms["perceptual"] = self.perceptual(painted, pair.images).mean()
         if weights.entropy:
-            terms["entropy"] = losses.choice_entropy(
-                torch.cat(made.walk.residuals), self.model.quantizer.codebook.weight
-            )
+            residuals_NC, codes_VC = torch.cat(made.walk.residuals), self.model.quantizer.codebook.weight
+            if self.model.config.distance == "cosine":
+                residuals_NC, codes_VC = F.normalize(residuals_NC, dim=1), F.normalize(codes_VC, dim=1)
+            terms["entropy"] = losses.choice_entropy(residuals_NC, codes_VC)
         figures = {name: term.detach() for name, term in terms.items()}
         weighted = {name: getattr(weights, name) * term for name, term in terms.items()}
         on_codes = sum(weighted[name] for name in ("codebook", "commitment", "entropy") if name in terms)
@@ -293,7 +296,7 @@ class TokenizerStage:
         terms: dict[str, list[Tensor]] = {name: [] for name in names}
         tokens = []
         with lowered(self.device, self.dtype):
-            for originals, tokens_BL in encoded(model, self.data.validation, spread(self.data.validation, VALIDATED)):
+            for originals, tokens_BL in self._encoded(VALIDATED):
                 painted = model.decode(tokens_BL)
                 terms["psnr"].append(images.psnr(painted, originals))
                 if self.perceptual:
@@ -311,14 +314,30 @@ class TokenizerStage:
 
     def _through_each_scale(self) -> dict[str, float]:
         """PSNR after scale k, and the share of the features' energy that is left then."""
-        model, figures = self.best_model, {}
-        originals = self.data.validation.batch(spread(self.data.validation, LOOKED_THROUGH))[0].to(self.device)
+        model, figures = self.best_model, dict[str, float]()
+        decibels, left, energy = [], [], []
         with lowered(self.device, self.dtype):
-            f = model.features(originals)
-            for k, canvas in enumerate(model.quantizer(f).canvases, start=1):
-                figures[f"psnr_scale_{k}"] = float(images.psnr(model.paint(canvas), originals).mean())
-                figures[f"residual_scale_{k}"] = float((f - canvas).square().sum() / f.square().sum())
+            for originals, _ in self._encoded(LOOKED_THROUGH):
+                f = model.features(originals)
+                canvases = model.quantizer(f).canvases
+                decibels.append(torch.stack([images.psnr(model.paint(canvas), originals) for canvas in canvases]))
+                left.append(torch.stack([(f - canvas).square().sum() for canvas in canvases]))
+                energy.append(f.square().sum())
+        shares = torch.stack(left).sum(dim=0) / torch.stack(energy).sum()
+        means = torch.cat(decibels, dim=1).mean(dim=1)
+        for k, (psnr, share) in enumerate(zip(means.tolist(), shares.tolist(), strict=True), start=1):
+            figures |= {f"psnr_scale_{k}": psnr, f"residual_scale_{k}": share}
         return figures
+
+    def _encoded(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """At most so many held-out pictures with their tokens, in batches that fit where training fits."""
+        indices = spread(self.data.validation, count)
+        return encoded(self.best_model, self.data.validation, indices, batch=self._unlearned)
+
+    @property
+    def _unlearned(self) -> int:
+        """Pictures at a time where nothing is learned, which takes an eighth of the memory or less."""
+        return min(8 * self.optimization.part, 128)
 
     def health(
         self,
@@ -354,8 +373,8 @@ class TokenizerStage:
         return images.grid(strips.flatten(0, 1).cpu(), columns=strips.shape[1])
 
     def inputs(self, step: int) -> Tensor:
-        """The pictures of a step that this process sees, for inspection."""
-        return self._batch(step, distributed.shared(self.batch), self.model.config.scales)[0].images.cpu()
+        """The pictures of a step, over all processes, for inspection."""
+        return self._batch(step, slice(None), self.model.config.scales)[0].images.cpu()
 
     def export(self, directory: Path) -> None:
         """The tokenizer as `MultiScaleVQVAE.load` reads it."""

@@ -121,8 +121,8 @@ class TransformerStage:
         return DropPath(0.1 * self.model.config.depth / 24, torch.Generator(self.device).manual_seed(seed))
 
     def inputs(self, step: int) -> Tensor:
-        """The pictures of a step that this process sees, for inspection."""
-        return self._batch(step, distributed.shared(self.batch))[0]
+        """The pictures of a step, over all processes, for inspection."""
+        return self._batch(step, slice(None))[0]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -391,6 +391,7 @@ def test_the_packaged_network_is_there_for_whoever_asks(nextscale, pictures: Pat
     ("arguments", "told"),
     [
         (["--size", "16"], ("--size: expected HEIGHTxWIDTH in pixels, such as 96x128, got '16'",)),
+        (["--size", "16x24", "--set", "architecture.scales=1,2"], ("--size or --set architecture.scales, got both",)),
         (["--size", "15x24"], ("multiples of 2 pixels, got 15x24",)),
         (["--size", "0x24"], ("got 0x24",)),
         (["--set", "objective.perceptul=1"], ("'objective.perceptul'", "did you mean objective.perceptual?")),

@@ -287,6 +287,16 @@ def test_nearest_code_is_the_nearest(make_tokenizer: Make, distance: str) -> Non
     assert expected["euclidean"] != expected["cosine"]
 
 
+@pytest.mark.parametrize("rows", [1, 64, 199, 200])
+def test_many_vectors_are_compared_in_parts(make_tokenizer: Make, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each still finds its code."""
+    quantizer = make_tokenizer().quantizer
+    vectors = torch.randn(200, 8, generator=torch.Generator().manual_seed(2))
+    whole = quantizer.nearest(vectors)
+    monkeypatch.setattr("nextscale.tokenizer.quantizer.ROWS", rows)
+    assert torch.equal(quantizer.nearest(vectors), whole)
+
+
 def test_codes_are_their_own_nearest(tokenizer: MultiScaleVQVAE) -> None:
     """Looking up and searching undo each other."""
     codebook = tokenizer.quantizer.codebook.weight.detach()

@@ -84,6 +84,15 @@ def test_kmeans_is_lloyd_s_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(kmeans(vectors, 5, numbers(3)), expected)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 39])
+def test_kmeans_of_many_vectors_compares_them_in_parts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result."""
+    vectors = torch.randn(40, 4, generator=numbers())
+    whole = kmeans(vectors, 6, numbers(1))
+    monkeypatch.setattr("nextscale.training.codebook.ROWS", rows)
+    torch.testing.assert_close(kmeans(vectors, 6, numbers(1)), whole)
+
+
 @pytest.mark.parametrize("count", [3, 10, 40])
 def test_kmeans_gives_as_many_centres_as_asked_for(count: int) -> None:
     """Also where there are fewer vectors, or fewer different ones; its random numbers alone decide."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -414,6 +415,16 @@ def test_best_is_the_export_of_the_check_with_the_lowest_score(toy: DataSet, tmp
     list(itertools.islice(begin(rugged(), tmp_path / "cut", steps=5, checks=5), 3))
     list(begin(rugged(), tmp_path / "cut", steps=5, checks=5))
     assert exported(tmp_path / "cut") == weights[3]
+
+
+def test_a_score_that_is_not_a_number_is_never_the_best(toy: DataSet, tmp_path: Path) -> None:
+    """Nor does it keep later ones from being the best."""
+    at, heights = [0], [math.nan, 3.0, math.nan]
+    stage = Slope(toy)
+    stage.validate = lambda: {"height": heights[at[0]]}  # type: ignore[method-assign]
+    stage.before_step = lambda step: at.__setitem__(0, step)
+    made = [(tmp_path / "best" / "slope.safetensors").exists() for _ in begin(stage, tmp_path, steps=3, checks=3)]
+    assert made == [False, True, True]
 
 
 def test_health_is_told_with_the_figures_since_the_last_check(toy: DataSet, tmp_path: Path) -> None:

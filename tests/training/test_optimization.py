@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nextscale import distributed
 from nextscale.errors import InputError
+from nextscale.training.discriminators import Head
 from nextscale.training.optimization import Optimization, Outcome, make_optimizer, running_average, training_dtype
 from nextscale.training.recipes import Recipe
 
@@ -68,6 +69,13 @@ def test_what_decays_shrinks_without_a_gradient(model: nn.Module) -> None:
     make_optimizer(model, RECIPE).step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name] * (0.95 if name in decayed else 1.0), atol=0, rtol=1e-6)
+
+
+def test_weights_behind_a_spectral_norm_decay() -> None:
+    """What is normalised is the convolution's weight, under another name."""
+    decayed, spared = grouped(Head(32, width=8))
+    assert decayed == {f"{layer}.parametrizations.weight.original" for layer in (0, 2, 4)}
+    assert spared == {f"{layer}.bias" for layer in (0, 2, 4)}
 
 
 def test_what_is_frozen_is_in_no_group(make_tokenizer) -> None:
@@ -154,12 +162,11 @@ def test_figures_are_means_over_parts() -> None:
     assert all(type(value) is float for value in figures.values())
 
 
-def test_a_batch_that_a_process_cannot_cut_evenly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its share is what is cut."""
-    monkeypatch.setattr(distributed, "shared", lambda count: slice(0, count // 4))
-    optimization = Optimization(linear(), dataclasses.replace(RECIPE, batch=8, accumulate=4))
-    with pytest.raises(InputError, match="parts of one size in each process, got 2 images in 4 parts"):
-        list(optimization.parts())
+def test_a_batch_that_does_not_divide_into_parts_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is trained: each part of each process needs its images."""
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    with pytest.raises(InputError, match="divides into 4 parts in each of 4 processes, got 8"):
+        Optimization(linear(), dataclasses.replace(RECIPE, batch=8, accumulate=4))
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e38])

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from operator import attrgetter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,11 @@ def test_the_rate_is_positive_and_never_above_the_peak(warmup: int, total: int) 
         ({"batch": 0}, "batch: expected at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning rate: expected more than 0, got 0.0"),
         ({"learning_rate": math.nan}, "learning rate: expected more than 0, got nan"),
+        ({"clip": 0.0}, "clip: expected more than 0, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay: expected at least 0, got -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
+        ({"final_rate": 1.5}, "final_rate: expected a share from 0 to 1, got 1.5"),
+        ({"betas": (0.9, 1.0)}, r"betas: expected two numbers from 0 to below 1, got \(0.9, 1.0\)"),
         ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
         ({"accumulate": 3}, "accumulate: expected a divisor of the batch of 4, got 3"),
     ],
@@ -70,6 +76,21 @@ def test_nonsense_is_refused(change: dict[str, float], told: str) -> None:
     """In words that say what was expected."""
     with pytest.raises(InputError, match=told):
         dataclasses.replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weight": -1.0}, "adversarial.weight: expected at least 0, got -1.0"),
+        ({"lecam": math.nan}, "adversarial.lecam: expected at least 0, got nan"),
+        ({"learning_rate": 0.0}, "adversarial.learning_rate: expected more than 0, got 0.0"),
+        ({"betas": (-0.1, 0.9)}, r"adversarial.betas: expected two numbers from 0 to below 1, got \(-0.1, 0.9\)"),
+    ],
+)
+def test_nonsense_about_a_discriminator_is_refused(change: dict[str, Any], told: str) -> None:
+    """Likewise."""
+    with pytest.raises(InputError, match=told):
+        Adversarial(**change)
 
 
 # ---- the discriminator's moments -------------------------------------------------------------------------------------
