@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.training.loop import Event, Length
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @contextmanager
@@ -40,6 +43,18 @@ def length(steps: int | None, minutes: float | None, *, default: Length) -> Leng
     return default if steps is None and minutes is None else Length(steps=steps, minutes=minutes)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors gave back, for the next step needs as much again.
+
+    Otherwise glibc returns every large block to the system, which fills it with zeros for the next tensor: a tenth to
+    a quarter of a training step on CPUs. Other C libraries stay as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def watch(name: str, events: Iterator[Event], out: Path) -> None:
     """Follow a training to its end: one bar on a terminal, a few lines a check wherever the output goes.
 
@@ -56,6 +71,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
         TextColumn("{task.completed}/{task.total} steps  {task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
+    keep_freed_memory()
     terminal = console()
     event, told = None, set[str]()
     try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -410,3 +412,23 @@ def test_a_mistaken_recipe_is_one_line(
     """Before any picture is read."""
     monkeypatch.chdir(tmp_path)
     is_a_mistake(nextscale("train", "tokenizer", "--data", "missing", *arguments), *told)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they keep")
+def test_memory_that_training_gave_back_is_not_fetched_again() -> None:
+    """Pages that the system has to fill for tensors of a size that was there before."""
+    code = """
+import resource, sys, torch
+from nextscale.cli.training import keep_freed_memory
+keep_freed_memory() if sys.argv[1] == "kept" else None
+faults = []
+for _ in range(30):
+    torch.ones(1 << 24)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[9])
+"""
+    fetched, kept = (
+        int(subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("fetched", "kept")
+    )
+    assert kept < fetched / 4
