@@ -159,7 +159,7 @@ class EvaluateGeneration:
 
     def _parts(self, setting: Setting, device: str) -> Parts:
         from nextscale import features
-        from nextscale.evaluation import generation
+        from nextscale.evaluation import generation, judging
         from nextscale.evaluation.card import Card
 
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
@@ -174,15 +174,15 @@ class EvaluateGeneration:
             first_seed=self.seed,
             kept=self.keep,
             reference=used,
-            network=generation.network_used(network),
+            network=judging.network_used(network),
             rejection=choosing.rejection if choosing is not None else None,
-            versions=generation.versions(),
+            versions=judging.versions(),
         )
         return Parts(pipe, network, reference, choosing, card)
 
     def _each(self, classes: int) -> int:
         """Pictures of each class."""
-        from nextscale.evaluation.generation import LEAST
+        from nextscale.evaluation.judging import LEAST
 
         asked = -(-(UNASKED if self.count is None else self.count) // classes)
         each = self.per_class_count or asked

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nextscale.evaluation.card import Setting
-    from nextscale.evaluation.generation import Figure, Result
+    from nextscale.evaluation.generation import Result
+    from nextscale.evaluation.judging import Figure
 
 PICTURES = 64  # of the sheet
 COLUMNS = 8  # likewise

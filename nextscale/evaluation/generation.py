@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -25,11 +24,9 @@ from nextscale.config import to_json
 from nextscale.data import Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Setting, figure_name, warnings
-from nextscale.evaluation.distances import kernel_distance, score
+from nextscale.evaluation.card import Card, Model, ReferenceUsed, Setting, warnings
 from nextscale.evaluation.gathering import Gathered, kept, shares
-from nextscale.evaluation.intervals import Interval, frechet_shares, interval
-from nextscale.evaluation.manifold import members
+from nextscale.evaluation.judging import Figure, compared
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
@@ -38,13 +35,6 @@ from nextscale.guidance import linear_guidance
 from nextscale.pipeline import Pipeline
 from nextscale.precision import DTYPES
 from nextscale.sampling import Choice
-
-KEPT = 10_000  # features kept: a neighbour search among as many takes a minute or two on a CPU
-NEIGHBOURS = 3  # k of precision, recall, density and coverage
-SPLITS = 10  # of the score
-LEAST = NEIGHBOURS + 1  # pictures for all figures to exist
-LIBRARIES = ("torch", "torchmetrics", "numpy", "pillow")
-
 
 # ---- which pictures --------------------------------------------------------------------------------------------------
 
@@ -176,39 +166,7 @@ def reference_used(reference: Reference, seen: ReferenceFeatures) -> ReferenceUs
     )
 
 
-def network_used(network: FeatureNetwork) -> NetworkUsed:
-    """A feature network as the card names it."""
-    return NetworkUsed(
-        name=network.name,
-        fingerprint=network.fingerprint,
-        side=network.side,
-        resize="bicubic, antialiased",  # `features.network.resized`
-        dimensions=network.dimensions,
-    )
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that the figures pass through."""
-    import nextscale
-
-    return {"nextscale": nextscale.__version__, **{name: version(name) for name in LIBRARIES}}
-
-
 # ---- figures ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure under the name it may be quoted by."""
-
-    name: str
-    value: float
-    low: float | None = None
-    """Of the 95 % interval, bootstrapped over pictures; None where there is none."""
-    high: float | None = None
-    """Likewise."""
-    deviation: float | None = None
-    """Over the subsets that the value is a mean of; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,12 +216,9 @@ class Result:
 def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> Result:
     """All figures that the reference allows: stored statistics have Fréchet distances alone.
 
-    Kernel distance, score, precision, recall, density and coverage are made from the features that were kept.
-    Raises `InputError` for sets of fewer than `LEAST` pictures.
+    See `judging.compared`.
     """
-    judging = _Judging(seen, reference, network, card)
-    figures = judging.frechet() | judging.spatial() | judging.kernel() | judging.score() | judging.manifold()
-    return Result(card=card, figures=figures)
+    return Result(card=card, figures=compared(seen, reference, network, rejected=card.rejection is not None))
 
 
 def per_class(seen: Gathered, labels: Sequence[int], reference: ReferenceFeatures) -> tuple[ClassFigure, ...]:
@@ -305,68 +260,3 @@ def _gaussian(features_nD: Tensor) -> Gaussian:
 def best(results: Sequence[Result]) -> int:
     """Which has the smallest Fréchet distance."""
     return min(range(len(results)), key=lambda index: results[index].figures["frechet_distance"].value)
-
-
-class _Judging:
-    """Each method gives figures of one kind, or none where there is nothing to make them from."""
-
-    def __init__(self, seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> None:
-        self.seen, self.reference, self.network, self.card = seen, reference, network, card
-        device = network.mean_311.device
-        self.device = device if device.type == "cuda" else torch.device("cpu")  # others may have no float64
-
-    def frechet(self) -> dict[str, Figure]:
-        value = frechet_distance(self.seen.gaussian, self.reference.gaussian)
-        shares_N = frechet_shares(self.seen.features, self.reference.gaussian)
-        low, high = self._interval(shares_N - shares_N.mean())
-        return {"frechet_distance": self._figure("FD", value, low=value + low, high=value + high)}
-
-    def spatial(self) -> dict[str, Figure]:
-        if self.seen.spatial is None or self.reference.spatial is None:
-            return {}
-        value = frechet_distance(self.seen.spatial, self.reference.spatial)
-        return {"spatial_frechet_distance": self._figure("sFD", value)}
-
-    def kernel(self) -> dict[str, Figure]:
-        if self.reference.features is None:
-            return {}
-        value, deviation = kernel_distance(*self._both(), generator=_generator())
-        return {"kernel_distance": self._figure("KD", value, deviation=deviation)}
-
-    def score(self) -> dict[str, Figure]:
-        classifier = getattr(self.network, "classifier", None)
-        if not isinstance(classifier, torch.nn.Module):
-            return {}
-        with torch.no_grad():
-            logits_NK = classifier(self.seen.features.to(self.network.mean_311.device)).cpu()
-        value, deviation = score(logits_NK, splits=min(SPLITS, len(logits_NK)))
-        return {"score": self._figure("score", value, deviation=deviation)}
-
-    def manifold(self) -> dict[str, Figure]:
-        if self.reference.features is None:
-            return {}
-        found = members(*self._both(), k=NEIGHBOURS)
-        parts = zip(("precision", "recall", "density", "coverage"), found, strict=True)
-        return {name: self._share(name, values) for name, values in parts}
-
-    def _both(self) -> tuple[Tensor, Tensor]:
-        assert self.reference.features is not None
-        return self.seen.features.to(self.device), self.reference.features.to(self.device)
-
-    def _share(self, name: str, values: Tensor) -> Figure:
-        low, high = interval(values, generator=_generator())
-        return self._figure(name, float(values.mean()), low=low, high=high)
-
-    def _interval(self, centred_N: Tensor) -> Interval:
-        """About a mean over all pictures, of which these were kept: as much narrower as there are more of them."""
-        narrower = (len(centred_N) / self.seen.count) ** 0.5
-        return Interval(*(end * narrower for end in interval(centred_N, generator=_generator())))
-
-    def _figure(self, figure: str, value: float, **more: float) -> Figure:
-        rejected = self.card.rejection is not None
-        return Figure(name=figure_name(figure, self.network.name, rejected=rejected), value=value, **more)
-
-
-def _generator() -> torch.Generator:
-    """Of subsets and resamples: always the same, so that a figure is too."""
-    return torch.Generator().manual_seed(0)

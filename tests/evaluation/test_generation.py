@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nextscale import Pipeline, images
 from nextscale.data.pictures import Split
 from nextscale.errors import InputError
-from nextscale.evaluation import generation, reference
+from nextscale.evaluation import generation, judging, reference
 from nextscale.evaluation.card import Card, Setting, warnings
 from nextscale.evaluation.gathering import Gathered, gather
 from nextscale.evaluation.generation import Painted, Plan, balanced, best, eight_bits, judge, paint, settings, shown_to
@@ -60,11 +60,11 @@ def make_card(pipe: Pipeline, glance: FeatureNetwork, split: Split, compared: Re
             setting=setting,
             per_class=4,
             first_seed=3,
-            kept=generation.KEPT,
+            kept=judging.KEPT,
             reference=generation.reference_used(reference.of_split(split, name="smooth"), compared),
-            network=generation.network_used(glance),
+            network=judging.network_used(glance),
             rejection=None,
-            versions=generation.versions(),
+            versions=judging.versions(),
         )
 
     return make
