@@ -1,4 +1,4 @@
-"""Models by name, `owner/name`, from the Hugging Face hub or its local cache.
+"""Models by name, `owner/name`, from the Hugging Face hub or its local cache; single files by their address.
 
 Only finds files; what is in them is read by `Pipeline.load`, `official.load` and `features.load`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from http.client import HTTPException
 from pathlib import Path
 
 from nextscale.checkpoint import CONFIG
@@ -44,6 +45,28 @@ def network(name: str) -> Path:
         return _fetch(name, "model.safetensors")
     except InputError:
         return _fetch(name, "pytorch_model.bin")
+
+
+def download(url: str, *, sha256: str) -> Path:
+    """The local copy of a file, in the folder of torch.hub; fetched if it is not there yet.
+
+    Arguments:
+        sha256: how the file's begins.
+
+    Raises `InputError` when it cannot be fetched, or what comes is another file.
+    """
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except (OSError, RuntimeError, HTTPException) as error:  # no network, no space; another file; a cut connection
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot download {url}: {reason}; fetch it by hand, and give its path") from None
+    return path
 
 
 def _fetch(name: str, file: str) -> Path:

@@ -34,6 +34,8 @@ class FeatureNetwork(nn.Module):
     """C of each of the maps."""
     side: int = 224
     """Pixels a side that `forward` resizes pictures to."""
+    resize: str = "bicubic, antialiased"
+    """How, in words for a card: what `pixels` does."""
     mean_311: Tensor
     deviation_311: Tensor
 
@@ -53,13 +55,13 @@ class FeatureNetwork(nn.Module):
         """Images of any size, float in [-1, 1], -> features (B, D), computed in float32 whatever autocast says."""
         check_images(images_B3HW)
         with torch.autocast(images_B3HW.device.type, enabled=False):
-            return self.embed(self._seen(resized(images_B3HW.float(), self.side, self.side)))
+            return self.embed(self.pixels(images_B3HW.float(), self.side, self.side))
 
     def features_and_map(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`'s features, and the last inner map (B, C, h, w) on the way to them, in one walk where it can be."""
         check_images(images_B3HW)
         with torch.autocast(images_B3HW.device.type, enabled=False):
-            return self.embed_and_tap(self._seen(resized(images_B3HW.float(), self.side, self.side)))
+            return self.embed_and_tap(self.pixels(images_B3HW.float(), self.side, self.side))
 
     def maps(self, images_B3HW: Tensor, side: int | None = None) -> list[Tensor]:
         """Images, float in [-1, 1], -> inner activations (B, C, h, w) float32, fine to coarse; differentiable.
@@ -70,8 +72,7 @@ class FeatureNetwork(nn.Module):
         height, width = images_B3HW.shape[2:]
         larger = max(1.0, (side or 0) / min(height, width))
         with torch.autocast(images_B3HW.device.type, enabled=False):  # bfloat16 was no faster on a CPU that has it
-            enlarged_B3HW = resized(images_B3HW.float(), round(height * larger), round(width * larger))
-            return self.activations(self._seen(enlarged_B3HW))
+            return self.activations(self.pixels(images_B3HW.float(), round(height * larger), round(width * larger)))
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights, names as in the state dict, and freeze them. Raises `InputError` when they do not fit."""
@@ -84,6 +85,10 @@ class FeatureNetwork(nn.Module):
 
     # -- the architecture ----------------------------------------------------------------------------------------------
 
+    def pixels(self, images_B3HW: Tensor, height: int, width: int) -> Tensor:
+        """Images, float32 in [-1, 1], -> what the first layer sees: of that size, shifted and scaled."""
+        return (resized(images_B3HW, height, width) - self.mean_311) / self.deviation_311
+
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
         """Normalised pixels, `side` x `side`, -> (B, D)."""
         raise NotImplementedError
@@ -95,9 +100,6 @@ class FeatureNetwork(nn.Module):
     def embed_and_tap(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """What `embed` gives, and the last of `activations`."""
         return self.embed(pixels_B3HW), self.activations(pixels_B3HW)[-1]
-
-    def _seen(self, images_B3HW: Tensor) -> Tensor:
-        return (images_B3HW - self.mean_311) / self.deviation_311
 
 
 def resized(images_B3HW: Tensor, height: int, width: int) -> Tensor:

@@ -143,7 +143,7 @@ def test_what_is_no_batch_of_pictures_is_refused(network: EfficientNetLite0, bad
 def test_pixels_are_scaled_as_the_weights_were_trained(network: EfficientNetLite0) -> None:
     """A level of 127 is 0 and one of 255 is 1."""
     levels = torch.tensor([127, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
-    torch.testing.assert_close(network._seen(images.from_uint8(levels))[:, 0, 0, 0], torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(network.pixels(images.from_uint8(levels), 1, 1)[:, 0, 0, 0], torch.tensor([0.0, 1.0]))
 
 
 def test_one_walk_gives_features_and_the_last_map(network: EfficientNetLite0, pictures: Tensor) -> None:
