@@ -18,6 +18,7 @@ from nextscale.config import TransformerConfig
 MAX_TEMPERATURE = math.log(100)
 SCORES = 4 << 20  # bytes of attention scores at a time on CPUs: what the last level of their cache holds easily
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Look = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 Drop = Callable[[Tensor], Tensor]
 
 
@@ -44,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Te
 
 
 class Attention(nn.Module):
-    """Multi-head attention; `remember` stores this call's keys and values and returns all there are."""
+    """Multi-head attention; `remember` stores this call's keys and values and returns all there are, `look` attends."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class Attention(nn.Module):
         self.scale = 1.0 if config.normalized_attention else 0.25 / math.sqrt(config.head_dim)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x_BLD: Tensor, remember: Remember, bias_LL: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, remember: Remember, look: Look | None = None) -> Tensor:
         qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = linear(x_BLD, self.qkv.weight, qkv_bias.to(self.qkv.weight.dtype))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
@@ -64,23 +65,19 @@ class Attention(nn.Module):
             q = F.normalize(q, dim=-1) * self.temperature.clamp_max(MAX_TEMPERATURE).exp().to(q.dtype)
             k = F.normalize(k, dim=-1)
         k, v = remember(k.to(v.dtype), v)
-        h = attend(q.to(v.dtype), k, v, None if bias_LL is None else bias_LL.to(v.dtype), scale=self.scale)
+        h = (look or attend)(q.to(v.dtype), k, v, self.scale)
         return linear(h.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)
 
 
-def attend(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, bias_LL: Tensor | None, *, scale: float) -> Tensor:
-    """softmax(scale * q k^T + bias) v, (B, H, L, d).
+def attend(q_BHLd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v, (B, H, L, d).
 
-    On CPUs with fast bf16 products the fused kernel is the slow one. With a bias, its backward takes five times as long
-    as the plain products (64 x 3 heads of 64 channels, L = 130: 107 against 24 ms a layer); without, sampling a picture
-    of VAR-d16 spends 300 ms in it against 140 in plain products whose scores stay in the cache.
+    On CPUs with fast bf16 products the fused kernel is the slow one: sampling a picture of VAR-d16 spends 300 ms in it
+    against 140 in plain products whose scores stay in the cache.
     """
-    if q_BHLd.device.type == "cpu" and bias_LL is not None:
-        with torch.autocast("cpu", enabled=False):
-            return ((q_BHLd * scale) @ k_BHLd.transpose(-1, -2) + bias_LL).softmax(dim=-1) @ v_BHLd
     if q_BHLd.device.type == "cpu" and q_BHLd.dtype == torch.bfloat16 and not q_BHLd.requires_grad:
-        return attend_in_parts(q_BHLd * scale if scale != 1 else q_BHLd, k_BHLd, v_BHLd)
-    return F.scaled_dot_product_attention(q_BHLd, k_BHLd, v_BHLd, attn_mask=bias_LL, scale=scale)
+        return attend_in_parts(q_BHLd * scale if scale != 1 else q_BHLd, k_BHSd, v_BHSd)
+    return F.scaled_dot_product_attention(q_BHLd, k_BHSd, v_BHSd, scale=scale)
 
 
 def attend_in_parts(q_BHLd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor) -> Tensor:
@@ -141,12 +138,12 @@ class Block(nn.Module):
         x_BLD: Tensor,
         modulations: tuple[Modulation, Modulation],
         remember: Remember,
-        bias_LL: Tensor | None = None,
+        look: Look | None = None,
         drop: Drop | None = None,
     ) -> Tensor:
         first, second = modulations
         keep = drop or _everything
-        h = self.attention(modulate(x_BLD, first.shift, first.scale), remember, bias_LL)
+        h = self.attention(modulate(x_BLD, first.shift, first.scale), remember, look)
         x_BLD = torch.addcmul(x_BLD, h, keep(first.gate))
         h = self.feed_forward(modulate(x_BLD, second.shift, second.scale))
         return torch.addcmul(x_BLD, h, keep(second.gate))

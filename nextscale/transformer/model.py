@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
+from nextscale.transformer.attention import block_causal
 from nextscale.transformer.cache import KeyValueCache
 from nextscale.transformer.layers import Block, DropPath, Modulation, linear, modulate
 
@@ -70,15 +71,18 @@ class VAR(nn.Module):
 
         Returns (B, L, V) float32. Raises `InputError` for inputs of another shape.
         """
+        return self.through_head(self.hidden(labels_B, inputs_BLC, drop_path=drop_path))
+
+    def hidden(self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None) -> Tensor:
+        """What the head of `forward` takes: (B, L, D) float32, after the modulated norm. Arguments as `forward`'s."""
         self._check(labels_B, inputs_BLC)
         condition = self.condition(labels_B)
         x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC)], dim=1)
-        allowed_LL = self.config.scales.block_causal_mask().to(x_BLD.device)
-        bias_LL = x_BLD.new_zeros(allowed_LL.shape).masked_fill(~allowed_LL, -torch.inf)
+        look = block_causal(self.config.scales, x_BLD.device)
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             drop = drop_path.of_block(i, len(self.blocks)) if drop_path else None
-            x_BLD = block(x_BLD, modulations, _keep_none, bias_LL, drop)
-        return self.logits(x_BLD, condition)
+            x_BLD = block(x_BLD, modulations, _keep_none, look, drop)
+        return self.before_head(x_BLD, condition)
 
     def step(self, k: int, codes_BlC: Tensor | None, condition: Condition, cache: KeyValueCache) -> Tensor:
         """Logits of scale k alone, (B, h_k*w_k, V) float32; `cache` holds the coarser scales and gains this one.
@@ -93,7 +97,7 @@ class VAR(nn.Module):
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             x_BLD = block(x_BLD, modulations, partial(cache.extend, i))
         cache.advance(x_BLD.shape[1])
-        return self.logits(x_BLD, condition)
+        return self.through_head(self.before_head(x_BLD, condition))
 
     # -- the parts of forward and step ---------------------------------------------------------------------------------
 
@@ -117,10 +121,14 @@ class VAR(nn.Module):
             x_BlD = self.code_projection(codes_BlC.float())
         return self._place(x_BlD, 1, len(self.config.scales)) if k is None else self._place(x_BlD, k, k + 1)
 
-    def logits(self, x_BLD: Tensor, condition: Condition) -> Tensor:
-        """Modulated norm, in float32, and the linear head, in the dtype it is held in: (B, L, V) float32."""
+    def before_head(self, x_BLD: Tensor, condition: Condition) -> Tensor:
+        """Modulated norm, in float32."""
         with torch.autocast(x_BLD.device.type, enabled=False):
-            h_BLD = modulate(x_BLD.float(), condition.head_shift, condition.head_scale)
+            return modulate(x_BLD.float(), condition.head_shift, condition.head_scale)
+
+    def through_head(self, h_BLD: Tensor) -> Tensor:
+        """The linear head, in the dtype it is held in: (B, L, V) float32."""
+        with torch.autocast(h_BLD.device.type, enabled=False):
             return linear(h_BLD.to(self.head.weight.dtype), self.head.weight, self.head.bias).float()
 
     def _place(self, x_BlD: Tensor, first: int, end: int) -> Tensor:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale import VAR
+from nextscale import VAR, Scales
 from nextscale.config import TransformerConfig
 from nextscale.transformer import DropPath
+from nextscale.transformer.attention import block_causal
 from nextscale.transformer.layers import Attention, Block, FeedForward, Modulation, modulate
 
 Layer = TypeVar("Layer", bound=torch.nn.Module)
@@ -71,8 +72,8 @@ def test_attention_is_its_formula(transformer_config: TransformerConfig, normali
     x = torch.randn(2, 14, 64)
     mask = transformer_config.scales.block_causal_mask()[:14, :14]
     expected = torch.stack([slow_attention(layer, row, mask, normalized=normalized) for row in x])
-    bias = torch.zeros(14, 14).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(layer(x, as_they_are, bias), expected, atol=1e-5, rtol=1e-4)
+    look = block_causal(Scales(transformer_config.scales.sizes[:3]), torch.device("cpu"))
+    torch.testing.assert_close(layer(x, as_they_are, look), expected, atol=1e-5, rtol=1e-4)
     everything = torch.ones(14, 14, dtype=torch.bool)
     expected = torch.stack([slow_attention(layer, row, everything, normalized=normalized) for row in x])
     torch.testing.assert_close(layer(x, as_they_are), expected, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,97 @@
+"""Laws of block-causal attention: split into parts it is what the mask of all positions says, gradients too."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nextscale import Scales
+from nextscale.transformer import attention
+from nextscale.transformer.attention import block_causal
+
+CPU = torch.device("cpu")
+SCALES = [
+    Scales([1, 2, 3, 4]),  # all small: one mask
+    Scales([1, 2, 3, 4, 6, 8]),  # one large one
+    Scales([1, 3, 9, 10]),  # two
+    Scales([1, 9]),  # nothing to mask
+    Scales([(8, 8), (8, 9), (9, 10)]),  # each alone, the first too
+    Scales([(3, 4)]),
+    Scales([9]),
+]
+
+
+def drawn(scales: Scales, *, seed: int = 0) -> list[Tensor]:
+    """q, k, v as a layer brings them, not contiguous, and a gradient for what comes out."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, out = torch.randn(4, 2, scales.total, 3, 8, generator=generator).transpose(2, 3).unbind()
+    return [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), out]
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, scales: Scales, scale: float) -> Tensor:
+    """The formula, with the mask of all positions by all positions."""
+    scores = scale * q @ k.transpose(-1, -2)
+    return scores.masked_fill(~scales.block_causal_mask(), -torch.inf).softmax(dim=-1) @ v
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_split_attention_is_masked_attention(scales: Scales, scale: float) -> None:
+    """The same to 1e-5 in float32, and so are the gradients of queries, keys and values."""
+    q, k, v, gradient = drawn(scales)
+    expected = dense(q, k, v, scales, scale)
+    of_dense = torch.autograd.grad(expected, (q, k, v), gradient)
+    got = block_causal(scales, CPU)(q, k, v, scale)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    of_split = torch.autograd.grad(got, (q, k, v), gradient)
+    torch.testing.assert_close(of_split, of_dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+def test_what_other_devices_run_is_the_same(scales: Scales) -> None:
+    """Torch's fused kernel on the same parts."""
+    q, k, v, gradient = drawn(scales)
+    expected = dense(q, k, v, scales, 0.3)
+    got = attention.fused(q, k, v, attention.parts(scales, CPU), 0.3)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    of_dense, of_fused = (torch.autograd.grad(out, (q, k, v), gradient) for out in (expected, got))
+    torch.testing.assert_close(of_fused, of_dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 14, 1 << 30])
+def test_it_does_not_matter_how_many_heads_go_together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """One by one, some, all."""
+    q, k, v, gradient = drawn(SCALES[1])
+    expected = torch.autograd.grad(dense(q, k, v, SCALES[1], 1.0), (q, k, v), gradient)
+    monkeypatch.setattr(attention, "SCORES", size)
+    out = block_causal(SCALES[1], CPU)(q, k, v, 1.0)
+    torch.testing.assert_close(torch.autograd.grad(out, (q, k, v), gradient), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_parts_cover_the_sequence_in_order() -> None:
+    """The 256 px schedule: scales of fewer than 64 tokens together, the four large ones alone; 65 % of the square."""
+    scales = Scales([1, 2, 3, 4, 5, 6, 8, 10, 13, 16])
+    parts = attention.parts(scales, CPU)
+    assert [(part.start, part.stop) for part in parts] == [(0, 91), (91, 155), (155, 255), (255, 424), (424, 680)]
+    assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
+    assert [part.hidden is None for part in parts] == [False, True, True, True, True]
+    products = sum((part.stop - part.start) * part.stop for part in parts)
+    assert products / scales.total**2 == pytest.approx(0.63, abs=0.01)
+
+
+def test_half_precision_keeps_its_format() -> None:
+    """bfloat16 in, bfloat16 out, under autocast too, and near the exact result."""
+    scales = SCALES[1]
+    q, k, v, _ = drawn(scales)
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=scales.block_causal_mask(), scale=1.0)
+    low = [x.detach().bfloat16() for x in (q, k, v)]
+    plain = block_causal(scales, CPU)(*low, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = block_causal(scales, CPU)(*low, 1.0)
+    assert plain.dtype == inside.dtype == torch.bfloat16
+    assert torch.equal(plain, inside)
+    assert (plain - exact).std() / exact.std() < 0.01
