@@ -126,7 +126,7 @@ def network_used(network: FeatureNetwork) -> NetworkUsed:
         name=network.name,
         fingerprint=network.fingerprint,
         side=network.side,
-        resize="bicubic, antialiased",  # `features.network.resized`
+        resize=network.resize,
         dimensions=network.dimensions,
     )
 

@@ -23,6 +23,7 @@ from nextscale.data.folder import pictures_below
 from nextscale.data.pictures import fingerprint, in_threads
 from nextscale.errors import InputError
 from nextscale.evaluation import samples
+from nextscale.evaluation.card import INCEPTION
 from nextscale.evaluation.gathering import KEPT, Gathered, gather, kept, shares, spatial_dimensions
 from nextscale.evaluation.samples import Statistics
 from nextscale.evaluation.statistics import Gaussian
@@ -121,14 +122,16 @@ class Reference:
         if self.statistics is None or len(self.statistics.gaussian.mean) != network.dimensions:
             return None
         gaussian, spatial, whose = self.statistics
-        if whose not in (None, identity(network)):
+        other = whose is not None and whose != identity(network)
+        if other or (self.statistics.look_like_inceptions and network.name != INCEPTION):
             return None
         fits = spatial is not None and len(spatial.mean) == spatial_dimensions(network)
         return Statistics(gaussian, spatial if fits else None, whose)
 
     def _of_another(self, network: FeatureNetwork) -> InputError:
         assert self.statistics is not None
-        got = self.statistics.network or f"those of {len(self.statistics.gaussian.mean)}"
+        whose = " that do not say whose they are, like Inception's" if self.statistics.look_like_inceptions else ""
+        got = self.statistics.network or f"those of {len(self.statistics.gaussian.mean)}{whose}"
         wanted = f"{network.dimensions} features ({identity(network)})"
         return InputError(f"{self.name}: expected statistics of {wanted}, got {got}")
 

@@ -39,6 +39,11 @@ class Statistics(NamedTuple):
     network: str | None = None
     """Whose features; None in files that other programs wrote."""
 
+    @property
+    def look_like_inceptions(self) -> bool:
+        """Whether nobody says whose they are, and they are as many as those that published files hold."""
+        return self.network is None and len(self.gaussian.mean) == 2048
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:

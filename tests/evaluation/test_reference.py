@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nextscale import data, images
+from nextscale import data, features, images
 from nextscale.data import Pictures
 from nextscale.data.pictures import Split
 from nextscale.errors import InputError
 from nextscale.evaluation import reference, samples
+from nextscale.evaluation.card import INCEPTION
 from nextscale.evaluation.gathering import kept
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.samples import Statistics
@@ -199,6 +200,18 @@ def test_statistics_of_another_network_are_refused(split: Split, glance: Feature
     np.savez(tmp_path / "five.npz", mu=np.zeros(5), sigma=np.eye(5))
     with pytest.raises(InputError, match=r"statistics of 7 features \(Glance .* 8\), got those of 5"):
         reference.of_file(tmp_path / "five.npz").features(glance)
+
+
+def test_published_statistics_are_inceptions_alone(tmp_path: Path) -> None:
+    """They do not say so, and other networks have 2048 features too."""
+    np.savez(tmp_path / "published.npz", mu=np.zeros(2048, dtype=np.float32), sigma=np.eye(2048, dtype=np.float32))
+    published = reference.of_file(tmp_path / "published.npz")
+    module = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 2048))
+    other = features.of_module(module, name="R", side=8)
+    with pytest.raises(InputError, match="of 2048 features .*, got those of 2048 that do not say whose they are"):
+        published.features(other)
+    other.name = INCEPTION
+    assert published.features(other).gaussian.mean.shape == (2048,)
 
 
 def test_spatial_statistics_of_another_map_are_left_out(glance: FeatureNetwork, tmp_path: Path) -> None:
