@@ -1,0 +1,285 @@
+"""Token caches: pictures that a tokenizer has turned into tokens once and for all, read in any order.
+
+tokens.json            what the cache was made of, and a checksum of every file with tokens or labels
+train-00000.npy, ...   (n, V, L) uint16: n pictures of the split, each in V views; mapped into memory, never read whole
+train-labels.npy       (N,) int64
+validation-...         the held-out split, in one view
+parts/                 what `nextscale.data.encoding`, which writes all of this, remembers of each file
+
+Nothing here knows the tokenizer but by its fingerprint. Shapes: N pictures of a split, n of a batch or of a file, V
+views, L tokens of all scales.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextscale.checkpoint import read_json
+from nextscale.data.pictures import Progress, fingerprint, in_threads
+from nextscale.errors import InputError
+from nextscale.scales import Scales
+
+INDEX = "tokens.json"
+SPLITS = ("train", "validation")
+CODES = 2**16  # that uint16 can tell apart
+
+
+class Tokens(Protocol):
+    """One split of a data set, as tokens.
+
+    `labels` is (N,) int64; `fingerprint` is a hex string that changes when the tokens, the labels or the split change.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (n, L) int64 and labels (n,) int64, on the CPU.
+
+        `views`, (n, 3) float32 in [0, 1), tells how each picture is seen, as in `Pictures.batch`; without it crops are
+        centred and nothing is mirrored. Raises `InputError` for another shape, `IndexError` for an index out of range.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSet:
+    """Two splits without a picture in common; `unreadable` are the pictures that could not be encoded."""
+
+    train: Tokens
+    validation: Tokens
+    classes: tuple[str, ...]
+    unreadable: list[str]
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Names of the pictures that could not be read, as far as is known by now."""
+        return tuple(sorted(set(self.unreadable)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a cache was made of."""
+
+    tokenizer: str
+    """`checkpoint.fingerprint` of the tokenizer's state dict."""
+    scales: Scales
+    codebook_size: int
+    height: int
+    """Of the pictures, in pixels."""
+    width: int
+    data: str
+    """Fingerprint of the training pictures."""
+    held_out: str
+    """Fingerprint of the held-out ones."""
+    precision: str
+    """What the encoder computed in, such as "float32"."""
+    views: int
+    """Of each training picture; the first is the centred one. Held-out pictures have that one alone."""
+    flip: bool
+    """Whether half of the other views are mirrored."""
+    seed: int
+    """Of these views."""
+    shard: int
+    """Rows (a picture in one view) a file."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.codebook_size <= CODES:
+            raise InputError(f"expected a codebook of 1 .. {CODES} codes, which 16 bits hold, got {self.codebook_size}")
+        for name in ("views", "shard"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.flip and self.views < 2:
+            raise InputError("flip: expected with 2 views or more, since the first is never mirrored, got 1")
+
+    def views_of(self, split: str) -> int:
+        """How many views a picture of "train" or "validation" has."""
+        return self.views if split == "train" else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self) | {"scales": self.scales.to_list()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Meta:
+        """The reverse. Raises `TypeError` or `KeyError` for something else."""
+        return cls(**{**values, "scales": Scales(values["scales"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """A file as it was written."""
+
+    file: str
+    bytes: int
+    crc32: int
+
+    def check_size(self, directory: Path) -> None:
+        """Raise `InputError` unless the file is there with as many bytes."""
+        path = directory / self.file
+        if not path.is_file():
+            raise _damaged(path, "found none")
+        if (size := path.stat().st_size) != self.bytes:
+            raise _damaged(path, f"got {size} bytes where {self.bytes} were written")
+
+    def check_sum(self, directory: Path) -> None:
+        """Raise `InputError` unless every byte is what was written; reads all of the file."""
+        path = directory / self.file
+        if (found := checksum(path)) != self.crc32:
+            raise _damaged(path, f"got checksum {found:08x} where {self.crc32:08x} was written")
+
+
+def _damaged(path: Path, found: str) -> InputError:
+    return InputError(f"{path}: expected a file of a token cache, {found}; the command that encoded it will mend it")
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: it finds accidents, which is all it is for, at several GB/s. Raises `InputError`."""
+    value = 0
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                value = zlib.crc32(chunk, value)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CachedTokens:
+    """One split of a cache. All files but the last hold as many pictures."""
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    fingerprint: str
+    shards: Sequence[np.ndarray]
+    """(n, V, L) uint16 each, mapped."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Tokens.batch`. The first number of a view chooses among the V stored ones: floor(V times it)."""
+        wanted_n = self._in_range(torch.as_tensor(indices, dtype=torch.int64))
+        view_n = self._stored_view(views, len(wanted_n))
+        shard_n, row_n = np.divmod(wanted_n.numpy(), len(self.shards[0]))
+        tokens_nL = np.empty((len(wanted_n), self.shards[0].shape[2]), dtype=np.int64)
+        for number in np.unique(shard_n):
+            here_n = shard_n == number
+            tokens_nL[here_n] = self.shards[number][row_n[here_n], view_n[here_n]]
+        return torch.from_numpy(tokens_nL), self.labels[wanted_n]
+
+    def _in_range(self, indices_n: Tensor) -> Tensor:
+        """Indices from 0 on; negative ones count from the end, as in lists."""
+        outside_n = (indices_n < -len(self)) | (indices_n >= len(self))
+        if outside_n.any():
+            raise IndexError(f"expected indices below {len(self)}, got {indices_n[outside_n][0]}")
+        return indices_n.where(indices_n >= 0, indices_n + len(self))
+
+    def _stored_view(self, views: Tensor | None, count: int) -> np.ndarray:
+        if views is None:
+            return np.zeros(count, dtype=np.int64)
+        if views.shape != (count, 3):
+            raise InputError(f"expected views of shape ({count}, 3), got {tuple(views.shape)}")
+        stored = self.shards[0].shape[1]
+        return (views[:, 0].double() * stored).long().clamp(0, stored - 1).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCache(TokenSet):
+    """A finished cache: its two splits, and what it was made of."""
+
+    meta: Meta
+
+
+def is_cache(path: str | Path) -> bool:
+    """Whether `path` is a directory of tokens, finished or not."""
+    return (Path(path) / INDEX).is_file()
+
+
+def load(
+    directory: str | Path, *, tokenizer: str | None = None, verify: bool = True, progress: Progress | None = None
+) -> TokenCache:
+    """The finished cache in `directory`.
+
+    Arguments:
+        tokenizer: fingerprint of the tokenizer whose tokens are wanted; None takes any.
+        verify: read every file once and compare its checksum; the sizes are compared in any case. It takes as long as
+            reading the cache from the disk does, and leaves it in memory for what comes.
+        progress: called with (files verified, files in all).
+
+    Raises `InputError` for no cache, an unfinished one, another tokenizer's, and a file that is missing or damaged.
+    """
+    directory = Path(directory)
+    index, meta = _read_index(directory)
+    if tokenizer is not None and tokenizer != meta.tokenizer:
+        raise InputError(
+            f"{directory}: expected tokens of tokenizer {tokenizer}, got those of tokenizer {meta.tokenizer}; "
+            "take that tokenizer, or encode the pictures with this one"
+        )
+    stamps = {split: [Stamp(**stamp) for stamp in index["files"][split]] for split in SPLITS}
+    every = [stamp for split in SPLITS for stamp in stamps[split]]
+    for stamp in every:
+        stamp.check_size(directory)
+    if verify:
+        list(in_threads(lambda stamp: stamp.check_sum(directory), every, progress=progress))
+    classes = tuple(index["classes"])
+    train, validation = (_split(directory, split, stamps[split], meta, classes) for split in SPLITS)
+    return TokenCache(train=train, validation=validation, classes=classes, unreadable=index["unreadable"], meta=meta)
+
+
+def _read_index(directory: Path) -> tuple[dict[str, Any], Meta]:
+    """A finished cache's tokens.json, and the part of it that tells what the cache was made of."""
+    if not is_cache(directory):
+        raise InputError(f"expected a token cache, found no {INDEX} in {directory}")
+    index = read_json(directory / INDEX)
+    try:
+        meta = Meta.from_json(index["settings"])
+        if not index["finished"]:
+            raise InputError(f"{directory}: expected a finished token cache; the command that began it will finish it")
+        for split in SPLITS:
+            [Stamp(**stamp) for stamp in index["files"][split]][1]  # at least the labels and one file of tokens
+        index["classes"], index["unreadable"]
+    except (LookupError, TypeError):
+        raise InputError(f"{directory / INDEX}: expected what tells of a token cache, got something else") from None
+    return index, meta
+
+
+def _split(directory: Path, split: str, stamps: Sequence[Stamp], meta: Meta, classes: tuple[str, ...]) -> CachedTokens:
+    labels, *shards = (_mapped(directory / stamp.file) for stamp in stamps)
+    row = (meta.views_of(split), meta.scales.total)
+    fits = all(shard.dtype == np.uint16 and shard.shape[1:] == row for shard in shards)
+    fits = fits and all(len(shard) == len(shards[0]) for shard in shards[:-1])
+    if not fits or labels.shape != (sum(map(len, shards)),):
+        raise InputError(f"{directory}: expected {split} tokens of shape (pictures, {row[0]}, {row[1]}), got others")
+    return CachedTokens(
+        classes=classes,
+        labels=torch.from_numpy(np.array(labels)),
+        fingerprint=fingerprint([split, meta.to_json(), *classes, *(stamp.crc32 for stamp in stamps)]),
+        shards=shards,
+    )
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array in a file, as plain array that is read when looked at."""
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, f"got something else ({error})") from None
