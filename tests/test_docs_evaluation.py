@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nextscale import cli, flops, presets
+from nextscale import cli, features, flops, presets
 from nextscale.cli.evaluate_generation import EvaluateGeneration
 from nextscale.evaluation import card
 
@@ -52,6 +52,7 @@ def test_every_published_row_has_its_command(depth: int) -> None:
             (900,),
             (0.96,),
         )
+        assert (command.features, command.keep) == (features.DOWNLOADED, card.ENOUGH)
 
 
 def test_the_thresholds_are_those_that_warn() -> None:
@@ -61,6 +62,26 @@ def test_the_thresholds_are_those_that_warn() -> None:
 
 
 @pytest.mark.parametrize("figure", ["FID", "IS"])
-def test_names_of_inception_stand_for_published_figures_alone(figure: str) -> None:
-    """No command here prints them."""
+def test_names_of_inception_stand_for_its_figures_alone(figure: str) -> None:
+    """The page says so of the packaged network."""
     assert card.figure_name({"FID": "FD", "IS": "score"}[figure], "EffNetLite0").split("-")[0] != figure
+
+
+def test_the_python_runs() -> None:
+    """As a reader would paste it."""
+    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    exec(compile(block, "evaluation.md", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        (features.PACKAGED, features.efficientnet.EfficientNetLite0),
+        (features.DOWNLOADED, features.inception.Inception),
+    ],
+)
+def test_the_table_of_networks_is_what_they_are(name: str, network: type[features.FeatureNetwork]) -> None:
+    """Features, sides and ways of resizing."""
+    (row,) = re.findall(rf"^\| `{name}`.*$", PAGE, flags=re.MULTILINE)
+    resize = network.resize.split()[0].strip(",")
+    assert f"| {network.dimensions} | {network.side}x{network.side}, {resize}" in row
