@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nextscale.data import emoji, folder, reading, shards
+from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.errors import InputError
 
-__all__ = ["DataSet", "Pictures", "Progress", "load"]
+__all__ = ["DataSet", "Labels", "Pictures", "Progress", "load"]
 
 
 def load(
@@ -20,6 +21,7 @@ def load(
     *,
     height: int,
     width: int,
+    labels: Labels | None = None,
     max_broken: float = 0.01,
     progress: Progress | None = None,
 ) -> DataSet:
@@ -30,13 +32,20 @@ def load(
     `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
     Unreadable pictures are left out and named in `DataSet.broken`.
 
+    `labels` is the path of a CSV file with the columns `file,label` (`nextscale.data.labels`) that tells the classes of
+    a folder's pictures; or `"none"`: one class, for data of any kind. None leaves it to folders and shards.
+
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
-    pictures, a size below one pixel, or a larger share of unreadable pictures than `max_broken`.
+    pictures, labels that do not fit the pictures, a size below one pixel, or a larger share of unreadable pictures than
+    `max_broken`.
     """
     if height < 1 or width < 1:
         raise InputError(f"expected a picture size of at least 1×1 pixels, got {height}×{width}")
     if source == "emoji":
-        return emoji.load(height=height, width=width)
+        return emoji.load(height=height, width=width, labels=labels)
     found = shards.find(source)
-    listing = folder.survey(Path(source)) if found is None else shards.survey(found, progress=progress)
+    if found is None:
+        listing = folder.survey(Path(source), labels=labels)
+    else:
+        listing = shards.survey(found, labels=labels, progress=progress)
     return reading.load(listing, height=height, width=width, max_broken=max_broken, progress=progress)

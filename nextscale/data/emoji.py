@@ -8,7 +8,7 @@ side. Letters and flags have a right way round, so views of them are better not 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import images
+from nextscale.data.labels import NONE, Labels, no_classes
 from nextscale.data.pictures import DataSet, Split, fingerprint, from_memory, in_threads
 
 PACK = Path(__file__).with_name("emoji_pack")
@@ -53,11 +54,22 @@ def classes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.group for entry in entries()))
 
 
-def load(*, height: int, width: int) -> DataSet:
-    """The embedded pictures at any size; where that is not square, the picture stands in the middle of white."""
+def load(*, height: int, width: int, labels: Labels | None = None) -> DataSet:
+    """The embedded pictures at any size; where that is not square, the picture stands in the middle of white.
+
+    `labels` may be "none": one class instead of the groups.
+    """
+    alike = no_classes(labels, of="the embedded emoji")
     stored = decoded(height, width)
     train, validation = (_split(name, stored, height=height, width=width) for name in ("train", "validation"))
-    return DataSet(train=train, validation=validation, classes=classes(), unreadable=[])
+    if alike:
+        train, validation = _in_one_class(train), _in_one_class(validation)
+    return DataSet(train=train, validation=validation, classes=train.classes, unreadable=[])
+
+
+def _in_one_class(split: Split) -> Split:
+    labels = torch.zeros_like(split.labels)
+    return replace(split, classes=("emoji",), labels=labels, fingerprint=fingerprint([split.fingerprint, NONE]))
 
 
 @lru_cache(maxsize=4)

@@ -3,16 +3,19 @@
 Layouts: `DIR/class/…/*.jpg` (the class is the first folder, classes sorted by name), or pictures directly in `DIR` (one
 class, named as the folder). If `DIR/train` and one of `DIR/val`, `DIR/validation`, `DIR/test` hold pictures, they are
 the splits; otherwise 5 %, at least one, is held out by the hash of the relative path: the same files at every size and
-on every machine. Hidden files are ignored; links are followed, but never into a folder they lie in.
+on every machine. Hidden files are ignored; links are followed, but never into a folder they lie in. Where a table or
+"none" gives the classes (`nextscale.data.labels`), pictures may lie at any depth, with the same splits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from nextscale.data.labels import NONE, Groups, Labels, one_class, read_table
 from nextscale.data.listing import SUFFIXES, VALIDATION, Listing, hold_out
 from nextscale.errors import InputError
 
@@ -31,24 +34,34 @@ class File:
         return self.path.open("rb")
 
 
-def survey(root: Path) -> Listing:
-    """The picture files below `root`, in the order of their classes and names.
+def survey(root: Path, *, labels: Labels | None = None) -> Listing:
+    """The picture files below `root`, in the order of their classes and names; `labels` as `nextscale.data.load` tells.
 
-    Raises `InputError` unless it is a folder with pictures in one of the layouts.
+    Raises `InputError` unless it is a folder with pictures in one of the layouts, and for labels that do not fit them.
     """
     if not root.exists():
         raise InputError(f"expected a folder of pictures, found nothing at {root}; .tar shards would do as well")
     if not root.is_dir():
         raise InputError(f"expected a folder of pictures, got the file {root}; .tar shards would do as well")
-    return _two_folders(root) or _one_folder(root)
+    grouped = _grouping(root, labels)
+    return _two_folders(root, grouped) or _one_folder(root, grouped)
 
 
-def _two_folders(root: Path) -> Listing | None:
-    """`root/train` beside `root/val`, if both hold pictures."""
-    candidates = [root / "train", *(root / name for name in VALIDATION)]
-    train, *held_out = [_by_class(folder, flat_name=root.resolve().name) for folder in candidates]
-    validation = next((groups for groups in held_out if groups), {})
-    if not train or not validation:
+def _grouping(root: Path, labels: Labels | None) -> Callable[[Path], Groups]:
+    """What finds the pictures below a folder and tells their classes."""
+    flat_name = root.resolve().name
+    if labels is None:
+        return partial(_by_class, flat_name=flat_name)
+    stated = one_class(flat_name) if labels == NONE else read_table(Path(labels), root)
+    return lambda folder: stated(list(pictures_below(folder)) if folder.is_dir() else [])
+
+
+def _two_folders(root: Path, grouped: Callable[[Path], Groups]) -> Listing | None:
+    """`root/train` beside `root/val`, if both hold pictures; a `root/test` beside them is not looked into."""
+    if not (train := grouped(root / "train")):
+        return None
+    validation = next((groups for name in VALIDATION if (groups := grouped(root / name))), None)
+    if validation is None:
         return None
     if unknown := sorted(validation.keys() - train.keys()):
         raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
@@ -62,9 +75,9 @@ def _two_folders(root: Path) -> Listing | None:
     return Listing(kind="folder", root=root, items=files, classes=classes)
 
 
-def _one_folder(root: Path) -> Listing:
+def _one_folder(root: Path, grouped: Callable[[Path], Groups]) -> Listing:
     """`root` with a share held out by the hash of the names, so that a new file moves few others."""
-    groups = _by_class(root, flat_name=root.resolve().name)
+    groups = grouped(root)
     labelled = [(path, label) for label, paths in enumerate(groups.values()) for path in paths]
     if not labelled:
         raise InputError(f"expected pictures ({', '.join(SUFFIXES)}) or .tar shards in {root}, found none")

@@ -27,12 +27,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nextscale.data.folder import pictures_below, visible
+from nextscale.data.labels import Labels, no_classes
 from nextscale.data.listing import SUFFIXES, VALIDATION, Listing, hold_out
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.tar import Member, members
 from nextscale.errors import InputError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+STATED = (".cls", ".json")  # the files that may state a class
 LABEL_KEYS = ("label", "class", "cls")
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -136,23 +138,27 @@ def _compressed(name: str) -> InputError:
 # ---- which samples ---------------------------------------------------------------------------------------------------
 
 
-def survey(shards: Shards, *, progress: Progress | None = None) -> Listing:
+def survey(shards: Shards, *, labels: Labels | None = None, progress: Progress | None = None) -> Listing:
     """The samples of the shards in the order they lie there; `progress` runs through the shards.
 
+    `labels` may be "none": one class, whatever the samples say.
+
     Raises `InputError` for a damaged shard, a key with the same file twice or with two pictures, shards without
-    samples, and classes that are missing, unknown or no class.
+    samples, classes that are missing, unknown or no class, and a table of labels.
     """
+    alike = no_classes(labels, of=f"the shards in {shards.root}")
+    read = partial(_read, root=shards.root, suffixes=SUFFIXES if alike else (*SUFFIXES, *STATED), progress=progress)
     train_paths, held_out_paths = _sides(shards)
-    train = _read(train_paths, root=shards.root, progress=progress)
+    train = read(train_paths)
     if held_out_paths:
-        found = train + _read(held_out_paths, root=shards.root, progress=progress)
+        found = train + read(held_out_paths)
         chosen = set(range(len(train), len(found)))
     else:
         found, chosen = train, hold_out([sample.key for sample in train], root=shards.root)
-    classes, labels = _labels(found, train, root=shards.root)
+    classes, numbers = _labels(found, train, root=shards.root)
     samples = [
         Sample(name=sample.name, label=label, held_out=index in chosen, picture=sample.picture)
-        for index, (sample, label) in enumerate(zip(found, labels, strict=True))
+        for index, (sample, label) in enumerate(zip(found, numbers, strict=True))
     ]
     return Listing(kind="shards", root=shards.root, items=samples, classes=classes)
 
@@ -166,8 +172,8 @@ def _sides(shards: Shards) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return (train, first) if train and first else (shards.paths, ())
 
 
-def _read(paths: Sequence[Path], *, root: Path, progress: Progress | None) -> list[Found]:
-    parts = in_threads(partial(_samples, root=root), paths, progress=progress)
+def _read(paths: Sequence[Path], *, root: Path, suffixes: tuple[str, ...], progress: Progress | None) -> list[Found]:
+    parts = in_threads(partial(_samples, root=root, suffixes=suffixes), paths, progress=progress)
     found = [sample for part in parts for sample in part]
     if not any(sample.picture.size for sample in found):
         some = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
@@ -175,11 +181,11 @@ def _read(paths: Sequence[Path], *, root: Path, progress: Progress | None) -> li
     return found
 
 
-def _samples(path: Path, *, root: Path) -> list[Found]:
+def _samples(path: Path, *, root: Path, suffixes: tuple[str, ...]) -> list[Found]:
     groups: dict[str, dict[str, Member]] = {}
     for member in members(path):
         key, suffix = _split(member.name)
-        if suffix in (*SUFFIXES, ".cls", ".json"):
+        if suffix in suffixes:
             files = groups.setdefault(key, {})
             if suffix in files:
                 raise InputError(f"expected every key once in {path}, got {member.name} twice")
