@@ -94,7 +94,8 @@ class EvaluateGeneration:
     per_class: bool = False
     """Also the Fréchet distance of each class."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Network through whose features the pictures are seen."""
+    """Network through whose features the pictures are seen: inception-2015 for FID (downloaded once), a file with
+    weights, a hub name, or MODULE:FUNCTION."""
     keep: int = 10_000
     """Pictures from which figures other than Fréchet distances are made, at most; time grows with the square."""
     batch: int = 32

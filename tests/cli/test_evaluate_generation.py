@@ -65,6 +65,26 @@ def values(done: Any) -> Any:
     return json.loads(done.output)
 
 
+def test_network_of_ones_own_judges_without_score(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name of a function in the working directory; a misspelt one is one line."""
+    (tmp_path / "judges_here.py").write_text(
+        "from torch import nn\nfrom nextscale import features\n\n\ndef colours():\n"
+        "    module = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())\n"
+        "    return features.of_module(module, name='colours', side=8)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = values(call("--json", "-", "--features", "judges_here:colours"))["results"][0]
+    assert result["figures"].keys() == {*FIGURES} - {"score", "spatial_frechet_distance"}
+    assert result["figures"]["frechet_distance"]["name"] == "FD-colours"
+    assert result["card"]["network"]["resize"] == "bicubic, antialiased"
+    done = call("--features", "judges_here:colors")
+    assert done.status == 2
+    assert "expected MODULE:FUNCTION that can be imported, got judges_here:colors" in done.errors
+    assert done.errors.count("\n") == 1
+
+
 def test_figures_and_card_fit_80_columns(call: Callable[..., Any], tiny: Path, pictures: Path) -> None:
     """Each figure under the name of its network; no bar where there is no terminal."""
     done = call()
