@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.training.losses import (
     adaptive_weight,
     choice_entropy,
+    chunked_cross_entropy,
     cross_entropy,
     hinge_discriminator,
     hinge_generator,
@@ -167,6 +169,66 @@ def test_equal_logits_cost_the_logarithm_of_the_codes() -> None:
     torch.testing.assert_close(
         cross_entropy(torch.ones(1, 3, 64), torch.tensor([[0, 5, 63]])), torch.full((1, 3), math.log(64))
     )
+
+
+def head(batch: int = 3, positions: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """h, weight, bias, tokens, weights of positions: logits of standard deviation 1 or so, 50 codes, width 16."""
+    h, weight, bias = drawn(batch, positions, 16), drawn(50, 16, seed=1) / 4, drawn(50, seed=2) / 4
+    tokens = torch.randint(50, (batch, positions), generator=torch.Generator().manual_seed(3))
+    return h.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), tokens, torch.arange(positions) / 4.0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("chunk", [1, 4, 21, 1000, None])
+def test_chunked_cross_entropy_is_that_of_all_logits(chunk: int | None, smoothing: float) -> None:
+    """Loss, gradients of h, weight and bias, -log p of each token, hits: against torch's own, however it is cut."""
+    h, weight, bias, tokens, weights = head()
+    logits = F.linear(h, weight, bias)
+    of_each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none", label_smoothing=smoothing)
+    expected = ((of_each.view_as(tokens) * weights).sum(dim=1) / weights.sum()).mean()
+    loss, loss_BL, hit_BL = chunked_cross_entropy(h, weight, bias, tokens, weights, smoothing=smoothing, chunk=chunk)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss_BL, cross_entropy(logits.detach(), tokens))
+    assert torch.equal(hit_BL, logits.argmax(dim=-1) == tokens)
+    assert not loss_BL.requires_grad
+    ours, theirs = (torch.autograd.grad(3 * value, (h, weight, bias)) for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_chunked_cross_entropy_survives_logits_of_any_size() -> None:
+    """A hundred times larger, where exp() alone would be infinite."""
+    h, weight, bias, tokens, _ = head()
+    logits = F.linear(100 * h, weight, bias)
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    loss, _, _ = chunked_cross_entropy(100 * h, weight, bias, tokens, torch.ones(7))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, h), torch.autograd.grad(expected, h), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_chunked_cross_entropy_may_be_in_half_precision(dtype: torch.dtype) -> None:
+    """Loss to 1 in 2000, gradients to 1 in 100 of their length and in the masters' float32; autocast is not asked."""
+    h, weight, bias, tokens, weights = head(batch=40)
+    exact, _, _ = chunked_cross_entropy(h, weight, bias, tokens, weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again, _, _ = chunked_cross_entropy(h, weight, bias, tokens, weights)
+    assert torch.equal(exact, again)
+    low, loss_BL, _ = chunked_cross_entropy(h, weight, bias, tokens, weights, dtype=dtype)
+    assert low.item() == pytest.approx(exact.item(), rel=5e-4)
+    assert loss_BL.dtype == torch.float32
+    for ours, theirs in zip(*(torch.autograd.grad(loss, (h, weight, bias)) for loss in (low, exact)), strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+@torch.no_grad()
+def test_chunked_cross_entropy_of_nothing_that_learns_is_the_same() -> None:
+    """For validation; a position of weight 0 is left out of the loss but not of the figures."""
+    h, weight, bias, tokens, _ = head()
+    weights = torch.tensor([1.0, 1, 1, 0, 0, 0, 0])
+    loss, loss_BL, _ = chunked_cross_entropy(h, weight, bias, tokens, weights)
+    torch.testing.assert_close(loss, loss_BL[:, :3].mean())
+    torch.testing.assert_close(loss_BL, cross_entropy(F.linear(h, weight, bias), tokens))
 
 
 def test_unigram_entropy_of_known_positions() -> None:
