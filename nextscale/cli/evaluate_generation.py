@@ -13,14 +13,13 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Json, Model, Precision
-from nextscale.cli.output import at_least, check_json, directory, progress
+from nextscale.cli.output import at_least, bar, check_json, directory
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nextscale.data import Progress
     from nextscale.evaluation.card import Card, ReferenceUsed, Rejection, Setting
     from nextscale.evaluation.generation import Painted, Plan, Result
     from nextscale.evaluation.reference import ReferenceFeatures
@@ -204,7 +203,7 @@ class EvaluateGeneration:
             (pipe.tokenizer.config.height, pipe.tokenizer.config.width),
         )
         found = reference.load(source, size=size, split="train")
-        with _bar("what the classifier learns from") as told:
+        with bar("what the classifier learns from") as told:
             seen = found.features(network, batch=self.batch, progress=told)
         if seen.features is None or seen.labels is None:
             raise InputError(f"--classifier-data: expected pictures with classes, got {source}")
@@ -220,7 +219,7 @@ class EvaluateGeneration:
         if choosing is None:
             return balanced(len(pipe.classes), parts.card.per_class, first_seed=self.seed)
         candidates = balanced(len(pipe.classes), choosing.rejection.candidates, first_seed=self.seed)
-        with _bar(f"choosing{which}") as told:
+        with bar(f"choosing{which}") as told:
             batches = paint(pipe, candidates, setting, batch=self.batch, progress=told)
             return accepted(batches, candidates, choosing.scorer, each=parts.card.per_class)
 
@@ -229,9 +228,9 @@ class EvaluateGeneration:
         from nextscale.evaluation.generation import has_classes, reference_used
 
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
-        with _bar("finding the reference") as told:
+        with bar("finding the reference") as told:
             found = reference.load(self.reference, size=size, split=self.split, progress=told)
-        with _bar("looking at the reference") as told:
+        with bar("looking at the reference") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
         if self.per_class and not has_classes(seen, classes):
             raise InputError(
@@ -246,9 +245,9 @@ class EvaluateGeneration:
         from nextscale.evaluation.gathering import gather
         from nextscale.evaluation.generation import judge, paint, per_class, shown_to
 
-        with _bar(f"painting{which}") as told, self._keeping(plan, setting if which else None) as also:
+        with bar(f"painting{which}") as told, self._keeping(plan, setting if which else None) as also:
             batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
-            seen = gather(batches, parts.network, total=len(plan), keep=self.keep)
+            seen = gather(batches, parts.network, total=len(plan), keep=self.keep, keep_spatial=True)
         if not distributed.is_first():
             return None
         result = judge(seen, parts.reference, parts.network, dataclasses.replace(parts.card, setting=setting))
@@ -279,11 +278,3 @@ class EvaluateGeneration:
 
             yield keep
         sheet.save()
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    """A bar with the time that is left, to be told (done, total)."""
-    with progress() as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

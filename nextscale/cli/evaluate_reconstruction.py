@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextscale.cli import models
+from nextscale.cli import models, networks
 from nextscale.cli.data import read_data
-from nextscale.cli.options import Depth, Json, Model, TokenizerRun
-from nextscale.cli.output import at_least, check_json, console, directory, progress, say, table, write_json
+from nextscale.cli.figures import tell, tell_card
+from nextscale.cli.options import Depth, Json, Model, NetworkAndHeads, TokenizerRun
+from nextscale.cli.output import at_least, bar, check_json, console, directory, say, table, write_json
+from nextscale.cli.training import together
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
     from torch import Tensor
 
-    from nextscale.data import DataSet, Pictures
-    from nextscale.evaluation.reconstruction import ReconstructionFigures
-    from nextscale.features import FeatureNetwork
+    from nextscale.data import Pictures
+    from nextscale.evaluation.reconstruction import ReconstructionFigures, ScaleFigures, Source
     from nextscale.tokenizer import MultiScaleVQVAE
 
 COLUMNS = 8  # pictures in a row of the sheet
@@ -32,6 +33,8 @@ class EvaluateReconstruction:
     """How far pictures are from what they were, and what each scale does for it.
 
     FD: Fréchet distance, named after the network whose features it compares
+
+    behind torchrun: processes share the pictures
     """
 
     model: Model = ()
@@ -45,7 +48,12 @@ class EvaluateReconstruction:
     split: Literal["validation", "train"] = "validation"
     """The pictures held out, or those to train on."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Feature network of the perceptual and of the Fréchet distance."""
+    """Network through whose features pictures and reconstructions are compared as sets."""
+    perceptual: NetworkAndHeads = ()
+    """Network of the perceptual distance, and LPIPS's linear heads, if any (default: that of --features, if it
+    has inner maps)."""
+    keep: int = 10_000
+    """Pictures from which figures of sets other than Fréchet distances are made, at most."""
     batch: int = 32
     """Pictures at a time; the figures do not depend on it."""
     device: str = "auto"
@@ -57,78 +65,61 @@ class EvaluateReconstruction:
 
     def run(self) -> None:
         self._check()
-        from nextscale import features
-        from nextscale.precision import find_device
-
-        device = find_device(self.device)
-        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
-        network = features.load(self.features, device=device)
-        found = read_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
-        pictures = found.train if self.split == "train" else found.validation
-        if self.out is not None:
-            directory("--out", self.out)
-        figures = self._judge(tokenizer, pictures, network)
-        values = figures.to_json() | self._setting(device)
-        values["warnings"] += self._warnings(found)
-        if str(self.json) != "-":
-            _tell(figures, values)
-        if self.out is not None:
-            self._draw(tokenizer, pictures, figures)
-        if self.json is not None:
-            write_json(self.json, values)
+        with together(self.device) as device:
+            self._evaluate(device)
 
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         models.check_tokenizer(self.model, self.tokenizer, self.depth)
         at_least("--batch", 1, self.batch)
+        at_least("--keep", 4, self.keep)
         check_json(self.json)
 
-    def _judge(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, network: FeatureNetwork) -> ReconstructionFigures:
-        from nextscale.evaluation.reconstruction import evaluate
+    def _evaluate(self, device: str) -> None:
+        """Look, all processes together; the first one judges and tells."""
+        from nextscale import distributed, features
+        from nextscale.evaluation import reconstruction
+        from nextscale.evaluation.reconstruction import perceptual_of
 
-        with progress() as bar:
-            task = bar.add_task("reconstructing", total=len(pictures))
-            return evaluate(
-                tokenizer,
-                pictures,
-                network,
-                batch=self.batch,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
+        network = features.load(self.features, device=device)
+        perceptual = networks.perceptual(self.perceptual, device=device) or perceptual_of(network)
+        found = read_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
+        pictures = found.train if self.split == "train" else found.validation
+        if self.out is not None:
+            directory("--out", self.out)
+        with bar("reconstructing") as told:
+            looked = reconstruction.look(
+                tokenizer, pictures, network, perceptual, batch=self.batch, keep=self.keep, progress=told
             )
+        if distributed.is_first():
+            source = self._source(len(found.broken))
+            card = reconstruction.card_of(tokenizer, pictures, network, perceptual, source, keep=self.keep)
+            self._give(tokenizer, pictures, reconstruction.judge(looked, network, card))
 
-    def _setting(self, device: torch.device) -> dict[str, Any]:
-        """What was judged and with what, as plain JSON values."""
-        import torch
-        import torchmetrics
+    def _source(self, left_out: int) -> Source:
+        from nextscale.evaluation.reconstruction import Source
 
-        import nextscale
+        name = str(self.tokenizer) if self.tokenizer is not None else " ".join(self.model) or "embedded"
+        return Source(tokenizer=name, data=self.data, split=self.split, left_out=left_out)
 
-        return {
-            "tokenizer": str(self.tokenizer) if self.tokenizer is not None else " ".join(self.model) or "embedded",
-            "data": self.data,
-            "split": self.split,
-            "device": device.type,
-            "nextscale": nextscale.__version__,
-            "torch": torch.__version__,
-            "torchmetrics": torchmetrics.__version__,
-        }
-
-    def _warnings(self, found: DataSet) -> list[str]:
-        """What the figures themselves cannot know."""
-        lines = []
-        if self.split == "train":
-            lines.append(
-                "these pictures are there to train on: a tokenizer may know them; --split validation judges it"
-            )
-        if found.broken:
-            lines.append(f"{len(found.broken)} pictures of {self.data} cannot be read and are left out")
-        return lines
+    def _give(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures) -> None:
+        """All that was asked for."""
+        if str(self.json) != "-":
+            tell(figures.figures.values())
+            console().print(_scales(figures.scales), "", sep="\n")
+            say("residual: share of the features' energy that is left after the scale; PSNR: painted up to the scale")
+            tell_card(figures.card, figures.card.warnings())
+        if self.out is not None:
+            self._draw(tokenizer, pictures, figures)
+        if self.json is not None:
+            write_json(self.json, figures.to_json())
 
     def _draw(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures) -> None:
         from nextscale import images
 
         assert self.out is not None
-        order = figures.each.perceptual.argsort(descending=True, stable=True)
+        order = figures.each.perceptual_distance.argsort(descending=True, stable=True)
         rows = [row for chosen in (order[:COLUMNS], order[-COLUMNS:]) for row in _pair(tokenizer, pictures, chosen)]
         sheet = self.out / SHEET
         images.save(sheet, images.grid(_joined(rows), columns=len(rows[0])))
@@ -155,33 +146,7 @@ def _joined(rows: list[Tensor]) -> Tensor:
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
-def _tell(figures: ReconstructionFigures, values: dict[str, Any]) -> None:
-    """The figures, what each scale does, what they were made with, and what to keep in mind."""
-    size = f"{figures.height}x{figures.width}"
-    say(f"Reconstruction of {figures.pictures:,} pictures: {values['data']}, {values['split']}, {size}")
-    print()
-    for name, value in _figures(figures):
-        print(f"  {name:<22}{value}")
-    print()
-    console().print(_scales(figures), "", sep="\n")
-    for line in _made_with(figures, values):
-        say(line)
-    for warning in values["warnings"]:
-        say(f"warning: {warning}")
-
-
-def _figures(figures: ReconstructionFigures) -> list[tuple[str, str]]:
-    bits = f"{figures.bits_per_pixel:8.4f}  ({figures.entropy_bits_per_pixel:.4f} entropy-coded)"
-    return [
-        ("PSNR", f"{figures.psnr:8.2f}  dB"),
-        ("SSIM", f"{figures.ssim:8.4f}"),
-        ("perceptual distance", f"{figures.perceptual_distance:8.4f}  ({figures.network.name})"),
-        (figures.frechet_name, f"{figures.frechet_distance:8.4f}"),
-        ("bits per pixel", bits),
-    ]
-
-
-def _scales(figures: ReconstructionFigures) -> Table:
+def _scales(scales: Sequence[ScaleFigures]) -> Table:
     rows: list[tuple[object, ...]] = [
         (
             scale.size,
@@ -192,19 +157,7 @@ def _scales(figures: ReconstructionFigures) -> Table:
             f"{100 * scale.residual:.1f}",
             f"{scale.psnr:.2f}",
         )
-        for scale in figures.scales
+        for scale in scales
     ]
     names = ("tokens", "codes used", "possible", "perplexity", "residual %", "PSNR dB")
     return table("Scale by scale", ("scale",), names, rows)
-
-
-def _made_with(figures: ReconstructionFigures, values: dict[str, Any]) -> list[str]:
-    network = figures.network
-    return [
-        "residual: share of the features' energy that is left after the scale; PSNR: painted up to the scale",
-        f"tokenizer {values['tokenizer']} ({figures.tokenizer_fingerprint})",
-        f"data {values['data']}, {values['split']} ({figures.data_fingerprint})",
-        f"features {network.name} at {network.side} px, inner maps at {network.perceptual_side} px "
-        f"({network.fingerprint})",
-        f"nextscale {values['nextscale']}, torch {values['torch']}, {values['device']}, fp32",
-    ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextscale.cli.figures import tell, tell_card
 from nextscale.cli.output import console, say, table, write_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from nextscale.evaluation.card import Setting
     from nextscale.evaluation.generation import Result
-    from nextscale.evaluation.judging import Figure
 
 PICTURES = 64  # of the sheet
 COLUMNS = 8  # likewise
@@ -53,21 +53,10 @@ def named(file: str, setting: Setting | None) -> str:
 
 def _block(result: Result, classes: Sequence[str]) -> None:
     """The figures, the card, and what to keep in mind."""
-    for figure in result.figures.values():
-        print(f"  {figure.name:<28}{figure.value:12.4f}{_doubt(figure)}")
-    print()
+    tell(result.figures.values())
     if result.per_class:
         console().print(_classes(result, classes), "", sep="\n")
-    for line in result.card.lines():
-        say(line)
-    for warning in result.warnings:
-        say(f"warning: {warning}")
-
-
-def _doubt(figure: Figure) -> str:
-    if figure.low is not None and figure.high is not None:
-        return f"  ({figure.low:.4f} .. {figure.high:.4f})"
-    return f"  ± {figure.deviation:.4f} from subset to subset" if figure.deviation is not None else ""
+    tell_card(result.card, result.warnings)
 
 
 def _classes(result: Result, classes: Sequence[str]) -> Table:

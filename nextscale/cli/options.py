@@ -17,5 +17,7 @@ Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hi
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
 Threads = Count
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

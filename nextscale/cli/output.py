@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
+    from nextscale.data import Progress as Told
+
 COLUMNS = 80
 
 
@@ -105,3 +107,11 @@ def progress() -> Iterator[Progress]:
     terminal = console(stderr=True)
     with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         yield bar
+
+
+@contextmanager
+def bar(name: str) -> Iterator[Told]:
+    """Such a bar with the time that is left, to be told (done, total)."""
+    with progress() as drawn:
+        task = drawn.add_task(name, total=None)
+        yield lambda done, total: drawn.update(task, completed=done, total=total)

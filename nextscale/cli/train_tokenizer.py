@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from nextscale.cli import networks
 from nextscale.cli.data import load_data
-from nextscale.cli.options import Count, Directory, Minutes, Precision
+from nextscale.cli.options import Count, Directory, Minutes, NetworkAndHeads, Precision, Settings
 from nextscale.cli.output import say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.config import TokenizerConfig
-    from nextscale.features.perceptual import PerceptualDistance
     from nextscale.training.recipes import TokenizerRecipe
 
 ARCHITECTURE = "architecture."  # begins the names of settings that are about the model
 
-Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Network = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB", help_behavior_hint="")]
-NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
 Discriminator = Literal["recipe", "none", "patch", "features"]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="(default: the preset's)")]
 
@@ -89,28 +87,13 @@ class TrainTokenizer:
             seed=self.seed,
             device=device,
             precision=self.precision,
-            perceptual=self._perceptual(device),
+            perceptual=networks.perceptual(self.perceptual, device=device),
             backbone=features.load(self.backbone, device=device) if self.backbone else None,
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
-
-    def _perceptual(self, device: str) -> PerceptualDistance | None:
-        """What was named to measure with; None leaves it to the stage."""
-        from nextscale import features
-        from nextscale.features.perceptual import PerceptualDistance, read_heads
-
-        if not self.perceptual:
-            return None
-        name, *heads = self.perceptual
-        if len(heads) > 1:
-            raise InputError(
-                f"--perceptual: expected a network and at most one file of heads, got {len(heads)} of them"
-            )
-        network = features.load(name, device=device)
-        return PerceptualDistance(network, heads=read_heads(heads[0]) if heads else None).to(device)
 
     def _refuse_unheard(self, recipe: TokenizerRecipe) -> None:
         """Raise `InputError` for a network that the recipe would not look through."""

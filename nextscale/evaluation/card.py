@@ -1,7 +1,8 @@
 """The protocol card: everything needed to believe a figure, or to get it again, and the known mistakes it can see.
 
-A card is plain values; it goes to JSON and back, and reads as a block of at most 80 columns. Nothing here computes a
-figure. Needs no torch.
+A card is plain values; it goes to JSON and back, and reads as a block of at most 80 columns. What every card says is
+`Protocol`; `Card` adds what was painted, `ReconstructionCard` which tokenizer pictures went through. Nothing here
+computes a figure. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from nextscale.errors import InputError
 
@@ -115,7 +116,98 @@ class Rejection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class TokenizerUsed:
+    """What pictures went through."""
+
+    name: str
+    """As it was named."""
+    fingerprint: str
+    """Of architecture and weights."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    tokens: int
+    """L, of one picture."""
+    codes: int
+    """V, of the codebook."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualUsed:
+    """What the perceptual distance was measured with."""
+
+    name: str
+    """Of the network."""
+    fingerprint: str
+    """Of its weights, the heads and the side."""
+    learned: bool
+    """Whether channels weigh what LPIPS's heads say; else all weigh the same."""
+    side: int | None
+    """Pixels that the short side of smaller pictures is enlarged to; None: it is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What every card says."""
+
+    kept: int
+    """Pictures, of either set, from which all figures but Fréchet distances are made, at most."""
+    reference: ReferenceUsed
+    network: NetworkUsed
+    versions: dict[str, str]
+    """Of the libraries."""
+
+    @property
+    def pictures(self) -> int:
+        """How many were judged."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that were judged."""
+        raise NotImplementedError
+
+    @property
+    def sets(self) -> dict[str, int | None]:
+        """How many pictures each Fréchet distance has on either side, by whose they are."""
+        raise NotImplementedError
+
+    @property
+    def rejected(self) -> bool:
+        """Whether figures are of chosen pictures alone."""
+        return False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, and `pictures` beside them."""
+        return dataclasses.asdict(self) | {"pictures": self.pictures}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The reverse of `to_json`. Raises `InputError` naming what is missing."""
+        return _read(cls, values)
+
+    def lines(self) -> list[str]:
+        """For people; each line is a name and what is to be known, not yet broken where a terminal ends."""
+        return [*self._own_lines(), *_shared_lines(self)]
+
+    def warnings(self) -> list[str]:
+        """What to keep in mind when the figures are compared with others, in plain words; none of it is an error."""
+        return list(self._mistakes())
+
+    def _own_lines(self) -> Iterator[str]:
+        raise NotImplementedError
+
+    def _mistakes(self) -> Iterator[str]:
+        for check in (_few, _singular, _squeezed):
+            yield from check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Protocol):
     """What was painted, how, and what it was compared with."""
 
     model: Model
@@ -124,18 +216,14 @@ class Card:
     """Pictures of each class."""
     first_seed: int
     """Picture i has this seed + i, and shows class i modulo their number."""
-    kept: int
-    """Pictures, of the model and of the reference, from which all figures but Fréchet distances are made, at most."""
-    reference: ReferenceUsed
-    network: NetworkUsed
+    repeats: int = 1
+    """Sets of as many pictures, each with the seeds after those of the last; figures are their means."""
     rejection: Rejection | None
     """None: all pictures that were painted were judged."""
-    versions: dict[str, str]
-    """Of the libraries."""
 
     @property
     def pictures(self) -> int:
-        """How many were painted and judged."""
+        """How many were painted and judged, of each set."""
         return self.per_class * self.model.classes
 
     @property
@@ -143,18 +231,58 @@ class Card:
         """How many were painted to have them."""
         return self.pictures if self.rejection is None else self.rejection.candidates * self.model.classes
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, and `pictures` beside them."""
-        return dataclasses.asdict(self) | {"pictures": self.pictures}
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.model.height, self.model.width
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Card:
-        """The reverse of `to_json`. Raises `InputError` naming what is missing."""
-        return _read(cls, values)
+    @property
+    def sets(self) -> dict[str, int | None]:
+        return {"the model's": self.pictures, "the reference's": self.reference.pictures}
 
-    def lines(self) -> list[str]:
-        """For people; each line is a name and what is to be known, not yet broken where a terminal ends."""
-        return list(_lines(self))
+    @property
+    def rejected(self) -> bool:
+        return self.rejection is not None
+
+    def _own_lines(self) -> Iterator[str]:
+        return _generation_lines(self)
+
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
+        for check in (_uneven, _other_size, _unguided, _partial):
+            yield from check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionCard(Protocol):
+    """Which tokenizer pictures went through; the reference is these pictures themselves."""
+
+    tokenizer: TokenizerUsed
+    split: str
+    """"validation" or "train"."""
+    left_out: int
+    """Pictures of the data that cannot be read."""
+    perceptual: PerceptualUsed
+
+    @property
+    def pictures(self) -> int:
+        assert self.reference.pictures is not None
+        return self.reference.pictures
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.tokenizer.height, self.tokenizer.width
+
+    @property
+    def sets(self) -> dict[str, int | None]:
+        return {"": self.pictures}
+
+    def _own_lines(self) -> Iterator[str]:
+        return _reconstruction_lines(self)
+
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
+        for check in (_trained_on, _left_out):
+            yield from check(self)
 
 
 def _read(kind: type[T], values: Any) -> T:
@@ -190,11 +318,12 @@ def size(height: int | None, width: int | None) -> str:
     return "an unknown size" if height is None or width is None else f"{height}x{width}"
 
 
-def _lines(card: Card) -> Iterator[str]:
-    model, reference, network = card.model, card.reference, card.network
-    last = card.first_seed + card.painted - 1
+def _generation_lines(card: Card) -> Iterator[str]:
+    model, reference = card.model, card.reference
+    last = card.first_seed + card.repeats * card.painted - 1
     each = f"{card.per_class:,} of each of {model.classes:,} classes"
-    yield f"pictures   {card.pictures:,}, {each}, rounded to 8 bits, not compressed"
+    sets = f", in each of {card.repeats} sets" if card.repeats > 1 else ""
+    yield f"pictures   {card.pictures:,}, {each}{sets}, rounded to 8 bits, not compressed"
     yield f"sampling   {card.setting}, seeds {card.first_seed} .. {last}"
     if card.rejection is not None:
         yield (
@@ -207,24 +336,44 @@ def _lines(card: Card) -> Iterator[str]:
     )
     count = "statistics" if reference.pictures is None else f"{reference.pictures:,} pictures"
     yield f"reference  {reference.name} ({reference.fingerprint}), {count} of {size(reference.height, reference.width)}"
+    if card.repeats > 1:
+        yield f"figures    means over {card.repeats} sets of seeds, and their deviation from set to set"
+    else:
+        yield "intervals  95 %, bootstrapped over pictures; the reference is taken as given"
+
+
+def _reconstruction_lines(card: ReconstructionCard) -> Iterator[str]:
+    tokenizer, reference, perceptual = card.tokenizer, card.reference, card.perceptual
+    yield (
+        f"pictures   {card.pictures:,} of {size(*card.size)}, {reference.name} ({reference.fingerprint}), each beside "
+        "its reconstruction, rounded to 8 bits, not compressed"
+    )
+    yield (
+        f"tokenizer  {tokenizer.name} ({tokenizer.fingerprint}), {tokenizer.tokens:,} tokens of {tokenizer.codes:,} "
+        f"codes, {tokenizer.precision} on {tokenizer.device}"
+    )
+    side = "as they are" if perceptual.side is None else f"at {perceptual.side} pixels at least"
+    yield (
+        f"perceptual {perceptual.name} ({perceptual.fingerprint}), pictures {side}, "
+        f"{'learned heads' if perceptual.learned else 'all channels alike'}"
+    )
+    yield "intervals  95 %, bootstrapped over pictures, each together with its reconstruction"
+
+
+def _shared_lines(card: Protocol) -> Iterator[str]:
+    network = card.network
     yield (
         f"features   {network.name} ({network.fingerprint}), {network.dimensions:,} of {network.side}x{network.side} "
         f"pixels, {network.resize}"
     )
-    yield f"kept       {min(card.kept, card.pictures):,} of the model's features, for all but Fréchet distances"
-    yield "intervals  95 %, bootstrapped over pictures; the reference is taken as given"
+    yield f"kept       {min(card.kept, card.pictures):,} features a set, for all but Fréchet distances"
     yield f"versions   {', '.join(f'{name} {version}' for name, version in card.versions.items())}"
 
 
 # ---- known mistakes --------------------------------------------------------------------------------------------------
 
 
-def warnings(card: Card) -> list[str]:
-    """What to keep in mind when the figures are compared with others, in plain words; none of it is an error."""
-    return [line for check in _CHECKS for line in check(card)]
-
-
-def _few(card: Card) -> Iterator[str]:
+def _few(card: Protocol) -> Iterator[str]:
     name = figure_name("FD", card.network.name)
     if card.pictures < ENOUGH:
         yield (
@@ -233,10 +382,10 @@ def _few(card: Card) -> Iterator[str]:
         )
 
 
-def _singular(card: Card) -> Iterator[str]:
-    sets = {"the model's": card.pictures, "the reference's": card.reference.pictures}
+def _singular(card: Protocol) -> Iterator[str]:
+    dimensions = card.network.dimensions
     small = [
-        f"{whose} {count:,}" for whose, count in sets.items() if count is not None and count <= card.network.dimensions
+        f"{whose} {count:,}".strip() for whose, count in card.sets.items() if count is not None and count <= dimensions
     ]
     if small:
         yield (
@@ -274,10 +423,11 @@ def _unguided(card: Card) -> Iterator[str]:
         )
 
 
-def _squeezed(card: Card) -> Iterator[str]:
-    if card.model.height != card.model.width:
+def _squeezed(card: Protocol) -> Iterator[str]:
+    height, width = card.size
+    if height != width:
         yield (
-            f"pictures of {size(card.model.height, card.model.width)} are squeezed to "
+            f"pictures of {size(height, width)} are squeezed to "
             f"{size(card.network.side, card.network.side)} before the network sees them"
         )
 
@@ -290,4 +440,11 @@ def _partial(card: Card) -> Iterator[str]:
         )
 
 
-_CHECKS = (_few, _singular, _uneven, _other_size, _unguided, _squeezed, _partial)
+def _trained_on(card: ReconstructionCard) -> Iterator[str]:
+    if card.split == "train":
+        yield "these pictures are there to train on: a tokenizer may know them; --split validation judges it"
+
+
+def _left_out(card: ReconstructionCard) -> Iterator[str]:
+    if card.left_out:
+        yield f"{card.left_out:,} pictures of the data cannot be read and are left out"

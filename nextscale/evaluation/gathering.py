@@ -1,7 +1,7 @@
 """Pictures into features: what all figures of a set are made from, gathered batch by batch and over processes.
 
 The Gaussians do not grow with the number of pictures; of the features themselves a stated number is kept. Shapes:
-B pictures of a batch, N pictures whose features are kept, D features, H W pixels.
+B pictures of a batch, N pictures whose features are kept, D features, S spatial ones, H W pixels.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Gathered:
     """Of `spatial_features` of all pictures; None for a network without inner maps."""
     features: Tensor
     """(N, D) float32, on the CPU: those of the pictures `kept(count)`, in their order."""
+    spatial_features: Tensor | None = None
+    """Likewise, where they were asked for."""
     count: int
     """Of all pictures."""
     size: tuple[int, int]
@@ -45,13 +47,16 @@ class Gathering:
         network: on the device where pictures are to be looked at.
         total: pictures that all processes will bring together.
         keep: how many features are kept at most.
+        keep_spatial: whether as many spatial ones are kept, too, which intervals are made from.
     """
 
-    def __init__(self, network: FeatureNetwork, *, total: int, keep: int = KEPT) -> None:
+    def __init__(self, network: FeatureNetwork, *, total: int, keep: int = KEPT, keep_spatial: bool = False) -> None:
+        dimensions = spatial_dimensions(network)
         self.network, self.total, self.kept_N = network, total, kept(total, keep)
         self.gaussian = RunningGaussian(network.dimensions)
-        self.spatial = RunningGaussian(dimensions) if (dimensions := spatial_dimensions(network)) else None
+        self.spatial = RunningGaussian(dimensions) if dimensions else None
         self.features_ND = torch.zeros(len(self.kept_N), network.dimensions)
+        self.spatial_NS = torch.zeros(len(self.kept_N), dimensions) if keep_spatial and dimensions else None
         self.size: tuple[int, int] | None = None
 
     @torch.no_grad()
@@ -70,20 +75,24 @@ class Gathering:
             raise InputError(f"expected pictures of {self.size[0]}x{self.size[1]} pixels, got {height}x{width}")
         assert len(indices) == len(images_B3HW)
         images_B3HW = images_B3HW.to(self.network.mean_311.device)
-        features_BD = self._look(images_B3HW)
+        features_BD, spatial_BS = self._look(images_B3HW)
         first, end = torch.searchsorted(self.kept_N, torch.tensor([indices.start, indices.stop])).tolist()
-        self.features_ND[first:end] = features_BD.cpu()[self.kept_N[first:end] - indices.start]
+        own = self.kept_N[first:end] - indices.start
+        self.features_ND[first:end] = features_BD.cpu()[own]
+        if self.spatial_NS is not None and spatial_BS is not None:
+            self.spatial_NS[first:end] = spatial_BS.cpu()[own]
         return features_BD
 
-    def _look(self, images_B3HW: Tensor) -> Tensor:
-        """Features of a batch, which the Gaussians have taken in."""
+    def _look(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of a batch and spatial ones, which the Gaussians have taken in."""
         if self.spatial is None:
-            features_BD: Tensor = self.network(images_B3HW)
+            features_BD, spatial_BS = self.network(images_B3HW), None
         else:
             features_BD, map_BCHW = self.network.features_and_map(images_B3HW)
-            self.spatial.update(spatial_features(map_BCHW))
+            spatial_BS = spatial_features(map_BCHW)
+            self.spatial.update(spatial_BS)
         self.gaussian.update(features_BD)
-        return features_BD
+        return features_BD, spatial_BS
 
     def gathered(self) -> Gathered:
         """Of all processes, on all of them; every one of them must call this.
@@ -97,16 +106,22 @@ class Gathering:
             gaussian=gaussian.gaussian(),
             spatial=self.spatial.over_processes().gaussian() if self.spatial is not None else None,
             features=distributed.summed(self.features_ND),  # a row is zero everywhere but where its picture was seen
+            spatial_features=distributed.summed(self.spatial_NS) if self.spatial_NS is not None else None,
             count=gaussian.count,
             size=_agreed(self.size),
         )
 
 
 def gather(
-    batches: Iterable[tuple[range, Tensor]], network: FeatureNetwork, *, total: int, keep: int = KEPT
+    batches: Iterable[tuple[range, Tensor]],
+    network: FeatureNetwork,
+    *,
+    total: int,
+    keep: int = KEPT,
+    keep_spatial: bool = False,
 ) -> Gathered:
     """What `network` sees in batches of pictures, each with where they stand among all; see `Gathering`."""
-    gathering = Gathering(network, total=total, keep=keep)
+    gathering = Gathering(network, total=total, keep=keep, keep_spatial=keep_spatial)
     for indices, images_B3HW in batches:
         gathering.update(indices, images_B3HW)
     return gathering.gathered()

@@ -24,7 +24,7 @@ from nextscale.config import to_json
 from nextscale.data import Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.card import Card, Model, ReferenceUsed, Setting, warnings
+from nextscale.evaluation.card import Card, Model, ReferenceUsed, Setting
 from nextscale.evaluation.gathering import Gathered, kept, shares
 from nextscale.evaluation.judging import Figure, compared
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
@@ -201,7 +201,7 @@ class Result:
             f"{len(few)} of {len(self.per_class)} classes have as few as {fewest:,} pictures for {dimensions:,} "
             "dimensions: their distances compare with each other where counts are alike, and with nothing else"
         )
-        return [*warnings(self.card), *([about] if few else [])]
+        return [*self.card.warnings(), *([about] if few else [])]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -218,7 +218,7 @@ def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork,
 
     See `judging.compared`.
     """
-    return Result(card=card, figures=compared(seen, reference, network, rejected=card.rejection is not None))
+    return Result(card=card, figures=compared(seen, reference, network, rejected=card.rejected))
 
 
 def per_class(seen: Gathered, labels: Sequence[int], reference: ReferenceFeatures) -> tuple[ClassFigure, ...]:

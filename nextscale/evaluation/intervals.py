@@ -1,20 +1,26 @@
-"""How far a figure would move had other pictures been drawn: bootstrap over pictures, for figures that are means.
+"""How far a figure would move had other pictures been drawn: bootstrap over pictures.
 
-The Fréchet distance is not a mean, but to first order it is one: `frechet_shares` gives each picture's share. Nothing
-is resampled but N numbers. Shapes: N pictures, D features, R the rank of a covariance.
+Of a figure that is a mean, nothing is resampled but N numbers. The Fréchet distance is not a mean, but to first order
+it is one: `frechet_shares` gives each picture's share, and `kernel_changes` that of a kernel distance. Shapes: N
+pictures, M others, n m of a tile, D features, R the rank of a covariance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nextscale.errors import InputError
+from nextscale.evaluation.distances import check_pair
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, covariance_root, frechet_distance
 
 BLOCK = 4096  # pictures at a time
+
+Pairs = Callable[[slice, slice], Tensor]  # which rows, which columns -> h (n, m)
 
 
 class Interval(NamedTuple):
@@ -59,6 +65,16 @@ def frechet_shares(features_ND: Tensor, other: Gaussian) -> Tensor:
 
     Raises `InputError` like `RunningGaussian.update` and `frechet_distance`.
     """
+    changes_N, one = _changes(features_ND, other)
+    return changes_N + frechet_distance(one, other)
+
+
+def frechet_changes(features_ND: Tensor, other: Gaussian) -> Tensor:
+    """`frechet_shares` less their mean, for whoever knows the distance: half the price."""
+    return _changes(features_ND, other)[0]
+
+
+def _changes(features_ND: Tensor, other: Gaussian) -> tuple[Tensor, Gaussian]:
     gathered = RunningGaussian(len(other.mean))
     for part_nD in features_ND.split(BLOCK):
         gathered.update(part_nD)
@@ -70,7 +86,7 @@ def frechet_shares(features_ND: Tensor, other: Gaussian) -> Tensor:
         return 2 * centred_nD @ step_D + centred_nD.square().sum(dim=1) - (centred_nD @ map_RD.T).square().sum(dim=1)
 
     changes_N = torch.cat([change(part_nD) for part_nD in features_ND.split(BLOCK)])
-    return changes_N - changes_N.mean() + frechet_distance(one, other)
+    return changes_N - changes_N.mean(), one
 
 
 def _root_of_map(one: Gaussian, other: Gaussian) -> Tensor:
@@ -79,3 +95,66 @@ def _root_of_map(one: Gaussian, other: Gaussian) -> Tensor:
     _, s_R, v_RR = torch.linalg.svd(a1_RD @ a2_RD.T, full_matrices=False)
     kept = s_R > torch.finfo(s_R.dtype).eps * len(one.mean) * s_R.max() if len(s_R) else s_R > 0
     return s_R[kept].rsqrt()[:, None] * (v_RR[kept] @ a2_RD)
+
+
+# d^2 = mean_i!=j h_ij + a constant,  h_i = mean_j!=i h_ij,  change_i ~ 2 (h_i - mean h)
+# Var d^2 = (4 (N-2) z + 2 Var h_ij) / N (N-1),  z = Var E[h_ij | i] = (Var h_i - Var h_ij / (N-1)) (N-1) / (N-2)
+def kernel_changes(features_ND: Tensor, others_MD: Tensor, *, paired: bool = False, block: int = 1024) -> Tensor:
+    """What each picture adds to the kernel distance of its set from the others: (N,) float64 of mean 0.
+
+    Each picture's mean over its pairs is where resampling would begin. But where two sets are alike these means are
+    mostly chance, of who happens to be in the pairs, and resampling would make intervals wider than they are by the
+    root of three. So the means are scaled until `interval` of them has the variance that Hoeffding's formula gives.
+
+    Arguments:
+        features_ND, others_MD: floating point, on one device.
+        paired: the others are N too, and would be drawn along with the features of the same rows: h_ij is k(x_i, x_j) +
+            k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j). Else they are taken as given, and it is k(x_i, x_j) less the mean
+            kernels of x_i and x_j with them.
+        block: vectors from either set that are compared at a time; the result does not depend on it.
+
+    The cost is 2 D (N^2 + N M) operations in float64, paired 8 D N^2. Raises `InputError` for sets of fewer than three
+    vectors, or of different dimensions.
+    """
+    check_pair(features_ND, others_MD, least=3)
+    assert not paired or len(features_ND) == len(others_MD)
+    pairs = _pairs_of_pairs(features_ND, others_MD) if paired else _pairs(features_ND, others_MD, block)
+    count = len(features_ND)
+    parts = [slice(start, start + block) for start in range(0, count, block)]
+    means_N, square = torch.zeros(count, dtype=torch.float64, device=features_ND.device), 0.0
+    for rows, columns in product(parts, parts):
+        h_nm = pairs(rows, columns)
+        if rows == columns:
+            h_nm.fill_diagonal_(0)
+        means_N[rows] += h_nm.sum(dim=1) / (count - 1)
+        square += float(h_nm.square().sum()) / (count * (count - 1))
+    return _scaled(means_N.cpu(), square)
+
+
+def _scaled(means_N: Tensor, square: float) -> Tensor:
+    """h_i about their mean, made as wide as the variance of the distance asks for; `square` is the mean of h_ij^2."""
+    n, changes_N = len(means_N), means_N - means_N.mean()
+    of_means, of_pairs = float(means_N.var()), square - float(means_N.mean()) ** 2
+    z = max(0.0, (of_means - of_pairs / (n - 1)) * (n - 1) / (n - 2))
+    variance = (4 * (n - 2) * z + 2 * of_pairs) / (n * (n - 1))
+    resampled = float(changes_N.square().mean()) / n
+    return changes_N * (variance / resampled) ** 0.5 if resampled and variance > 0 else torch.zeros_like(changes_N)
+
+
+def _pairs(x_ND: Tensor, y_MD: Tensor, block: int) -> Pairs:
+    across_N = sum(_kernel(x_ND, part_mD).sum(dim=1) for part_mD in y_MD.split(block)) / len(y_MD)
+    assert isinstance(across_N, Tensor)
+    return lambda i, j: _kernel(x_ND[i], x_ND[j]) - across_N[i, None] - across_N[j]
+
+
+def _pairs_of_pairs(x_ND: Tensor, y_ND: Tensor) -> Pairs:
+    def of_both(i: slice, j: slice) -> Tensor:
+        within_nm = _kernel(x_ND[i], x_ND[j]) + _kernel(y_ND[i], y_ND[j])
+        return within_nm - _kernel(x_ND[i], y_ND[j]) - _kernel(y_ND[i], x_ND[j])
+
+    return of_both
+
+
+# k(x, y) = (x . y / D + 1)^3
+def _kernel(x_nD: Tensor, y_mD: Tensor) -> Tensor:
+    return (x_nD.double() @ y_mD.double().T / x_nD.shape[1] + 1) ** 3

@@ -14,10 +14,10 @@ from torch import Tensor
 from nextscale.evaluation.card import NetworkUsed, figure_name
 from nextscale.evaluation.distances import kernel_distance, score
 from nextscale.evaluation.gathering import Gathered
-from nextscale.evaluation.intervals import Interval, frechet_shares, interval
+from nextscale.evaluation.intervals import Interval, frechet_changes, interval, kernel_changes
 from nextscale.evaluation.manifold import members
 from nextscale.evaluation.reference import ReferenceFeatures
-from nextscale.evaluation.statistics import frechet_distance
+from nextscale.evaluation.statistics import Gaussian, frechet_distance
 from nextscale.features import FeatureNetwork
 
 KEPT = 10_000  # features kept: a neighbour search among as many takes a minute or two on a CPU
@@ -25,6 +25,8 @@ NEIGHBOURS = 3  # k of precision, recall, density and coverage
 SPLITS = 10  # of the score
 LEAST = NEIGHBOURS + 1  # pictures for all figures to exist
 LIBRARIES = ("torch", "torchmetrics", "numpy", "pillow")
+
+Set = tuple[Gaussian, Tensor | None]  # of all pictures; features of those that were kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +44,64 @@ class Figure:
 
 
 def compared(
-    seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, *, rejected: bool = False
+    seen: Gathered,
+    reference: ReferenceFeatures,
+    network: FeatureNetwork,
+    *,
+    rejected: bool = False,
+    paired: bool = False,
 ) -> dict[str, Figure]:
-    """All figures that the reference allows, by what they are: stored statistics have Fréchet distances alone.
+    """All figures that there is enough for, by what they are: stored statistics have Fréchet distances alone.
 
-    Kernel distance, score, precision, recall, density and coverage are made from the features that were kept.
-    `rejected` marks their names. Raises `InputError` for sets of fewer than `LEAST` pictures.
+    Kernel distance, score, precision, recall, density and coverage are made from the features that were kept. Those of
+    two sets' neighbours and kernels want `LEAST` pictures of either.
+
+    Arguments:
+        rejected: marks the names.
+        paired: the reference is the same pictures in the same order, seen otherwise: intervals tell what other pairs
+            would have given. Without it the reference is taken as given.
     """
-    judging = _Judging(seen, reference, network, rejected)
+    judging = _Judging(seen, reference, network, rejected=rejected, paired=paired)
     return judging.frechet() | judging.spatial() | judging.kernel() | judging.score() | judging.manifold()
 
 
 class _Judging:
     """Each method gives figures of one kind, or none where there is nothing to make them from."""
 
-    def __init__(self, seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, rejected: bool) -> None:
-        self.seen, self.reference, self.network, self.rejected = seen, reference, network, rejected
+    def __init__(
+        self,
+        seen: Gathered,
+        reference: ReferenceFeatures,
+        network: FeatureNetwork,
+        *,
+        rejected: bool,
+        paired: bool,
+    ) -> None:
+        self.seen, self.reference, self.network = seen, reference, network
+        self.rejected, self.paired = rejected, paired
         device = network.mean_311.device
         self.device = device if device.type == "cuda" else torch.device("cpu")  # others may have no float64
 
     def frechet(self) -> dict[str, Figure]:
-        value = frechet_distance(self.seen.gaussian, self.reference.gaussian)
-        shares_N = frechet_shares(self.seen.features, self.reference.gaussian)
-        low, high = self._interval(shares_N - shares_N.mean())
-        return {"frechet_distance": self._figure("FD", value, low=value + low, high=value + high)}
+        seen, reference = self.seen, self.reference
+        ours, theirs = (seen.gaussian, seen.features), (reference.gaussian, reference.features)
+        return {"frechet_distance": self._distance("FD", ours, theirs)}
 
     def spatial(self) -> dict[str, Figure]:
-        if self.seen.spatial is None or self.reference.spatial is None:
+        seen, reference = self.seen, self.reference
+        if seen.spatial is None or reference.spatial is None:
             return {}
-        value = frechet_distance(self.seen.spatial, self.reference.spatial)
-        return {"spatial_frechet_distance": self._figure("sFD", value)}
+        ours, theirs = (seen.spatial, seen.spatial_features), (reference.spatial, reference.spatial_features)
+        return {"spatial_frechet_distance": self._distance("sFD", ours, theirs)}
 
     def kernel(self) -> dict[str, Figure]:
-        if self.reference.features is None:
+        if not self._enough():
             return {}
-        value, deviation = kernel_distance(*self._both(), generator=_generator())
-        return {"kernel_distance": self._figure("KD", value, deviation=deviation)}
+        ours, theirs = self._both()
+        value, deviation = kernel_distance(ours, theirs, generator=_generator())
+        low, high = interval(kernel_changes(ours, theirs, paired=self.paired), generator=_generator())
+        more = {"low": value + low, "high": value + high, "deviation": deviation}
+        return {"kernel_distance": self._figure("KD", value, **more)}
 
     def score(self) -> dict[str, Figure]:
         classifier = getattr(self.network, "classifier", None)
@@ -89,11 +113,15 @@ class _Judging:
         return {"score": self._figure("score", value, deviation=deviation)}
 
     def manifold(self) -> dict[str, Figure]:
-        if self.reference.features is None:
+        if not self._enough():
             return {}
         found = members(*self._both(), k=NEIGHBOURS)
         parts = zip(("precision", "recall", "density", "coverage"), found, strict=True)
         return {name: self._share(name, values) for name, values in parts}
+
+    def _enough(self) -> bool:
+        others = self.reference.features
+        return others is not None and min(len(self.seen.features), len(others)) >= LEAST
 
     def _both(self) -> tuple[Tensor, Tensor]:
         assert self.reference.features is not None
@@ -102,6 +130,18 @@ class _Judging:
     def _share(self, name: str, values: Tensor) -> Figure:
         low, high = interval(values, generator=_generator())
         return self._figure(name, float(values.mean()), low=low, high=high)
+
+    def _distance(self, figure: str, ours: Set, theirs: Set) -> Figure:
+        """A Fréchet distance, with an interval where features were kept."""
+        (gaussian, features_ND), (other, others_MD) = ours, theirs
+        value = frechet_distance(gaussian, other)
+        if features_ND is None or (self.paired and others_MD is None):
+            return self._figure(figure, value)
+        changes_N = frechet_changes(features_ND, other)
+        if self.paired and others_MD is not None:
+            changes_N = changes_N + frechet_changes(others_MD, gaussian)
+        low, high = self._interval(changes_N)
+        return self._figure(figure, value, low=max(0.0, value + low), high=value + high)
 
     def _interval(self, centred_N: Tensor) -> Interval:
         """About a mean over all pictures, of which these were kept: as much narrower as there are more of them."""

@@ -1,6 +1,6 @@
 """How good a tokenizer is: pictures through its tokens and back, judged as they would be saved, in 8 bits.
 
-One walk over a split gathers all figures: distances of each picture from its reconstruction, the distance of the two
+One walk over a split gathers all figures: distances of each picture from its reconstruction, the distances of the two
 sets, what each scale does with its codes and what it leaves undone. Files, tables and progress bars are the caller's.
 
 Shapes: B pictures of a batch, N of the split, K scales, V codes, L tokens, H W pixels.
@@ -12,23 +12,39 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nextscale import checkpoint, images
+from nextscale import checkpoint, distributed, features, images
 from nextscale.config import to_json
 from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.statistics import RunningGaussian, frechet_distance
+from nextscale.evaluation.card import PerceptualUsed, ReconstructionCard, ReferenceUsed, TokenizerUsed, figure_name
+from nextscale.evaluation.gathering import Gathered, Gathering, shares
+from nextscale.evaluation.intervals import interval
+from nextscale.evaluation.judging import KEPT, Figure, compared, network_used, versions
+from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.features import FeatureNetwork, PerceptualDistance
 from nextscale.tokenizer import MultiScaleVQVAE
 
-ENOUGH = 50_000  # pictures, the number that published Fréchet distances are made from
 WINDOW = 11  # pixels a side of SSIM's window, a Gaussian of deviation 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the card says of where things come from."""
+
+    tokenizer: str = "tokenizer"
+    """As it was named."""
+    data: str = "pictures"
+    """Likewise."""
+    split: Literal["validation", "train"] = "validation"
+    left_out: int = 0
+    """Pictures of the data that cannot be read."""
 
 
 class Each(NamedTuple):
@@ -37,7 +53,7 @@ class Each(NamedTuple):
     psnr: Tensor
     """dB."""
     ssim: Tensor
-    perceptual: Tensor
+    perceptual_distance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,80 +77,56 @@ class ScaleFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkUsed:
-    """Through which eyes features and perceptual distance were seen."""
-
-    name: str
-    fingerprint: str
-    """Of its weights."""
-    side: int
-    """Pixels a side that pictures are resized to for its features."""
-    perceptual_side: int | None
-    """Pixels that the short side of smaller pictures is enlarged to for its inner maps; None: it is not."""
-    dimensions: int
-    """D, its features."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReconstructionFigures:
-    """All figures of a tokenizer on a split, and what is needed to get them again."""
+    """All figures of a tokenizer on a split, and the card that says how they were made."""
 
-    pictures: int
-    height: int
-    """Pixels."""
-    width: int
-    """Pixels."""
-    psnr: float
-    """Mean over pictures of 10 log10(peak^2 / MSE), in dB."""
-    ssim: float
-    """Mean structural similarity: 11x11 Gaussian window of deviation 1.5, pixels in [0, 1], the colours averaged."""
-    perceptual_distance: float
-    """Mean distance in the feature network's inner maps."""
-    frechet_distance: float
-    """Squared Fréchet distance of the features of the pictures and of their reconstructions, see `frechet_name`."""
-    bits_per_pixel: float
-    """L log2 V / (H W): what the tokens take as they are."""
-    entropy_bits_per_pixel: float
-    """What they would take coded by how often each code occurs at its scale; too low when pictures are few."""
+    card: ReconstructionCard
+    figures: dict[str, Figure]
+    """By what they are.
+
+    "psnr": mean over pictures of 10 log10(peak^2 / MSE), in dB. "ssim": mean structural similarity, 11x11 Gaussian
+    window of deviation 1.5, pixels in [0, 1], the colours averaged. "perceptual_distance": mean distance in a network's
+    inner maps. "bits_per_pixel": L log2 V / (H W), what the tokens take as they are. "entropy_bits_per_pixel": what
+    they would take coded by how often each code occurs at its scale; too low when pictures are few. The others are
+    those of `judging.compared`, of the reconstructions beside the pictures.
+    """
     scales: tuple[ScaleFigures, ...]
-    tokenizer_fingerprint: str
-    """Of architecture and weights."""
-    data_fingerprint: str
-    """Of the split."""
-    network: NetworkUsed
     each: Each = field(repr=False, compare=False)
     """The figures of every picture."""
 
-    @property
-    def frechet_name(self) -> str:
-        """What the Fréchet distance is called wherever it stands: never FID, which is Inception's."""
-        return f"FD-{self.network.name}"
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What to keep in mind when the figures are compared, in plain words."""
-        found = []
-        if self.pictures < ENOUGH:
-            found.append(
-                f"{self.frechet_name} is made from {self.pictures:,} pictures, fewer than {ENOUGH:,}: "
-                "it compares only with figures from as many"
-            )
-        if self.pictures <= self.network.dimensions:
-            found.append(
-                f"{self.pictures:,} pictures do not fill the {self.network.dimensions:,} dimensions of the features: "
-                f"their covariance is singular, and {self.frechet_name} a rough figure"
-            )
-        return tuple(found)
+    def value(self, key: str) -> float:
+        """Of the figure `key`."""
+        return self.figures[key].value
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the figures of single pictures, as plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "each"}
-        return values | {
-            "frechet_name": self.frechet_name,
+        """Everything but the figures of single pictures, as plain JSON values: values by key, then how they are told.
+
+        `frechet_name`, sizes and fingerprints stand beside the card that repeats them, for who looks for one of them.
+        """
+        card = self.card
+        return {
+            **{key: figure.value for key, figure in self.figures.items()},
+            "frechet_name": self.figures["frechet_distance"].name,
+            "pictures": card.pictures,
+            "height": card.size[0],
+            "width": card.size[1],
+            "tokenizer_fingerprint": card.tokenizer.fingerprint,
+            "data_fingerprint": card.reference.fingerprint,
+            "figures": {key: dataclasses.asdict(figure) for key, figure in self.figures.items()},
             "scales": [dataclasses.asdict(scale) for scale in self.scales],
-            "network": dataclasses.asdict(self.network),
-            "warnings": list(self.warnings),
+            "warnings": card.warnings(),
+            "card": card.to_json(),
         }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Looked:
+    """What was seen of a split and of its reconstructions, by all processes together."""
+
+    originals: Gathered
+    painted: Gathered
+    each: Each
+    scales: tuple[ScaleFigures, ...]
 
 
 def evaluate(
@@ -142,32 +134,148 @@ def evaluate(
     pictures: Pictures,
     network: FeatureNetwork,
     *,
+    perceptual: PerceptualDistance | None = None,
+    source: Source | None = None,
     batch: int = 32,
+    keep: int = KEPT,
     progress: Progress | None = None,
 ) -> ReconstructionFigures:
-    """Judge a tokenizer on a split, seen through a feature network.
+    """Judge a tokenizer on a split, seen through a feature network: `look`, then `judge`.
+
+    Where several processes share the pictures, each of them judges and finds the same.
 
     Arguments:
         tokenizer: on any device.
         pictures: of the tokenizer's size; reconstructions are rounded to 8 bits before they are judged.
         network: on the same device.
+        perceptual: what the perceptual distance is measured with, likewise; None takes `perceptual_of(network)`.
+        source: names, for the card.
         batch: pictures at a time; figures do not depend on it.
-        progress: called with (done, total) after each batch.
+        keep: how many pictures' features are kept at most, for all figures of the two sets but Fréchet distances.
+        progress: called with (done, total) after each batch of this process's.
 
     Raises `InputError` for a split without pictures, or pictures of another size or too small for SSIM's window.
     """
+    perceptual = perceptual or perceptual_of(network)
+    looked = look(tokenizer, pictures, network, perceptual, batch=batch, keep=keep, progress=progress)
+    card = card_of(tokenizer, pictures, network, perceptual, source or Source(), keep=keep)
+    return judge(looked, network, card)
+
+
+def look(
+    tokenizer: MultiScaleVQVAE,
+    pictures: Pictures,
+    network: FeatureNetwork,
+    perceptual: PerceptualDistance,
+    *,
+    batch: int = 32,
+    keep: int = KEPT,
+    progress: Progress | None = None,
+) -> Looked:
+    """This process's batches through the tokenizer and back; what all saw, on all, every one of which must call this.
+
+    Arguments and errors are those of `evaluate`.
+    """
     if not len(pictures):
         raise InputError("pictures: expected at least one, got none")
-    if batch < 1:
-        raise InputError(f"batch: expected at least 1, got {batch}")
-    tally = _Tally(tokenizer, network)
+    looking = _Looking(tokenizer, network, perceptual, total=len(pictures), keep=keep)
     with torch.no_grad():
-        for start in range(0, len(pictures), batch):
-            end = min(start + batch, len(pictures))
-            tally.add(pictures.batch(range(start, end))[0])
+        for indices in shares(len(pictures), batch):
+            looking.update(indices, pictures.batch(indices)[0])
             if progress is not None:
-                progress(end, len(pictures))
-    return tally.figures(pictures.fingerprint)
+                progress(indices.stop, len(pictures))
+    return looking.looked()
+
+
+def judge(looked: Looked, network: FeatureNetwork, card: ReconstructionCard) -> ReconstructionFigures:
+    """All figures, from what was seen."""
+    originals = looked.originals
+    reference = ReferenceFeatures(
+        name=card.reference.name,
+        fingerprint=card.reference.fingerprint,
+        gaussian=originals.gaussian,
+        spatial=originals.spatial,
+        features=originals.features,
+        spatial_features=originals.spatial_features,
+        labels=None,
+        count=originals.count,
+        size=originals.size,
+    )
+    of_pictures = {"psnr": "PSNR (dB)", "ssim": "SSIM", "perceptual_distance": _perceptual_name(card)}
+    means = {key: _mean(name, getattr(looked.each, key)) for key, name in of_pictures.items()}
+    sets = compared(looked.painted, reference, network, paired=True)
+    return ReconstructionFigures(
+        card=card, figures=means | sets | _bits(card, looked.scales), scales=looked.scales, each=looked.each
+    )
+
+
+def card_of(
+    tokenizer: MultiScaleVQVAE,
+    pictures: Pictures,
+    network: FeatureNetwork,
+    perceptual: PerceptualDistance,
+    source: Source,
+    *,
+    keep: int = KEPT,
+) -> ReconstructionCard:
+    """What is to be known about an evaluation."""
+    config, counts = tokenizer.config, pictures.labels.bincount()
+    return ReconstructionCard(
+        tokenizer=TokenizerUsed(
+            name=source.tokenizer,
+            fingerprint=tokenizer_fingerprint(tokenizer),
+            height=config.height,
+            width=config.width,
+            tokens=config.scales.total,
+            codes=config.codebook_size,
+            precision="fp32",
+            device=tokenizer.quantizer.codebook.weight.device.type,
+        ),
+        split=source.split,
+        left_out=source.left_out,
+        perceptual=PerceptualUsed(
+            name=perceptual.network.name,
+            fingerprint=perceptual.fingerprint,
+            learned=perceptual.learned,
+            side=perceptual.side,
+        ),
+        kept=keep,
+        reference=ReferenceUsed(
+            name=f"{source.data}, {source.split} split",
+            fingerprint=pictures.fingerprint,
+            pictures=len(pictures),
+            height=config.height,
+            width=config.width,
+            fewest=int(counts.min()),
+            most=int(counts.max()),
+        ),
+        network=network_used(network),
+        versions=versions(),
+    )
+
+
+def _perceptual_name(card: ReconstructionCard) -> str:
+    return figure_name("perceptual", card.perceptual.name)
+
+
+def _mean(name: str, values_N: Tensor) -> Figure:
+    low, high = interval(values_N, generator=torch.Generator().manual_seed(0))
+    return Figure(name=name, value=float(values_N.mean()), low=low, high=high)
+
+
+def _bits(card: ReconstructionCard, scales: tuple[ScaleFigures, ...]) -> dict[str, Figure]:
+    pixels = card.tokenizer.height * card.tokenizer.width
+    plain = card.tokenizer.tokens * math.log2(card.tokenizer.codes) / pixels
+    coded = sum(scale.tokens * math.log2(scale.perplexity) for scale in scales) / pixels
+    return {
+        "bits_per_pixel": Figure(name="bits per pixel", value=plain),
+        "entropy_bits_per_pixel": Figure(name="bits, entropy-coded", value=coded),
+    }
+
+
+def perceptual_of(network: FeatureNetwork) -> PerceptualDistance:
+    """Measured in the inner maps of `network`, or of the packaged one where it has none."""
+    return PerceptualDistance(network if network.channels else features.load(device=network.mean_311.device))
 
 
 # SSIM = (2 m_x m_y + c_1) (2 s_xy + c_2) / ((m_x^2 + m_y^2 + c_1) (s_x^2 + s_y^2 + c_2)),  c_1 = 0.01^2, c_2 = 0.03^2
@@ -200,87 +308,76 @@ def entropy_bits(counts_KV: Tensor) -> Tensor:
     return torch.special.entr(p_KV).sum(dim=1) / math.log(2)
 
 
-class _Tally:
-    """Sums over the pictures so far; only `each` grows with their number, by three numbers a picture."""
+class _Looking:
+    """Sums over this process's pictures so far; beside features, three numbers a picture grow with their number."""
 
-    def __init__(self, tokenizer: MultiScaleVQVAE, network: FeatureNetwork) -> None:
+    def __init__(
+        self,
+        tokenizer: MultiScaleVQVAE,
+        network: FeatureNetwork,
+        perceptual: PerceptualDistance,
+        *,
+        total: int,
+        keep: int,
+    ) -> None:
         scales, codes = len(tokenizer.config.scales), tokenizer.config.codebook_size
-        self.tokenizer, self.network, self.perceptual = tokenizer, network, PerceptualDistance(network)
-        self.originals, self.painted = RunningGaussian(network.dimensions), RunningGaussian(network.dimensions)
-        self.each: list[Each] = []
+        self.tokenizer, self.perceptual = tokenizer, perceptual
+        self.originals, self.painted = (Gathering(network, total=total, keep=keep, keep_spatial=True) for _ in range(2))
+        self.each_3N = torch.zeros(3, total, dtype=torch.float64)
         self.counts_KV = torch.zeros(scales, codes, dtype=torch.int64)
         self.decibels_K = torch.zeros(scales, dtype=torch.float64)
         self.residual_K = torch.zeros(scales, dtype=torch.float64)
-        self.energy = 0.0
+        self.energy = torch.zeros((), dtype=torch.float64)
 
-    def add(self, originals_B3HW: Tensor) -> None:
-        """A batch of pictures, through the tokenizer and back."""
+    def update(self, indices: range, originals_B3HW: Tensor) -> None:
+        """A batch of pictures, which stand at `indices` among all, through the tokenizer and back."""
         originals_B3HW = originals_B3HW.to(self.tokenizer.quantizer.codebook.weight.device)
         for k, painted_B3HW in enumerate(self._stages(originals_B3HW)):
             decibels_B = images.psnr(painted_B3HW, originals_B3HW).double().cpu()
             self.decibels_K[k] += decibels_B.sum()
         distance_B = self.perceptual(painted_B3HW, originals_B3HW).double().cpu()
-        self.each.append(Each(decibels_B, ssim(painted_B3HW, originals_B3HW).cpu(), distance_B))
-        self.originals.update(self.network(originals_B3HW))
-        self.painted.update(self.network(painted_B3HW))
+        each = Each(decibels_B, ssim(painted_B3HW, originals_B3HW).cpu(), distance_B)
+        self.each_3N[:, indices.start : indices.stop] = torch.stack(each)
+        self.originals.update(indices, originals_B3HW)
+        self.painted.update(indices, painted_B3HW)
 
     def _stages(self, originals_B3HW: Tensor) -> Iterator[Tensor]:
         """What is painted after each scale, rounded to 8 bits; codes and residuals are counted on the way."""
         f_BCHW = self.tokenizer.features(originals_B3HW)
         tokens_BL = self.tokenizer.quantizer.encode(f_BCHW)
-        self.energy += float(f_BCHW.double().square().sum())
+        self.energy += f_BCHW.double().square().sum().cpu()
         parts = self.tokenizer.config.scales.split(tokens_BL)
         for k, (part, canvas) in enumerate(zip(parts, self.tokenizer.quantizer.canvases(tokens_BL), strict=True)):
             self.counts_KV[k] += torch.bincount(part.flatten(), minlength=self.counts_KV.shape[1]).cpu()
             self.residual_K[k] += (f_BCHW - canvas).double().square().sum().cpu()
             yield images.from_uint8(images.to_uint8(self.tokenizer.paint(canvas)))
 
-    def figures(self, data_fingerprint: str) -> ReconstructionFigures:
-        """Of all pictures so far."""
-        each = Each(*map(torch.cat, zip(*self.each, strict=True)))
-        config, scales = self.tokenizer.config, self.scales(len(each.psnr))
-        pixels = config.height * config.width
-        return ReconstructionFigures(
-            pictures=len(each.psnr),
-            height=config.height,
-            width=config.width,
-            psnr=float(each.psnr.mean()),
-            ssim=float(each.ssim.mean()),
-            perceptual_distance=float(each.perceptual.mean()),
-            frechet_distance=frechet_distance(self.originals.gaussian(), self.painted.gaussian()),
-            bits_per_pixel=config.scales.total * math.log2(config.codebook_size) / pixels,
-            entropy_bits_per_pixel=sum(scale.tokens * math.log2(scale.perplexity) for scale in scales) / pixels,
-            scales=scales,
-            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
-            data_fingerprint=data_fingerprint,
-            network=self.network_used(),
-            each=each,
+    def looked(self) -> Looked:
+        """Of all processes, on all of them."""
+        return Looked(
+            originals=self.originals.gathered(),
+            painted=self.painted.gathered(),
+            each=Each(*distributed.summed(self.each_3N)),  # zero everywhere but where its picture was seen
+            scales=self._scales(),
         )
 
-    def scales(self, pictures: int) -> tuple[ScaleFigures, ...]:
+    def _scales(self) -> tuple[ScaleFigures, ...]:
         """The figures of each scale."""
-        entropy_K = entropy_bits(self.counts_KV)
+        pictures, codes = self.each_3N.shape[1], self.counts_KV.shape[1]
+        counts_KV, energy = distributed.summed(self.counts_KV), float(distributed.summed(self.energy))
+        residual_K, decibels_K = distributed.summed(self.residual_K), distributed.summed(self.decibels_K)
+        entropy_K = entropy_bits(counts_KV)
         return tuple(
             ScaleFigures(
                 size=f"{h}x{w}",
                 tokens=h * w,
-                used=int(self.counts_KV[k].count_nonzero()),
-                possible=min(self.counts_KV.shape[1], pictures * h * w),
+                used=int(counts_KV[k].count_nonzero()),
+                possible=min(codes, pictures * h * w),
                 perplexity=float(entropy_K[k].exp2()),
-                residual=float(self.residual_K[k]) / self.energy if self.energy else 0.0,
-                psnr=float(self.decibels_K[k]) / pictures,
+                residual=float(residual_K[k]) / energy if energy else 0.0,
+                psnr=float(decibels_K[k]) / pictures,
             )
             for k, (h, w) in enumerate(self.tokenizer.config.scales)
-        )
-
-    def network_used(self) -> NetworkUsed:
-        """What is to be known about the feature network."""
-        return NetworkUsed(
-            name=self.network.name,
-            fingerprint=self.network.fingerprint,
-            side=self.network.side,
-            perceptual_side=self.perceptual.side,
-            dimensions=self.network.dimensions,
         )
 
 

@@ -49,6 +49,8 @@ class ReferenceFeatures:
     """Of `spatial_features`; None for statistics without, and for a network without inner maps."""
     features: Tensor | None
     """(N, D) float32: of all pictures in their order, or of `keep` of them; None when statistics are all there is."""
+    spatial_features: Tensor | None = None
+    """(N, S) float32, of the same pictures; None where only the Gaussian of them is known."""
     labels: Tensor | None
     """(N,) int64, the classes of those, by the reference's numbers; None when they are not known."""
     count: int | None

@@ -39,6 +39,7 @@ class PerceptualDistance(nn.Module):
         self, network: FeatureNetwork, *, heads: Sequence[Tensor] | None = None, side: int | None = SIDE
     ) -> None:
         super().__init__()
+        self.learned = bool(heads)
         heads = heads or [torch.full((channels,), 1 / len(network.channels)) for channels in network.channels]
         lengths = tuple(len(head) for head in heads)
         if lengths != network.channels:

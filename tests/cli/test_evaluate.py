@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from nextscale import MultiScaleVQVAE, features
+from nextscale.evaluation.card import ReconstructionCard
 
 COMMAND = ["evaluate", "reconstruction", "--device", "cpu"]
-RESULTS = ["psnr", "ssim", "perceptual_distance", "frechet_distance", "bits_per_pixel", "entropy_bits_per_pixel"]
+SETS = ["spatial_frechet_distance", "kernel_distance", "score", "precision", "recall", "density", "coverage"]
+BOUNDED = ["psnr", "ssim", "perceptual_distance", "frechet_distance", "precision", "recall", "density", "coverage"]
+RESULTS = [
+    *("psnr", "ssim", "perceptual_distance", "frechet_distance"),
+    *SETS,
+    *("bits_per_pixel", "entropy_bits_per_pixel"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +55,12 @@ def test_figures_scales_and_setting_fit_80_columns(call: Callable[..., Any], pic
     assert max(len(line) for line in lines if str(pictures) not in line) <= 80
     assert "…" not in done.output
     assert all(character.isprintable() or character == "\n" for character in done.output)
-    names = ["PSNR", "SSIM", "perceptual distance", "FD-EffNetLite0", "bits per pixel"]
-    assert [line[:22].strip() for line in lines if line.startswith("  ") and "  " in line.strip()][:5] == names
+    names = [
+        *("PSNR (dB)", "SSIM", "perceptual-EffNetLite0", "FD-EffNetLite0", "sFD-EffNetLite0", "KD-EffNetLite0"),
+        *(f"{name}-EffNetLite0" for name in ("score", "precision", "recall", "density", "coverage")),
+        *("bits per pixel", "bits, entropy-coded"),
+    ]
+    assert [line[:30].strip() for line in lines[: len(names)]] == names
     assert [line.split()[0] for line in lines if line[:3] in ("1x1", "2x2", "3x3", "4x4")] == [
         "1x1",
         "2x2",
@@ -63,16 +75,68 @@ def test_json_holds_every_figure_and_what_is_needed_to_repeat_it(
 ) -> None:
     """Beside the block in a file; alone on stdout."""
     file = tmp_path / "figures.json"
-    beside, alone = call("--json", file), call("--json", "-")
+    beside, alone = (call("--split", "train", "--json", place) for place in (file, "-"))
     assert "FD-EffNetLite0" in beside.output
     values = json.loads(file.read_text(encoding="utf-8"))
     assert json.loads(alone.output) == values
     assert all(type(values[name]) is float for name in RESULTS)
-    assert (values["tokenizer"], values["data"], values["split"]) == (str(tokenizer_run), str(pictures), "validation")
-    assert (values["frechet_name"], values["network"]["name"]) == ("FD-EffNetLite0", "EffNetLite0")
-    assert {"torch", "torchmetrics", "nextscale", "device", "data_fingerprint", "tokenizer_fingerprint"} <= set(values)
+    assert list(values["figures"]) == RESULTS
+    assert all(values["figures"][name]["value"] == values[name] for name in RESULTS)
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in map(values["figures"].get, BOUNDED))
+    assert values["frechet_name"] == "FD-EffNetLite0"
+    card = ReconstructionCard.from_json(values["card"])
+    assert (card.tokenizer.name, card.split) == (str(tokenizer_run), "train")
+    assert card.reference.name == f"{pictures}, train split"
+    assert (card.network.name, card.perceptual.name, card.perceptual.learned) == ("EffNetLite0", "EffNetLite0", False)
+    assert {"torch", "torchmetrics", "nextscale"} <= set(card.versions)
     assert [scale["size"] for scale in values["scales"]] == ["1x1", "2x2", "3x3", "4x4"]
     assert set(values["scales"][0]) == {"size", "tokens", "used", "possible", "perplexity", "residual", "psnr"}
+
+
+def test_two_processes_find_what_one_finds(tokenizer_run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Every figure to 1e-6 of itself, of every scale too, told once."""
+    program = [sys.executable, "-m", "nextscale", *COMMAND, "--tokenizer", str(tokenizer_run), "--data", str(pictures)]
+    program += ["--split", "train", "--batch", "4", "--features", "efficientnet-lite0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    found = []
+    for name, words in (("alone", program), ("together", launcher + program)):
+        file, place = tmp_path / f"{name}.json", tmp_path / name
+        done = subprocess.run(
+            [*words, "--json", str(file), "--out", str(place)], capture_output=True, text=True, timeout=240, check=True
+        )
+        assert done.stdout.count("  FD-EffNetLite0  ") == 1
+        assert (place / "worst-and-best.png").exists()
+        found.append(json.loads(file.read_text(encoding="utf-8")))
+    alone, together = found
+    assert alone["card"] == together["card"]
+    for name in RESULTS:
+        assert together[name] == pytest.approx(alone[name], rel=1e-6, abs=1e-9), name
+        ours, theirs = ([values["figures"][name][end] or 0 for end in ("low", "high")] for values in found)
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7), name
+    for ours, theirs in zip(together["scales"], alone["scales"], strict=True):
+        assert ours.pop("size") == theirs.pop("size")
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_perceptual_network_may_be_another_with_heads(call: Callable[..., Any], tmp_path: Path) -> None:
+    """As the trainer's: heads twice as heavy make the distance twice as large, and nothing else another."""
+    counts = features.load().channels
+    for weight, name in ((1.0, "ones.pth"), (2.0, "twos.pth")):
+        heads = {f"lin{i}.model.1.weight": torch.full((1, count, 1, 1), weight) for i, count in enumerate(counts)}
+        torch.save(heads, tmp_path / name)
+    plain, once, twice = (
+        json.loads(call("--json", "-", *options).output)
+        for options in (
+            [],
+            ["--perceptual", "efficientnet-lite0", tmp_path / "ones.pth"],
+            ["--perceptual", "efficientnet-lite0", tmp_path / "twos.pth"],
+        )
+    )
+    assert twice["perceptual_distance"] == pytest.approx(2 * once["perceptual_distance"], rel=1e-5)
+    assert once["perceptual_distance"] == pytest.approx(len(counts) * plain["perceptual_distance"], rel=1e-5)
+    assert once["frechet_distance"] == plain["frechet_distance"]
+    learned = [values["card"]["perceptual"]["learned"] for values in (plain, once, twice)]
+    assert learned == [False, True, True]
 
 
 def test_splits_are_judged_apart(call: Callable[..., Any], pictures: Path) -> None:
@@ -83,6 +147,14 @@ def test_splits_are_judged_apart(call: Callable[..., Any], pictures: Path) -> No
     assert held_out["data_fingerprint"] != trained_on["data_fingerprint"]
     assert any("there to train on" in line for line in trained_on["warnings"])
     assert not any("there to train on" in line for line in held_out["warnings"])
+
+
+def test_figures_of_neighbours_want_four_pictures(call: Callable[..., Any]) -> None:
+    """Of the two held out all others are told."""
+    values = json.loads(call("--json", "-").output)
+    assert values["pictures"] < 4
+    missing = {"kernel_distance", "precision", "recall", "density", "coverage"}
+    assert list(values["figures"]) == [name for name in RESULTS if name not in missing]
 
 
 def test_few_pictures_are_warned_of(call: Callable[..., Any]) -> None:
@@ -143,6 +215,10 @@ def test_a_mistake_is_one_line_and_status_2(
         ([*given, "--split", "test"], "--split: expected one of 'validation', 'train', got 'test'"),
         ([*given, "--features", "inception-v9"], "inception-v9"),
         ([*given, "--batch", 0], "--batch: expected at least 1, got 0"),
+        ([*given, "--keep", 3], "--keep: expected at least 4, got 3"),
+        ([*given, "--perceptual", missing], str(missing)),
+        ([*given, "--perceptual", "efficientnet-lite0", missing], str(missing)),
+        ([*given, "--perceptual", "efficientnet-lite0", missing, missing], "at most one file of heads, got 2"),
         ([*given, "--device", "abacus"], "abacus"),
         ([*given, "--json", tmp_path], "--json: expected a file, got the directory"),
         ([*given, "--depth", 16], "--depth"),

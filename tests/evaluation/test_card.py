@@ -10,7 +10,7 @@ import pytest
 
 from nextscale.errors import InputError
 from nextscale.evaluation import card as cards
-from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Rejection, Setting, figure_name, warnings
+from nextscale.evaluation.card import Card, Model, NetworkUsed, ReferenceUsed, Rejection, Setting, figure_name
 
 CARD = Card(
     model=Model(
@@ -84,7 +84,7 @@ def test_what_is_missing_is_named() -> None:
 
 def test_a_sound_protocol_is_not_warned_of() -> None:
     """50,000 pictures, even labels, one size, guidance."""
-    assert warnings(CARD) == []
+    assert CARD.warnings() == []
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_a_sound_protocol_is_not_warned_of() -> None:
 )
 def test_a_mistake_is_named_from_its_threshold_on(sound: dict[str, Any], mistake: dict[str, Any], told: str) -> None:
     """And not one step before."""
-    assert not any(told[-30:] in line for line in warnings(changed(**sound)))
-    assert any(told in line for line in warnings(changed(**mistake)))
+    assert not any(told[-30:] in line for line in changed(**sound).warnings())
+    assert any(told in line for line in changed(**mistake).warnings())
 
 
 def test_names_of_inception_are_inception_s_alone() -> None:

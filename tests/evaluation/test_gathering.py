@@ -45,6 +45,16 @@ def test_what_is_gathered_is_what_the_network_sees(pictures: Tensor, glance: Fea
         torch.testing.assert_close(gaussian.covariance, features.double().T.cov(), rtol=1e-5, atol=1e-7)
 
 
+def test_spatial_features_are_kept_where_they_are_asked_for(pictures: Tensor, glance: FeatureNetwork) -> None:
+    """Of the same pictures."""
+    parts = [(indices, pictures[indices.start : indices.stop]) for indices in shares(24, 5)]
+    seen = gather(parts, glance, total=24, keep=9, keep_spatial=True)
+    assert seen.spatial_features is not None
+    expected = spatial_features(glance.features_and_map(pictures)[1])[kept(24, 9)]
+    torch.testing.assert_close(seen.spatial_features, expected)
+    assert gather(parts, glance, total=24, keep=9).spatial_features is None
+
+
 @settings(max_examples=15, deadline=None)
 @given(batch=st.integers(1, 30), seed=st.integers(0, 9), keep=st.integers(1, 30))
 def test_neither_batches_nor_their_order_matter(

@@ -15,7 +15,7 @@ from nextscale import Pipeline, images
 from nextscale.data.pictures import Split
 from nextscale.errors import InputError
 from nextscale.evaluation import generation, judging, reference
-from nextscale.evaluation.card import Card, Setting, warnings
+from nextscale.evaluation.card import Card, Setting
 from nextscale.evaluation.gathering import Gathered, gather
 from nextscale.evaluation.generation import Painted, Plan, balanced, best, eight_bits, judge, paint, settings, shown_to
 from nextscale.evaluation.reference import ReferenceFeatures
@@ -74,7 +74,13 @@ def whole(images_N3HW: Tensor, network: FeatureNetwork, *, batch: int = 7, keep:
     """Pictures seen, so many at a time."""
     total = len(images_N3HW)
     parts = (range(start, min(start + batch, total)) for start in range(0, total, batch))
-    return gather(((part, images_N3HW[part.start : part.stop]) for part in parts), network, total=total, keep=keep)
+    return gather(
+        ((part, images_N3HW[part.start : part.stop]) for part in parts),
+        network,
+        total=total,
+        keep=keep,
+        keep_spatial=True,
+    )
 
 
 # ---- which pictures --------------------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ def test_an_interval_lies_about_its_figure(
 ) -> None:
     """Also where fewer features were kept than there are pictures, which changes nothing else of the distance."""
     figures = judge(whole(painted, glance), compared, glance, make_card()).figures
-    for key in ("frechet_distance", "precision", "recall", "density", "coverage"):
+    for key in ALL:
         figure = figures[key]
         assert figure.low is not None
         assert figure.high is not None
@@ -284,7 +290,7 @@ def test_the_card_tells_model_reference_and_network(
     assert (card.reference.fingerprint, card.reference.pictures, card.reference.most) == (split.fingerprint, 24, 24)
     assert (card.network.name, card.network.fingerprint, card.network.side) == ("Glance", glance.fingerprint, 8)
     assert {"torch", "nextscale", "torchmetrics"} <= set(card.versions)
-    assert any("fewer than 50,000" in line for line in warnings(card))
+    assert any("fewer than 50,000" in line for line in card.warnings())
     assert Card.from_json(card.to_json()) == card
 
 

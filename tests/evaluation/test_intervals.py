@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.evaluation.intervals import frechet_shares, interval
+from nextscale.evaluation.distances import kernel_distance
+from nextscale.evaluation.intervals import Interval, frechet_changes, frechet_shares, interval, kernel_changes
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 
 
@@ -127,3 +129,105 @@ def test_features_of_another_network_are_refused() -> None:
     """With both numbers."""
     with pytest.raises(InputError, match=r"expected shape \(pictures, 3\).*got \(9, 4\)"):
         frechet_shares(draw(9, 4), gaussian(draw(9, 3)))
+
+
+def test_changes_are_shares_about_the_distance() -> None:
+    """For whoever knows the distance already."""
+    features, other = draw(40, 5, 1), gaussian(draw(60, 5, 2) + 0.5)
+    shares = frechet_shares(features, other)
+    torch.testing.assert_close(frechet_changes(features, other), shares - shares.mean())
+
+
+def test_changes_of_pairs_tell_what_other_pairs_would_give() -> None:
+    """Each with its own noise: both sets move together, and their distance by much less than either alone would."""
+
+    def pairs(seed: int) -> tuple[Tensor, Tensor]:
+        clean = draw(600, 4, seed)
+        return clean, 1.3 * clean + 0.1 * draw(600, 4, seed + 500) + 0.4
+
+    drawn = [pairs(seed) for seed in range(60)]
+    distances = torch.tensor([frechet_distance(gaussian(noisy), gaussian(clean)) for clean, noisy in drawn])
+    both, alone = [], []
+    for clean, noisy in drawn[:8]:
+        ours, theirs = frechet_changes(noisy, gaussian(clean)), frechet_changes(clean, gaussian(noisy))
+        both.append(width(interval(ours + theirs, generator=chance())))
+        alone.append(width(interval(ours, generator=chance())))
+    assert sum(both) / 8 == pytest.approx(2 * 1.96 * float(distances.std()), rel=0.3)
+    assert sum(alone) > 2 * sum(both)
+
+
+# ---- the kernel distance ---------------------------------------------------------------------------------------------
+
+
+def unbiased(features: Tensor, others: Tensor) -> float:
+    """The kernel distance of whole sets."""
+    size = min(len(features), len(others))
+    return kernel_distance(features, others, generator=chance(), subsets=1, size=size).mean
+
+
+def width(ends: Interval) -> float:
+    return ends.high - ends.low
+
+
+def known(distances: list[float]) -> float:
+    """How wide the interval of a figure should be that came out like this in many repetitions."""
+    return 2 * 1.96 * float(torch.tensor(distances).std())
+
+
+def mean_width(sets: Sequence[tuple[Tensor, Tensor]], *, paired: bool) -> float:
+    return sum(width(interval(kernel_changes(*each, paired=paired), generator=chance())) for each in sets) / len(sets)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_interval_of_the_kernel_distance_tells_what_other_pictures_would_give(shift: float) -> None:
+    """Compared with the same others, which are taken as given; also where the distance is none."""
+    others = draw(400, 4, 2).tanh() + shift
+    sets = [(draw(400, 4, seed).tanh(), others) for seed in range(10, 160)]
+    assert mean_width(sets[:30], paired=False) == pytest.approx(known([unbiased(*each) for each in sets]), rel=0.25)
+
+
+@pytest.mark.parametrize(("scale", "noise"), [(1.2, 0.1), (1.0, 1.0), (2.0, 0.5)])
+def test_interval_of_the_kernel_distance_of_pairs_is_theirs(scale: float, noise: float) -> None:
+    """Sets that move together."""
+
+    def pairs(seed: int) -> tuple[Tensor, Tensor]:
+        clean = draw(300, 4, seed).tanh()
+        return scale * clean + noise * draw(300, 4, seed + 500), clean
+
+    sets = [pairs(seed) for seed in range(150)]
+    expected = known([unbiased(*each) for each in sets])
+    assert mean_width(sets[:30], paired=True) == pytest.approx(expected, rel=0.25)
+
+
+def test_interval_of_two_independent_samples_of_one_law_is_not_too_wide() -> None:
+    """Where plain resampling of pairs would be wider by the root of three."""
+    sets = [(draw(300, 4, seed).tanh(), draw(300, 4, seed + 500).tanh()) for seed in range(150)]
+    assert mean_width(sets[:30], paired=True) == pytest.approx(known([unbiased(*each) for each in sets]), rel=0.25)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_kernel_changes_are_the_obvious_loop_s(paired: bool) -> None:
+    """In proportion, pair by pair; the tiles do not matter."""
+    ours, theirs = draw(7, 3, 1).double() + 1, draw(7, 3, 2).double()
+
+    def pair(i: int, j: int) -> float:
+        if paired:
+            within = kernel(ours[i], ours[j]) + kernel(theirs[i], theirs[j])
+            return within - kernel(ours[i], theirs[j]) - kernel(theirs[i], ours[j])
+        return kernel(ours[i], ours[j]) - sum(kernel(ours[i], y) + kernel(ours[j], y) for y in theirs) / 7
+
+    means = torch.tensor([sum(pair(i, j) for j in range(7) if i != j) / 6 for i in range(7)], dtype=torch.float64)
+    plain = 2 * (means - means.mean())
+    for block in (2, 3, 100):
+        found = kernel_changes(ours, theirs, paired=paired, block=block)
+        torch.testing.assert_close(found / found.norm(), plain / plain.norm())
+        torch.testing.assert_close(found, kernel_changes(ours, theirs, paired=paired))
+
+
+def test_constant_features_have_no_kernel_changes() -> None:
+    """Nothing could be drawn but the same."""
+    assert not kernel_changes(torch.full((5, 2), 3.0), torch.full((4, 2), 1.0)).any()
+
+
+def kernel(x: Tensor, y: Tensor) -> float:
+    return float(x @ y / 3 + 1) ** 3

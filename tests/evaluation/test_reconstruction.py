@@ -18,15 +18,17 @@ from nextscale import MultiScaleVQVAE, Scales, data, features, images
 from nextscale.data import Pictures
 from nextscale.data.pictures import Split
 from nextscale.errors import InputError
+from nextscale.evaluation.card import ReconstructionCard
 from nextscale.evaluation.reconstruction import (
     ReconstructionFigures,
+    Source,
     entropy_bits,
     evaluate,
     ssim,
     tokenizer_fingerprint,
 )
 from nextscale.evaluation.statistics import RunningGaussian, frechet_distance
-from nextscale.features import FeatureNetwork
+from nextscale.features import FeatureNetwork, PerceptualDistance
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,8 @@ def test_usage_is_what_the_pictures_say(
     assert first.perplexity == pytest.approx(2**bits, rel=1e-12)
     assert [(scale.tokens, scale.used, scale.perplexity) for scale in others] == [(4, 1, 1), (9, 1, 1), (16, 1, 1)]
     assert others[-1].possible == 64
-    assert figures.bits_per_pixel == 30 * 6 / 64
-    assert figures.entropy_bits_per_pixel == pytest.approx(bits / 64, abs=1e-15)
+    assert figures.value("bits_per_pixel") == 30 * 6 / 64
+    assert figures.value("entropy_bits_per_pixel") == pytest.approx(bits / 64, abs=1e-15)
 
 
 def test_pictures_that_come_back_whole_have_no_distance(
@@ -95,12 +97,12 @@ def test_pictures_that_come_back_whole_have_no_distance(
 ) -> None:
     """From the first scale on, which leaves nothing of the features."""
     figures = evaluate(two_toned, make_split(toned(4, 3)), glance)
-    assert figures.ssim == pytest.approx(1, abs=1e-12)
-    assert figures.perceptual_distance == 0
-    assert figures.frechet_distance == pytest.approx(0, abs=1e-10)
-    assert figures.psnr > 100
+    assert figures.value("ssim") == pytest.approx(1, abs=1e-12)
+    assert figures.value("perceptual_distance") == 0
+    assert figures.value("frechet_distance") == pytest.approx(0, abs=1e-10)
+    assert figures.value("psnr") > 100
     assert [scale.residual for scale in figures.scales] == pytest.approx([0] * 4, abs=1e-12)
-    assert [scale.psnr for scale in figures.scales] == pytest.approx([figures.psnr] * 4)
+    assert [scale.psnr for scale in figures.scales] == pytest.approx([figures.value("psnr")] * 4)
 
 
 def test_ssim_of_flat_pictures_is_the_term_of_the_means() -> None:
@@ -140,9 +142,11 @@ def test_figures_of_pictures_are_those_of_the_saved_pictures(
     errors = np.square(painted.numpy().astype(float) - levels.numpy().astype(float)).mean(axis=(1, 2, 3))
     expected = 10 * np.log10(255**2 / errors)
     np.testing.assert_allclose(figures.each.psnr, expected, rtol=1e-5)
-    assert figures.psnr == pytest.approx(expected.mean(), rel=1e-6)
-    assert figures.scales[-1].psnr == pytest.approx(figures.psnr, rel=1e-12)
-    assert figures.ssim == pytest.approx(ssim(images.from_uint8(painted), images.from_uint8(levels)).mean().item())
+    assert figures.value("psnr") == pytest.approx(expected.mean(), rel=1e-6)
+    assert figures.scales[-1].psnr == pytest.approx(figures.value("psnr"), rel=1e-12)
+    assert figures.value("ssim") == pytest.approx(
+        ssim(images.from_uint8(painted), images.from_uint8(levels)).mean().item()
+    )
 
 
 def test_a_scale_is_judged_by_what_is_painted_up_to_it(
@@ -175,8 +179,8 @@ def test_frechet_distance_is_that_of_pictures_and_saved_reconstructions(
         gathered.update(glance(pictures))
     expected = frechet_distance(*(gathered.gaussian() for gathered in sets))
     assert expected > 0.001
-    assert figures.frechet_distance == pytest.approx(expected, rel=1e-6)
-    assert figures.frechet_name == "FD-Glance"
+    assert figures.value("frechet_distance") == pytest.approx(expected, rel=1e-6)
+    assert figures.figures["frechet_distance"].name == "FD-Glance"
 
 
 # ---- what must not matter, what must ---------------------------------------------------------------------------------
@@ -221,23 +225,50 @@ def test_progress_is_told_after_each_batch(tokenizer: MultiScaleVQVAE, split: Sp
     assert told == [(10, 24), (20, 24), (24, 24)]
 
 
-def test_what_is_needed_to_repeat_it_is_there(
-    tokenizer: MultiScaleVQVAE, split: Split, figures: ReconstructionFigures
-) -> None:
-    """As plain JSON, the figures of single pictures left out."""
+def test_what_is_needed_to_repeat_it_is_there(tokenizer: MultiScaleVQVAE, split: Split, glance: FeatureNetwork) -> None:
+    """As plain JSON, the figures of single pictures left out; the card comes back as it was."""
+    source = Source(tokenizer="runs/tiny", data="smooth", split="train", left_out=2)
+    perceptual = PerceptualDistance(glance, heads=[torch.arange(7.0)], side=None)
+    figures = evaluate(tokenizer, split, glance, source=source, perceptual=perceptual, keep=20)
     values = json.loads(json.dumps(figures.to_json()))
-    assert values["network"] | {"perceptual_side": 0} == {
-        "name": "Glance",
-        "fingerprint": "0123456789abcdef",
-        "side": 8,
-        "perceptual_side": 0,
-        "dimensions": 7,
-    }
-    assert values["data_fingerprint"] == split.fingerprint
-    assert values["tokenizer_fingerprint"] == tokenizer_fingerprint(tokenizer)
-    assert (values["pictures"], values["height"], values["width"]) == (24, 8, 8)
+    card = ReconstructionCard.from_json(values["card"])
+    assert card == figures.card
+    assert (card.tokenizer.name, card.tokenizer.fingerprint) == ("runs/tiny", tokenizer_fingerprint(tokenizer))
+    assert (card.tokenizer.height, card.tokenizer.width, card.tokenizer.tokens, card.tokenizer.codes) == (8, 8, 30, 64)
+    assert (card.reference.name, card.reference.fingerprint) == ("smooth, train split", split.fingerprint)
+    assert (card.pictures, card.kept, card.left_out) == (24, 20, 2)
+    assert (card.network.name, card.network.fingerprint, card.network.side) == ("Glance", glance.fingerprint, 8)
+    assert (card.perceptual.name, card.perceptual.learned, card.perceptual.side) == ("Glance", True, None)
+    assert card.perceptual.fingerprint == perceptual.fingerprint
+    assert {"torch", "nextscale", "torchmetrics"} <= set(card.versions)
+    block = "\n".join(card.lines())
+    for part in (
+        "24 of 8x8, smooth, train split",
+        "runs/tiny",
+        "30 tokens of 64 codes",
+        "learned heads",
+        "20 features",
+    ):
+        assert part in block
     assert values["frechet_name"] == "FD-Glance"
+    assert values["psnr"] == values["figures"]["psnr"]["value"]
     assert "each" not in values
+
+
+def test_mistakes_of_the_protocol_are_named(figures: ReconstructionFigures) -> None:
+    """Training pictures, unreadable ones, few ones, those that are squeezed; and not where there are none."""
+    wide, many = dataclasses.replace(figures.card.tokenizer, width=16), 50_000
+    sound = dataclasses.replace(figures.card, reference=dataclasses.replace(figures.card.reference, pictures=many))
+    assert sound.warnings() == []
+    cases = [
+        ({"split": "train"}, "there to train on"),
+        ({"left_out": 3}, "3 pictures of the data cannot be read"),
+        ({"tokenizer": wide}, "pictures of 8x16 are squeezed to 8x8"),
+        ({"reference": figures.card.reference}, "made from 24 pictures, fewer than 50,000"),
+    ]
+    for change, told in cases:
+        (line,) = dataclasses.replace(sound, **change).warnings()
+        assert told in line
 
 
 def test_fingerprint_changes_with_a_weight_and_with_the_architecture(
@@ -253,12 +284,18 @@ def test_fingerprint_changes_with_a_weight_and_with_the_architecture(
 
 def test_few_pictures_are_warned_of(figures: ReconstructionFigures) -> None:
     """Below 50,000, and again where there are no more of them than features."""
-    (one,) = figures.warnings
+
+    def told(pictures: int) -> list[str]:
+        reference = dataclasses.replace(figures.card.reference, pictures=pictures)
+        return dataclasses.replace(figures.card, reference=reference).warnings()
+
+    (one,) = told(24)
     assert "FD-Glance is made from 24 pictures, fewer than 50,000" in one
     assert "as many" in one
-    assert "singular" in dataclasses.replace(figures, pictures=7).warnings[1]
-    assert len(dataclasses.replace(figures, pictures=8).warnings) == 1
-    assert dataclasses.replace(figures, pictures=50_000).warnings == ()
+    assert "7 pictures do not fill the 7 dimensions" in told(7)[1]
+    assert "singular" in told(7)[1]
+    assert len(told(8)) == 1
+    assert told(50_000) == []
 
 
 def test_mistakes_are_told(
