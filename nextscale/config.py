@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from nextscale.errors import InputError
@@ -110,6 +110,10 @@ class TransformerConfig:
             self.width % self.heads == 0,
             f"transformer heads: expected a divisor of the width {self.width}, got {self.heads}",
         )
+
+    def of_depth(self, depth: int) -> TransformerConfig:
+        """The same at another size, by the paper's rule (section 4.2): width = 64 * depth, depth heads."""
+        return replace(self, depth=depth, width=64 * depth, heads=depth, feed_forward=4 * 64 * depth)
 
     @property
     def head_dim(self) -> int:

@@ -48,8 +48,8 @@ TOKENIZERS: dict[str, tuple[int, int, int, tuple[int, ...], int, Literal["euclid
 TABLE = (
     ("emoji-32",    "32",  "tiny",        9,    4,  256,    4, False, "-"),
     ("emoji-64",    "64",  "small",       9,    8,  384,    6, False, "-"),
-    ("small-128", "128", "medium",   10,   12,  768,   12, False, "-"),
-    ("base-256",  "256", "large",   100,   16, 1024,   16, False, "-"),
+    ("small-128",   "128", "medium",     10,   12,  768,   12, False, "-"),
+    ("base-256",    "256", "large",     100,   16, 1024,   16, False, "-"),
     ("var-d16",     "256", "vqgan",    1000,   16, 1024,   16, False, "3.30 (release card 3.55)"),
     ("var-d20",     "256", "vqgan",    1000,   20, 1280,   20, False, "2.57 (2.95)"),
     ("var-d24",     "256", "vqgan",    1000,   24, 1536,   24, False, "2.09 (2.33)"),

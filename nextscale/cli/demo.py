@@ -125,6 +125,7 @@ class Demo:
             fitted(preset.transformer, first.best_model, classes=len(data.classes)),
             first.best_model,
             data,
+            recipe=recipes.for_transformer(PRESET)[0],
             seed=self.seed,
             device=self.device,
             precision=self.precision,

@@ -2,68 +2,146 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from nextscale.cli.data import load_data
-from nextscale.cli.options import Count, Directory, Minutes, Precision
-from nextscale.cli.output import say
+import tyro
+
+from nextscale.cli.data import Labelling, load_data
+from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings
+from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
+from nextscale.errors import InputError
 
-DEFAULT_MINUTES = 10.0
+if TYPE_CHECKING:
+    from nextscale.config import TransformerConfig
+    from nextscale.data import DataSet
+    from nextscale.data.tokens import TokenSet
+    from nextscale.pipeline import Pipeline
+    from nextscale.tokenizer import MultiScaleVQVAE
+    from nextscale.training.recipes import TransformerRecipe
+
+Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
+Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransformer:
-    """Train a next-scale transformer on a finished tokenizer; its directory is what `sample --model` wants."""
+    """Train a next-scale transformer on a finished tokenizer; its directory is what `sample --model` wants.
+
+    docs/transformer.md explains the recipe, the table that is printed, and what a run costs.
+    """
 
     data: str = "emoji"
-    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    """emoji (embedded), a folder of pictures (DIR/class/picture or flat) or of WebDataset shards, or a token cache that
+    nextscale encode made."""
+    labels: Labelling = None
+    """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
     tokenizer: Directory = Path("runs/tokenizer")
     """Run directory of the tokenizer, or any model directory that holds one."""
     preset: str = "emoji-32"
-    """Whose depth, width and heads; see nextscale presets. Scales and codes are the tokenizer's, classes the data's."""
+    """Whose depth, width, heads and recipe; see nextscale presets. Scales and codes are the tokenizer's, classes the
+    data's."""
+    depth: Depth = None
+    """Blocks; the paper's one dial, with width = 64 * depth and depth heads."""
+    init: Start = None
+    """Trained model to begin from, of whose size the new one is; classes and scales may be others."""
     out: Directory = Path("runs/transformer")
     """Run directory; one that holds the same run is continued."""
     steps: Count = None
-    """Length in steps."""
+    """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
-    """Length in minutes (default: 10); the first steps are timed, then the number of steps is fixed."""
+    """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
     batch: Count = None
-    """Pictures a step, over all processes (default: 32)."""
+    """Pictures a step, over all processes (default: the recipe's)."""
+    set: Settings = ()
+    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4."""
     seed: int = 0
     """Decides weights and the order of the data."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some, under torchrun a GPU for each process."""
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it, else fp32."""
 
     def run(self) -> None:
+        at_least("--depth", 1, 1 if self.depth is None else self.depth)
+        if self.init is not None and self.depth is not None:
+            raise InputError(f"expected --depth or --init, whose depth it is, got both ({self.depth} and {self.init})")
         with together(self.device) as device:
             self._train(device)
 
     def _train(self, device: str) -> None:
-        from nextscale import presets
         from nextscale.tokenizer import MultiScaleVQVAE
         from nextscale.training.loop import Length, train
-        from nextscale.training.transformer import RECIPE, TransformerStage, fitted
+        from nextscale.training.transformer import TransformerStage, fitted
+        from nextscale.transformer.adapted import adapted
 
-        preset = presets.get(self.preset)
-        asked = length(self.steps, self.minutes, default=Length(minutes=DEFAULT_MINUTES))
+        recipe, steps = self._recipe()
+        asked = length(self.steps, self.minutes, default=Length(steps=steps))
         tokenizer = MultiScaleVQVAE.load(self.tokenizer)
-        data = load_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
-        recipe = dataclasses.replace(RECIPE, batch=RECIPE.batch if self.batch is None else self.batch)
+        data = self._data(tokenizer)
+        first = self._begin()
+        architecture = first.transformer.config if first else self._config()
+        config = fitted(architecture, tokenizer, classes=len(data.classes))
         stage = TransformerStage(
-            fitted(preset.transformer, tokenizer, classes=len(data.classes)),
+            config,
             tokenizer,
             data,
             recipe=recipe,
             seed=self.seed,
             device=device,
             precision=self.precision,
+            begin=adapted(first.transformer, config, known=first.classes, classes=data.classes) if first else None,
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed), self.out)
         say(f"model in {self.out}; next:")
         print(shlex.join(["nextscale", "sample", "--model", str(self.out)]))
+
+    def _recipe(self) -> tuple[TransformerRecipe, int]:
+        """The preset's with the changes asked for, and its number of steps."""
+        from nextscale import presets
+        from nextscale.training import recipes
+
+        recipe, steps = recipes.for_transformer(presets.get(self.preset).name)
+        batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
+        return recipes.changed(recipe, [*self.set, *batch]), steps
+
+    def _config(self) -> TransformerConfig:
+        """The preset's, at the depth asked for."""
+        from nextscale import presets
+
+        config = presets.get(self.preset).transformer
+        return config if self.depth is None else config.of_depth(self.depth)
+
+    def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:
+        """Pictures or cached tokens; says what was found."""
+        from nextscale.checkpoint import fingerprint
+        from nextscale.data import tokens
+
+        if not tokens.is_cache(self.data):
+            size = tokenizer.config.height, tokenizer.config.width
+            return load_data(self.data, height=size[0], width=size[1], labels=self.labels)
+        if self.labels is not None:
+            raise InputError(f"--labels: expected pictures, got a token cache, {self.data}, which has its classes")
+        with progress() as bar:
+            task = bar.add_task("checking the token cache", total=None)
+            found = tokens.load(
+                self.data,
+                tokenizer=fingerprint(tokenizer.state_dict()),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        say(
+            f"data: token cache {self.data}, {len(found.train)} pictures to train on, {len(found.validation)} held "
+            f"out, {len(found.classes)} classes"
+        )
+        return found
+
+    def _begin(self) -> Pipeline | None:
+        """The model to begin from."""
+        if self.init is None:
+            return None
+        from nextscale.pipeline import Pipeline
+
+        return Pipeline.load(self.init, precision="fp32")

@@ -25,6 +25,7 @@ TOLD_BY_ALL = 0.95  # share of patches told right from which hardly any patch is
 TOLD_BY_CHANCE = 0.55  # share of patches told right up to which the discriminator as good as guesses
 HELD_SHARE = 0.5  # of the steps with the adaptive weight at a bound: then the bound is the weight
 ROUNDING = 1e-6  # of a float32 that was clamped, relative
+PAGE = "docs/tokenizer.md"
 ENOUGH_STEPS = 10  # for a share of steps to be told
 CLIPPED_SHARE = 0.95  # of the steps with the gradient clipped: then the clip decides the step, not the gradient
 
@@ -80,13 +81,18 @@ def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> 
 
 def table(rows: Sequence[ScaleUsage]) -> list[str]:
     """Lines of text, a column a scale; ten scales fit 80 columns."""
-    columns: list[tuple[str, ...]] = [("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")]
-    columns += [
+    cells: list[tuple[str, ...]] = [("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")]
+    cells += [
         (row.size, str(row.used), str(row.possible), *map(_short, (row.perplexity, 100 * row.residual, row.psnr)))
         for row in rows
     ]
-    padded = [_padded(column, right=i > 0) for i, column in enumerate(columns)]
-    return ["  ".join(cells) for cells in zip(*padded, strict=True)]
+    return columns(cells)
+
+
+def columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text from columns of cells, the first of which holds the rows' names."""
+    padded = [_padded(column, right=i > 0) for i, column in enumerate(cells)]
+    return ["  ".join(line) for line in zip(*padded, strict=True)]
 
 
 def _short(value: float) -> str:
@@ -127,7 +133,7 @@ def warnings(
     return [
         *_about_codes(config, rows),
         *_about_painting(rows),
-        *_about_gradients(figures, clip),
+        *about_gradients(figures, clip),
         *_about_discriminator(figures),
         *_about_balance(heard, adaptive_range),
         *(_about_price(validation, history) if heard else ()),
@@ -162,20 +168,21 @@ def _about_painting(rows: Sequence[ScaleUsage]) -> Iterator[str]:
         )
 
 
-def _about_gradients(figures: Sequence[Figures], clip: float) -> Iterator[str]:
+def about_gradients(figures: Sequence[Figures], clip: float, *, page: str = PAGE) -> Iterator[str]:
+    """Of any stage; `page` tells more."""
     names = ("gradient_norm", "discriminator_gradient_norm")
     skipped = sum(any(not math.isfinite(step.get(name, 0.0)) for name in names) for step in figures)
     if skipped:
         yield (
             f"{skipped} of {len(figures)} steps were skipped, their gradient not being finite; try a smaller learning "
-            f"rate, a longer warm-up, or float32 (docs/tokenizer.md)"
+            f"rate, a longer warm-up, or float32 ({page})"
         )
     norms = [step["gradient_norm"] for step in figures if math.isfinite(step.get("gradient_norm", math.nan))]
     clipped = sum(norm > clip for norm in norms)
     if len(norms) >= ENOUGH_STEPS and clipped >= CLIPPED_SHARE * len(norms):
         yield (
             f"the gradient was clipped in {clipped} of {len(norms)} steps: its norm is {statistics.median(norms):.3g} "
-            f"as a rule, the clip {clip:g}; try a larger clip or a smaller learning rate (docs/tokenizer.md)"
+            f"as a rule, the clip {clip:g}; try a larger clip or a smaller learning rate ({page})"
         )
 
 

@@ -7,6 +7,7 @@ What a recipe holds is recorded with every run, and a run is continued only unde
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,11 +42,21 @@ class Recipe:
     weight_decay: float
     """Of weights of linear layers and convolutions; biases, gains, embeddings, positions and tables are spared."""
     warmup_steps: int
-    """Steps over which the learning rate rises linearly from near 0."""
+    """Steps over which the learning rate rises linearly, at least."""
     final_rate: float
-    """Learning rate at the end, as a share of the peak; it falls linearly from the end of the warm-up."""
+    """Learning rate at the end, as a share of the peak."""
     clip: float
     """Largest norm of the gradient; a larger one is scaled down to it."""
+    warmup: float = 0.0
+    """Share of the run over which the learning rate rises, where that is longer."""
+    first_rate: float = 0.0
+    """Learning rate that it rises from, as a share of the peak."""
+    flat: float = 0.0
+    """Share of the run after which the learning rate begins to fall; no earlier than the warm-up's end."""
+    fall: Literal["linear", "cosine"] = "linear"
+    """How it falls to the final rate."""
+    final_weight_decay: float = 1.0
+    """Weight decay at the end, as a multiple of that at the start; in between it follows a cosine."""
     accumulate: int = 1
     """Parts a process cuts its share of the batch into, one after the other: less memory, the same step, but for the
     adaptive weight and the entropy term, which are each part's own."""
@@ -56,7 +67,12 @@ class Recipe:
         _require(self.clip > 0, f"clip: expected more than 0, got {self.clip}")
         _require(self.weight_decay >= 0, f"weight_decay: expected at least 0, got {self.weight_decay}")
         _require(self.warmup_steps >= 0, f"warmup_steps: expected at least 0, got {self.warmup_steps}")
-        _require(0 <= self.final_rate <= 1, f"final_rate: expected a share from 0 to 1, got {self.final_rate}")
+        for name in ("final_rate", "warmup", "first_rate", "flat"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name}: expected a share from 0 to 1, got {value}")
+        _require(
+            self.final_weight_decay >= 0, f"final_weight_decay: expected at least 0, got {self.final_weight_decay}"
+        )
         _require_betas("betas", self.betas)
         _require(self.accumulate >= 1, f"accumulate: expected at least 1, got {self.accumulate}")
         _require(
@@ -66,12 +82,21 @@ class Recipe:
 
     def rate(self, step: int, total: int | None) -> float:
         """The learning rate of 0-based `step` of `total`; while that is not known, the peak follows the warm-up."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+        rising = max(self.warmup_steps, round(self.warmup * (total or 0)))
+        if step < rising:
+            return self.learning_rate * (self.first_rate + (1 - self.first_rate) * (step + 1) / rising)
         if total is None:
             return self.learning_rate
-        done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-        return self.learning_rate * (1 - (1 - self.final_rate) * min(done, 1.0))
+        falling = max(rising, round(self.flat * total))
+        done = min(max((step - falling) / max(total - falling, 1), 0.0), 1.0)
+        left = 1 - done if self.fall == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+
+    def decay(self, step: int, total: int | None) -> float:
+        """The weight decay of 0-based `step` of `total`; while that is not known, the one at the start."""
+        done = min(step / total, 1.0) if total else 0.0
+        grown = (1 - math.cos(math.pi * done)) / 2
+        return self.weight_decay * (1 + (self.final_weight_decay - 1) * grown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +228,61 @@ class TokenizerRecipe:
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerRecipe:
+    """Everything about how a transformer is trained."""
+
+    optimization: Recipe
+    label_dropout: float = 0.1
+    """Share of labels replaced by "no class", which guidance needs."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block at depth 24; it is proportional to the depth, and to the block's place."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all codes."""
+    scale_weights: tuple[float, ...] = ()
+    """Weight of the tokens of each scale in the loss; none: every token counts alike."""
+    token_noise: float = 0.0
+    """Share of the tokens that are replaced by random ones where coarser scales are looked at, never as targets: so
+    that sampling's own mistakes are not the first it sees."""
+    progressive: float = 0.0
+    """Share of the run over which scales are added one by one: cheaper steps, and a slightly worse end."""
+    progressive_from: int = 4
+    """How many scales such a run begins with."""
+    average: float = 0.0
+    """Decay of the running average of the weights, which is what is validated and saved; 0 saves the weights as is."""
+    flip: bool = False
+    """Mirror half of the pictures; a token cache decides for itself when it is made."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "progressive"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name}: expected a share from 0 to 1, got {value}")
+        _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
+        _require(self.progressive_from >= 1, f"progressive_from: expected at least 1, got {self.progressive_from}")
+        weights = self.scale_weights
+        _require(
+            not weights or (min(weights) >= 0 and sum(weights) > 0),
+            f"scale_weights: expected numbers from 0 on, not all 0, got {weights}",
+        )
+
+    def check(self, scales: Scales) -> None:
+        """Raise `InputError` unless it can train a model of these scales."""
+        given, wanted = len(self.scale_weights), len(scales)
+        _require(given in (0, wanted), f"scale_weights: expected a number for each of {wanted} scales, got {given}")
+
+    def scales_learned(self, step: int, total: int | None, scales: int) -> float:
+        """How many of so many scales are learned in 0-based `step` of `total`; 6.25: six, and a seventh at a quarter.
+
+        Scales are added at even distances over the first `progressive` of the run; the new one's weight rises
+        linearly until the next comes.
+        """
+        if not self.progressive:
+            return float(scales)
+        first = min(self.progressive_from, scales)
+        done = min(step / (self.progressive * total), 1.0) if total else 0.0
+        return first + (scales - first) * done
+
+
 # -- the presets' recipes ----------------------------------------------------------------------------------------------
 
 #   preset: steps, batch, learning rate, final rate, clip, average, perceptual, discriminator, its start, flip
@@ -238,6 +318,46 @@ def for_preset(name: str) -> tuple[TokenizerRecipe, int]:
             flip=flip,
         ),
         steps,
+    )
+
+
+IMAGENET = 1_281_167  # pictures to train on
+
+#   preset: steps or epochs of ImageNet, batch, learning rate per 256 images, final rate, final weight decay
+TRANSFORMERS: dict[str, tuple[int, int, float, float, float]] = {
+    "emoji-32": (2_000, 32, 1.6e-2, 0.02, 1.0),
+    "emoji-64": (4_000, 32, 8e-3, 0.02, 1.0),
+    "small-128": (100_000, 128, 4e-4, 0.1, 1.0),
+    "base-256": (200_000, 256, 2e-4, 0.1, 1.0),
+    "var-d16": (200, 768, 1e-4, 0.1, 1.0),
+    "var-d20": (250, 768, 1e-4, 0.1, 1.0),
+    "var-d24": (350, 768, 8e-5, 0.01, 1.0),
+    "var-d30": (350, 1024, 8e-5, 0.01, 1.6),
+    "var-d36-512": (350, 768, 8e-5, 0.01, 1.6),
+}
+
+
+def for_transformer(name: str) -> tuple[TransformerRecipe, int]:
+    """How the transformer of a preset is trained, and for how many steps; those of `var-*` are the release's."""
+    length, batch, rate, final, final_decay = TRANSFORMERS[name]
+    large = name.startswith("var-")
+    return (
+        TransformerRecipe(
+            optimization=Recipe(
+                batch=batch,
+                learning_rate=rate * batch / 256,
+                betas=(0.9, 0.95),
+                weight_decay=0.05,
+                warmup_steps=0 if large else 100,
+                warmup=0.02,
+                first_rate=0.005,
+                flat=0.05,
+                final_rate=final,
+                final_weight_decay=final_decay,
+                clip=2.0,
+            )
+        ),
+        length * IMAGENET // batch if large else length,
     )
 
 

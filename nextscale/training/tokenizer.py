@@ -7,7 +7,7 @@ what this process sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -381,7 +381,7 @@ class TokenizerStage:
         self.best_model.save(directory)
 
 
-def spread(pictures: Pictures, count: int) -> range:
+def spread(pictures: Sized, count: int) -> range:
     """At most `count` indices of a split, evenly spread over it."""
     return range(0, len(pictures), max(-(-len(pictures) // count), 1))
 

@@ -1,11 +1,12 @@
 """Stage 2: the transformer learns to predict each scale's tokens from the class and the coarser scales.
 
-The tokenizer is finished and frozen; it turns pictures into tokens and teacher inputs as they come.
+The tokenizer is finished and frozen; tokens come from a cache, or from pictures that it encodes as they come.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,29 +17,24 @@ from nextscale import distributed, images
 from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
+from nextscale.data.tokens import TokenSet
 from nextscale.pipeline import Pipeline
 from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
+from nextscale.training import tokens, transformer_health
+from nextscale.training.learner import Learner
 from nextscale.training.loop import Health
-from nextscale.training.losses import cross_entropy, unigram_entropy
-from nextscale.training.optimization import Figures, Optimization, Outcome, training_dtype
+from nextscale.training.losses import unigram_entropy
+from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
 from nextscale.training.order import batch_indices, generator, views
-from nextscale.training.recipes import Recipe
+from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.rundir import Stateful
-from nextscale.training.tokenizer import encoded
+from nextscale.training.tokenizer import spread
 from nextscale.transformer import VAR, DropPath
 
-RECIPE = Recipe(
-    batch=32,
-    learning_rate=2e-3,
-    betas=(0.9, 0.95),
-    weight_decay=0.05,
-    warmup_steps=100,
-    final_rate=0.02,
-    clip=2.0,
-)
-LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", which guidance needs
 SHOWN = 3  # sample pictures a class in a sheet
+VALIDATED = 4096  # held-out pictures at most
+UNLEARNED = 64  # pictures at a time where nothing is learned
 
 
 class TransformerStage:
@@ -47,9 +43,10 @@ class TransformerStage:
     Arguments:
         config: the architecture; it must belong to the tokenizer.
         tokenizer: a trained one. Its weights are not changed.
-        data: pictures of the tokenizer's size, with as many classes as the config.
+        data: pictures of the tokenizer's size, or their tokens, with as many classes as the config.
         recipe, seed: of the optimisation, of weights and data order.
-        device, precision: where and in what the blocks compute; weights, head and loss stay float32.
+        device, precision: where and in what the blocks compute; weights and loss stay float32.
+        begin: a transformer of the same config whose weights are the first ones, instead of random ones.
     """
 
     name = "transformer"
@@ -58,87 +55,159 @@ class TransformerStage:
         self,
         config: TransformerConfig,
         tokenizer: MultiScaleVQVAE,
-        data: DataSet,
+        data: DataSet | TokenSet,
         *,
-        recipe: Recipe = RECIPE,
+        recipe: TransformerRecipe,
         seed: int = 0,
         device: str = "cpu",
         precision: Precision = "auto",
+        begin: VAR | None = None,
     ) -> None:
         check_pair(tokenizer.config, config)
+        recipe.check(config.scales)
         self.device = find_device(device)
         self.dtype = training_dtype(precision, self.device)
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
-        self.model = VAR(config, seed=seed).to(self.device)
-        self.passed = distributed.wrapped(self.model)
-        self.optimization = Optimization(self.model, recipe, self.passed)
-        self.data, self.recipe, self.seed = data, recipe, seed
+        self.data = tokens.encoded(data, self.tokenizer, self.dtype) if isinstance(data, DataSet) else data
+        self.model = (begin or VAR(config, seed=seed)).to(self.device)
+        self.learner = Learner(self.model)
+        self.passed = distributed.wrapped(self.learner)
+        self.optimization = Optimization(self.model, recipe.optimization, self.passed)
+        self.average = running_average(self.model, recipe.average) if recipe.average else None
+        self.frequencies = transformer_health.Frequencies(config.scales, config.codebook_size)
+        self.recipe, self.seed = recipe, seed
         self.settings = {
             "transformer": to_json(config),
             "tokenizer": fingerprint(tokenizer.state_dict()),
-            "data": data.train.fingerprint,
+            "data": self.data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
+            "begin": fingerprint(begin.state_dict()) if begin is not None else None,
         }
 
     @property
     def batch(self) -> int:
         """Images a step."""
-        return self.recipe.batch
+        return self.recipe.optimization.batch
 
     @property
     def state(self) -> Mapping[str, Stateful]:
         """All that a checkpoint keeps."""
-        return {"model": self.model, "optimizer": self.optimization}
+        parts: dict[str, Stateful] = {
+            "model": self.model,
+            "optimizer": self.optimization,
+            "frequencies": self.frequencies,
+        }
+        return parts | ({"average": self.average} if self.average is not None else {})
+
+    @property
+    def best_model(self) -> VAR:
+        """What is validated, shown and saved: the running average of the weights, where there is one."""
+        averaged = self.average.module if self.average is not None else self.model
+        assert isinstance(averaged, VAR)
+        return averaged
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Nothing to do before the first step."""
 
     def update(self, step: int, total: int | None) -> Outcome:
         """One step."""
-        return self.optimization.update((self.loss(step, part) for part in self.optimization.parts()), step, total)
+        losses = (self.loss(step, part, total) for part in self.optimization.parts())
+        outcome = self.optimization.update(losses, step, total)
+        if self.average is not None and outcome.finite:
+            self.average.update_parameters(self.model)
+        return outcome
 
-    def loss(self, step: int, part: slice = slice(None)) -> tuple[Tensor, Figures]:
-        """Cross-entropy averaged over all tokens of a part of a step's batch, with label dropout and drop-path."""
-        originals, labels = self._batch(step, part)
-        dropped = torch.rand(self.batch, generator=generator(self.seed, "labels", step)) < LABEL_DROPOUT
-        labels = labels.masked_fill(dropped[part], self.model.config.classes).to(self.device)
+    def loss(self, step: int, part: slice = slice(None), total: int | None = None) -> tuple[Tensor, Figures]:
+        """Cross-entropy of a part of a step's batch, averaged over its tokens by the weights of their scales.
+
+        With label dropout, drop-path and, where the recipe asks for them, noise in what is looked at and fewer scales.
+        """
+        tokens_BL, labels_B = self._batch(step, part)
+        weights_L = self._weights(step, total)
+        first, end = self.model.config.scales.lengths[0], len(weights_L)
+        self.frequencies.add(tokens_BL)
         with lowered(self.device, self.dtype):
-            tokens = self.tokenizer.encode(originals.to(self.device))
-            inputs = self.tokenizer.teacher_inputs(tokens)
-            logits = self.passed(labels, inputs, drop_path=self._drop_path(step, part.start or 0))
-        loss = cross_entropy(logits, tokens).mean()
-        accuracy = (logits.detach().argmax(dim=-1) == tokens).float().mean()
-        return loss, {"accuracy": accuracy}
+            inputs_BLC = self.tokenizer.teacher_inputs(self._looked_at(tokens_BL, step, part))
+            loss, _, hit_BL = self.passed(
+                self._labels(labels_B, step, part).to(self.device),
+                inputs_BLC[:, : end - first],
+                tokens_BL[:, :end],
+                drop_path=self._drop_path(step, part.start or 0),
+                weights_L=weights_L,
+                smoothing=self.recipe.label_smoothing,
+            )
+        return loss, {"accuracy": hit_BL.float().mean()}
 
     def _batch(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
-        """Pictures and labels of a part of a step's batch."""
+        """Tokens, on the device, and labels of a part of a step's batch."""
         indices = batch_indices(len(self.data.train), self.batch, step, self.seed)[part]
-        return self.data.train.batch(indices, views=views(self.batch, step, self.seed)[part])
+        seen = views(self.batch, step, self.seed, flip=self.recipe.flip)[part]
+        tokens_BL, labels_B = self.data.train.batch(indices, views=seen)
+        return tokens_BL.to(self.device), labels_B
+
+    def _labels(self, labels_B: Tensor, step: int, part: slice) -> Tensor:
+        """Some of them replaced by "no class"."""
+        draw_B = torch.rand(self.batch, generator=generator(self.seed, "labels", step))
+        return labels_B.masked_fill((draw_B < self.recipe.label_dropout)[part], self.model.config.classes)
+
+    def _looked_at(self, tokens_BL: Tensor, step: int, part: slice) -> Tensor:
+        """What the coarser scales are taken to be: the tokens, some of them flipped to random ones."""
+        if not self.recipe.token_noise:
+            return tokens_BL
+        numbers, shape = generator(self.seed, "noise", step), (self.batch, tokens_BL.shape[1])
+        flipped_BL = (torch.rand(shape, generator=numbers) < self.recipe.token_noise)[part]
+        random_BL = torch.randint(self.model.config.codebook_size, shape, generator=numbers)[part]
+        return torch.where(flipped_BL.to(self.device), random_BL.to(self.device), tokens_BL)
+
+    def _weights(self, step: int, total: int | None) -> Tensor:
+        """(l,) float32: weights of the tokens that are learned in a step, those of the first scales or of all."""
+        scales = self.model.config.scales
+        learned = self.recipe.scales_learned(step, total, len(scales))
+        given = self.recipe.scale_weights or (1.0,) * len(scales)
+        by_scale = [weight * min(learned - k, 1.0) for k, weight in enumerate(given[: math.ceil(learned)])]
+        lengths = torch.tensor(scales.lengths[: len(by_scale)])
+        return torch.tensor(by_scale).repeat_interleave(lengths).to(self.device)
 
     def _drop_path(self, step: int, first: int) -> DropPath:
-        """The paper's rate, 0.1 * depth / 24."""
+        """The rate of the last block is the recipe's, times depth / 24 (paper, appendix)."""
         seed = generator(self.seed, "paths", step, first).initial_seed()
-        return DropPath(0.1 * self.model.config.depth / 24, torch.Generator(self.device).manual_seed(seed))
+        rate = min(self.recipe.drop_path * self.model.config.depth / 24, 1.0)
+        return DropPath(rate, torch.Generator(self.device).manual_seed(seed))
 
+    @torch.no_grad()
     def inputs(self, step: int) -> Tensor:
-        """The pictures of a step, over all processes, for inspection."""
-        return self._batch(step, slice(None))[0]
+        """The pictures of a step, as their tokens tell them, over all processes, for inspection."""
+        tokens_BL, _ = self._batch(step, slice(None))
+        return torch.cat([self.tokenizer.decode(part).cpu() for part in tokens_BL.split(UNLEARNED)])
+
+    # -- how it is -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cross-entropy and accuracy of held-out tokens, overall and at each scale, given their classes."""
-        losses, hits, start = [], [], 0
-        labels = self.data.validation.labels.to(self.device)
-        for _, tokens in encoded(self.tokenizer, self.data.validation):
+        """Cross-entropy and accuracy of held-out tokens, given their classes, and the cross-entropy of guesses by
+        frequency ("unigram"): overall and at each scale."""
+        learner, losses, hits, guesses = Learner(self.best_model), [], [], []
+        surprise_KV, scales = self.frequencies.surprise().to(self.device), self.model.config.scales
+        level_L = scales.level_ids().to(self.device)
+        weights_L = torch.ones(scales.total, device=self.device)
+        chosen = spread(self.data.validation, VALIDATED)
+        for start in range(0, len(chosen), UNLEARNED):
+            tokens_BL, labels_B = self.data.validation.batch(chosen[start : start + UNLEARNED])
+            tokens_BL = tokens_BL.to(self.device)
             with lowered(self.device, self.dtype):
-                logits = self.model(labels[start : start + len(tokens)], self.tokenizer.teacher_inputs(tokens))
-            losses.append(cross_entropy(logits, tokens))
-            hits.append((logits.argmax(dim=-1) == tokens).float())
-            start += len(tokens)
-        loss_L, hit_L = torch.cat(losses).mean(dim=0), torch.cat(hits).mean(dim=0)
-        figures = {"cross_entropy": float(loss_L.mean()), "accuracy": float(hit_L.mean())}
-        for k, part in enumerate(self.model.config.scales.slices(), start=1):
-            figures[f"cross_entropy_scale_{k}"] = float(loss_L[part].mean())
+                inputs = self.tokenizer.teacher_inputs(tokens_BL)
+                _, loss_BL, hit_BL = learner(labels_B.to(self.device), inputs, tokens_BL, weights_L=weights_L)
+            losses.append(loss_BL)
+            hits.append(hit_BL.float())
+            guesses.append(surprise_KV[level_L, tokens_BL])
+        figures = {}
+        for name, parts in (("cross_entropy", losses), ("accuracy", hits), ("unigram", guesses)):
+            mean_L = torch.cat(parts).mean(dim=0)
+            figures[name] = float(mean_L.mean())
+            for k, part in enumerate(scales.slices(), start=1):
+                figures[f"{name}_scale_{k}"] = float(mean_L[part].mean())
         return figures
 
     def score(self, validation: Mapping[str, float]) -> float:
@@ -151,17 +220,27 @@ class TransformerStage:
         figures: Sequence[Mapping[str, float]],
         history: Sequence[Mapping[str, float]],
     ) -> Health:
-        """Nothing beyond the figures."""
-        return Health()
+        """A column a scale, what the scaling laws say where they apply, and warnings."""
+        config, clip = self.model.config, self.recipe.optimization.clip
+        table = transformer_health.table(config.scales, validation)
+        if transformer_health.is_release_like(config):
+            size = sum(parameter.numel() for parameter in self.model.parameters())
+            table.append(transformer_health.expectation(config, size, distributed.world() * self.frequencies.images))
+        told = transformer_health.warnings(config.scales, validation, figures, history, clip=clip)
+        return Health(tuple(table), tuple(told))
 
     def unigram(self) -> float:
         """Entropy of the training tokens when only their position is known, averaged over positions, in nats."""
-        tokens = torch.cat([tokens for _, tokens in encoded(self.tokenizer, self.data.train)])
-        return float(unigram_entropy(tokens.cpu(), self.model.config.codebook_size).mean())
+        count = len(self.data.train)
+        parts = [torch.arange(count)[start : start + UNLEARNED] for start in range(0, count, UNLEARNED)]
+        seen = torch.cat([self.data.train.batch(part)[0].cpu() for part in parts])
+        return float(unigram_entropy(seen, self.model.config.codebook_size).mean())
 
     def pipeline(self) -> Pipeline:
         """The two models as they are now, sharing their weights."""
-        return Pipeline(self.tokenizer, self.model, classes=self.data.classes, device=self.device, precision="fp32")
+        return Pipeline(
+            self.tokenizer, self.best_model, classes=self.data.classes, device=self.device, precision="fp32"
+        )
 
     def pictures(self) -> Tensor:
         """A row a class from fixed seeds, at most eight classes."""

@@ -14,6 +14,9 @@ from training import toy as toys
 from nextscale import MultiScaleVQVAE, data
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
+from nextscale.data.tokens import TokenSet
+from nextscale.training import recipes
+from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.tokenizer import TokenizerStage
 from nextscale.training.transformer import TransformerStage, fitted
 
@@ -44,12 +47,16 @@ def first_stage(toy: DataSet, tokenizer_config: TokenizerConfig) -> Callable[...
 def second_stage(
     toy: DataSet, tokenizer_config: TokenizerConfig, transformer_config: TransformerConfig
 ) -> Callable[..., TransformerStage]:
-    """`second_stage(seed=1, batch=2)`: a transformer about to be trained, on a tokenizer of its own."""
+    """`second_stage(seed=1, batch=2, settings=["flip=true"])`: a transformer about to be trained, on a tokenizer of its
+    own."""
 
-    def make(data: DataSet = toy, *, seed: int = 0, **changes: Any) -> TransformerStage:
+    def make(
+        data: DataSet | TokenSet = toy, settings: Sequence[str] = (), *, seed: int = 0, **changes: Any
+    ) -> TransformerStage:
         tokenizer = MultiScaleVQVAE(tokenizer_config, seed=3)
         config = fitted(transformer_config, tokenizer, classes=len(data.classes))
-        recipe = dataclasses.replace(toys.RECIPE, **changes)
+        recipe = TransformerRecipe(optimization=dataclasses.replace(toys.RECIPE, **changes))
+        recipe = recipes.changed(recipe, settings)
         return TransformerStage(config, tokenizer, data, recipe=recipe, seed=seed, precision="fp32")
 
     return make

@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from training import toy as toys
 
 from nextscale import MultiScaleVQVAE, Pipeline
 from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig
 from nextscale.data import DataSet
+from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
 from nextscale.training.loop import Length, train
 from nextscale.training.order import batch_indices
+from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.tokenizer import TokenizerStage
-from nextscale.training.transformer import LABEL_DROPOUT, TransformerStage, fitted
+from nextscale.training.transformer import TransformerStage, fitted
 
 
 @pytest.fixture
@@ -57,7 +60,9 @@ def test_training_beats_the_unigram_entropy_on_held_out_emoji(
         fitted(transformer_config, first.best_model, classes=len(emoji.classes)),
         first.best_model,
         emoji,
-        recipe=dataclasses.replace(first.recipe.optimization, batch=32, learning_rate=5e-3),
+        recipe=TransformerRecipe(
+            optimization=dataclasses.replace(first.recipe.optimization, batch=32, learning_rate=5e-3)
+        ),
         precision="fp32",
     )
     untrained = second.validate()["cross_entropy"]
@@ -87,7 +92,7 @@ def test_a_tenth_of_the_labels_is_dropped(second_stage, toy: DataSet, calls) -> 
     given = torch.stack([labels for labels, _ in seen[:40]])
     true = torch.stack([toy.train.labels[batch_indices(18, 100, step, 0)] for step in range(40)])
     dropped = given == len(toy.classes)
-    assert dropped.float().mean().item() == pytest.approx(LABEL_DROPOUT, abs=0.02)
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
     assert torch.equal(given[~dropped], true[~dropped])
     assert torch.equal(seen[40][0], given[0])
     assert not torch.equal(dropped[0], dropped[1])
@@ -189,7 +194,12 @@ def test_a_transformer_of_another_tokenizer_is_refused(
 ) -> None:
     """The differences are named."""
     with pytest.raises(InputError, match="do not belong together: codebook_size 32 and 64"):
-        TransformerStage(transformer_config, make_tokenizer(codebook_size=32), toy)
+        TransformerStage(
+            transformer_config,
+            make_tokenizer(codebook_size=32),
+            toy,
+            recipe=TransformerRecipe(optimization=toys.RECIPE),
+        )
 
 
 def test_any_weight_of_the_tokenizer_changes_its_fingerprint(make_tokenizer, tmp_path: Path) -> None:
@@ -201,3 +211,99 @@ def test_any_weight_of_the_tokenizer_changes_its_fingerprint(make_tokenizer, tmp
     with torch.no_grad():
         tokenizer.quantizer.codebook.weight[5, 3] += 1e-6
     assert fingerprint(tokenizer.state_dict()) != before
+
+
+# ---- what the recipe may ask for -------------------------------------------------------------------------------------
+
+
+def test_scales_count_by_their_weights(second_stage) -> None:
+    """The loss is the weighted mean over tokens; a scale of weight 0 is not learned."""
+    plain, weighted = second_stage(), second_stage(settings=["scale_weights=4,0,1,0.5", "label_dropout=0"])
+    weights_L = torch.tensor([4.0] + [0.0] * 4 + [1.0] * 9 + [0.5] * 16)
+    tokens, labels = weighted._batch(0, slice(None))
+    with torch.no_grad():
+        logits = plain.model(labels, plain.tokenizer.teacher_inputs(tokens), drop_path=weighted._drop_path(0, 0))
+    costs_L = -logits.log_softmax(dim=-1).gather(2, tokens.unsqueeze(2)).squeeze(2).mean(dim=0)
+    expected = (costs_L * weights_L).sum() / weights_L.sum()
+    assert float(weighted.loss(0)[0].detach()) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_weights_of_other_scales_are_refused(second_stage) -> None:
+    """One a scale, or none."""
+    with pytest.raises(InputError, match="scale_weights: expected a number for each of 4 scales, got 2"):
+        second_stage(settings=["scale_weights=1,2"])
+
+
+def test_scales_are_added_along_the_run(second_stage) -> None:
+    """Two at first, all from half of the run on; those that are not learned yet get no gradient."""
+    stage = second_stage(settings=["progressive=0.5", "progressive_from=2"])
+    assert [len(stage._weights(step, 100)) for step in (0, 1, 25, 26, 49, 50, 99)] == [5, 14, 14, 30, 30, 30, 30]
+    assert stage._weights(13, 100)[-9:].tolist() == pytest.approx([0.52] * 9)
+    stage.loss(0, total=100)[0].backward()
+    grad_L = stage.model.positions.grad.abs().sum(dim=(0, 2))
+    assert bool((grad_L[:5] > 0).all())
+    assert not grad_L[5:].any()
+
+
+def test_noise_is_in_what_is_looked_at_and_never_in_the_targets(second_stage) -> None:
+    """A share of tokens is flipped, always the same in a step; the first scale's inputs do not exist."""
+    stage = second_stage(settings=["token_noise=0.3"], batch=100)
+    tokens, _ = stage._batch(0, slice(None))
+    noisy = stage._looked_at(tokens, 0, slice(None))
+    assert (noisy != tokens).float().mean().item() == pytest.approx(0.3 * 63 / 64, abs=0.03)
+    assert torch.equal(stage._looked_at(tokens, 0, slice(None)), noisy)
+    assert torch.equal(stage._looked_at(tokens[20:60], 0, slice(20, 60)), noisy[20:60])
+    seen: list[tuple[Tensor, ...]] = []
+    stage.learner.register_forward_pre_hook(lambda module, given: seen.append(given))
+    stage.loss(0)
+    ((_, inputs, targets),) = seen
+    assert torch.equal(targets, tokens)
+    assert torch.equal(inputs, stage.tokenizer.teacher_inputs(noisy))
+
+
+def test_the_running_average_is_what_is_saved(second_stage, tmp_path: Path) -> None:
+    """Where the recipe has one; without, the weights as they are."""
+    stage = second_stage(settings=["average=0.9"])
+    list(train(stage, tmp_path, Length(steps=4), seed=0, checks=1))
+    saved = Pipeline.load(tmp_path, precision="fp32").transformer
+    assert torch.equal(saved.head.weight, stage.average.module.head.weight)
+    assert not torch.equal(saved.head.weight, stage.model.head.weight)
+
+
+def test_a_run_begins_with_the_weights_given(second_stage, toy: DataSet) -> None:
+    """And is another run than one from random weights."""
+    first = second_stage(seed=5)
+    again = TransformerStage(
+        first.model.config, first.tokenizer, toy, recipe=first.recipe, seed=1, precision="fp32", begin=first.model
+    )
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(again.model.parameters(), first.model.parameters(), strict=True)
+    )
+    assert again.settings["begin"] != first.settings["begin"]
+
+
+def test_tokens_give_the_same_steps_as_their_pictures(second_stage, toy: DataSet) -> None:
+    """Whatever holds them."""
+    stage = second_stage()
+    held = TokenSet(train=stage.data.train, validation=stage.data.validation, classes=toy.classes, unreadable=[])
+    again = second_stage(held)
+    for step in range(3):
+        assert float(again.loss(step)[0].detach()) == float(stage.loss(step)[0].detach())
+
+
+def test_a_guess_by_frequency_is_learned_from_what_was_trained_on(second_stage) -> None:
+    """Its loss on held-out tokens is that of counts with one more of each code, scale by scale."""
+    stage = second_stage()
+    assert stage.validate()["unigram"] == pytest.approx(math.log(64), abs=1e-5)
+    seen = [stage._batch(step, slice(None))[0] for step in range(5)]
+    for step in range(5):
+        stage.loss(step)
+    trained = torch.cat(seen)
+    held_out, _ = stage.data.validation.batch(range(6))
+    figures = stage.validate()
+    for k, part in enumerate(stage.model.config.scales.slices(), start=1):
+        counts = torch.bincount(trained[:, part].flatten(), minlength=64) + 1.0
+        expected = -(counts / counts.sum()).log()[held_out[:, part]].mean()
+        assert figures[f"unigram_scale_{k}"] == pytest.approx(float(expected), abs=1e-5)
+    assert stage.frequencies.images == 5 * stage.batch

@@ -1,0 +1,63 @@
+"""Where the tokens of stage 2 come from: a cache (`data.tokens`), or pictures that are encoded as they come.
+
+Both are `TokenSet`s, so that the stage does not know which. Shapes: N pictures of a split, n of a batch, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nextscale.data import DataSet, Pictures
+from nextscale.data.tokens import TokenSet
+from nextscale.precision import lowered
+from nextscale.tokenizer import MultiScaleVQVAE
+
+TOGETHER = 64  # pictures encoded at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A split of pictures, as `data.tokens.Tokens`: each batch goes through the tokenizer."""
+
+    pictures: Pictures
+    tokenizer: MultiScaleVQVAE
+    dtype: torch.dtype
+    """Of the encoder's matrix products; the search for codes stays float32."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.pictures.classes
+
+    @property
+    def labels(self) -> Tensor:
+        return self.pictures.labels
+
+    @property
+    def fingerprint(self) -> str:
+        return self.pictures.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @torch.no_grad()
+    def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(n, L) int64 on the tokenizer's device, (n,) int64; see `data.tokens.Tokens.batch`."""
+        originals, labels = self.pictures.batch(indices, views=views)
+        device = self.tokenizer.quantizer.codebook.weight.device
+        with lowered(device, self.dtype):
+            parts = [self.tokenizer.encode(part.to(device)) for part in originals.split(TOGETHER)]
+        return torch.cat(parts), labels
+
+
+def encoded(data: DataSet, tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> TokenSet:
+    """Both splits of `data`, encoded as they come."""
+    return TokenSet(
+        train=Encoded(data.train, tokenizer, dtype),
+        validation=Encoded(data.validation, tokenizer, dtype),
+        classes=data.classes,
+        unreadable=data.unreadable,
+    )

@@ -1,0 +1,148 @@
+"""Is the transformer well? How each scale's tokens are foretold, beside a guess by frequency and the scaling laws.
+
+Figures come in, text goes out, as in `health`; only the frequencies of codes are counted here. The thresholds are the
+constants below. Shapes: B images, L tokens, K scales, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nextscale.config import TransformerConfig
+from nextscale.scales import Scales
+from nextscale.training.health import Figures, about_gradients, columns
+
+RISEN = 0.01  # of the lowest held-out cross-entropy: more than that above it is learning by heart
+EARLY = 4  # checks before which a scale need not foretell better than frequencies do
+PAGE = "docs/transformer.md"
+
+# The release's: what the scaling laws were fitted to.
+RELEASE_CODES, RELEASE_TOKENS, RELEASE_CLASSES = 4096, 680, 1000
+
+
+class Frequencies:
+    """How often each code occurred at each scale, in the tokens that this process has trained on so far."""
+
+    def __init__(self, scales: Scales, codes: int) -> None:
+        self.scales, self.codes = scales, codes
+        self.counts_KV = torch.zeros(len(scales), codes, dtype=torch.int64)
+
+    @property
+    def images(self) -> int:
+        """How many have been counted."""
+        return int(self.counts_KV[0].sum()) // self.scales.lengths[0]
+
+    def add(self, tokens_BL: Tensor) -> None:
+        """Count the tokens of a batch."""
+        levels_L = self.scales.level_ids().to(tokens_BL.device)
+        hits = torch.bincount((levels_L * self.codes + tokens_BL).flatten(), minlength=self.counts_KV.numel())
+        self.counts_KV += hits.view(self.counts_KV.shape).cpu()
+
+    def surprise(self) -> Tensor:
+        """-ln((count + 1) / (sum + V)), (K, V) float32 in nats: the loss of a guess by frequency alone."""
+        counts_KV = self.counts_KV.double() + 1
+        return -(counts_KV / counts_KV.sum(dim=1, keepdim=True)).log().float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"counts": self.counts_KV}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.counts_KV = state["counts"]
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(scales: Scales, validation: Figures) -> list[str]:
+    """Lines of text, a column a scale and one for all tokens; ten scales fit 80 columns."""
+    names = [(f"{h}x{w}", f"_scale_{k}") for k, (h, w) in enumerate(scales, start=1)] + [("all", "")]
+    rows = [("scale", "nats", "unigram", "right %")]
+    for size, suffix in names:
+        nats, guess = validation[f"cross_entropy{suffix}"], validation[f"unigram{suffix}"]
+        rows.append((size, f"{nats:.2f}", f"{guess:.2f}", f"{100 * validation[f'accuracy{suffix}']:.1f}"))
+    return columns(rows)
+
+
+# ---- the scaling laws ------------------------------------------------------------------------------------------------
+
+
+def is_release_like(config: TransformerConfig) -> bool:
+    """Whether the published laws are about such a model: the release's codes, scales and number of classes."""
+    shape = (config.codebook_size, config.scales.total, config.classes)
+    return shape == (RELEASE_CODES, RELEASE_TOKENS, RELEASE_CLASSES)
+
+
+def loss_of_size(parameters: int) -> float:
+    """5 + (2.5 N)^-0.20, N in billions: nats a token, averaged over all, at the end of a full training (paper, 4.2)."""
+    return 5 + (2.5 * parameters / 1e9) ** -0.20
+
+
+def accuracy_of_size(parameters: int) -> float:
+    """1 - (650 N)^-0.010, N in billions: share of tokens that are foretold right, likewise."""
+    return 1 - (650 * parameters / 1e9) ** -0.010
+
+
+def loss_of_compute(operations: float) -> float:
+    """5 + (1.5e-5 C)^-0.16, C in PFLOP: what the size that suits so much compute best reaches with it."""
+    return 5 + (1.5e-5 * operations / 1e15) ** -0.16
+
+
+def expectation(config: TransformerConfig, parameters: int, images: int) -> str:
+    """What a run of this size should read by now, on pictures like ImageNet's, after so many images.
+
+    Compute is counted as usual: 6 operations a parameter and token.
+    """
+    end, right = loss_of_size(parameters), accuracy_of_size(parameters)
+    now = max(loss_of_compute(6.0 * parameters * config.scales.total * max(images, 1)), end)
+    return (
+        f"scaling law: d{config.depth} ({parameters / 1e6:.0f} M) should read about {now:.2f} nats at this point "
+        f"at best, and {end:.2f} with {right:.1%} right at the end of a full training"
+    )
+
+
+# ---- the words -------------------------------------------------------------------------------------------------------
+
+
+def warnings(
+    scales: Scales, validation: Figures, figures: Sequence[Figures], history: Sequence[Figures], *, clip: float
+) -> list[str]:
+    """What is not as it should be, each as one line with its figures and what to try.
+
+    Arguments:
+        validation: held-out figures.
+        figures: of the steps since the validation before.
+        history: the validations before.
+        clip: of the gradient's norm.
+    """
+    return [
+        *_about_learning_by_heart(validation, history),
+        *(_about_guesses(scales, validation) if len(history) >= EARLY else ()),
+        *about_gradients(figures, clip, page=PAGE),
+    ]
+
+
+def _about_learning_by_heart(validation: Figures, history: Sequence[Figures]) -> Iterator[str]:
+    now = validation["cross_entropy"]
+    lowest, step = min(
+        ((before["cross_entropy"], before["step"]) for before in history if "cross_entropy" in before),
+        default=(now, 0),
+    )
+    if now > (1 + RISEN) * lowest:
+        yield (
+            f"held-out cross-entropy is {now:.3f}, and was {lowest:.3f} at step {step:.0f}, which best/ keeps: the "
+            f"training pictures are being learned by heart; try fewer steps, flip or more views, a smaller --depth, "
+            f"or more pictures ({PAGE})"
+        )
+
+
+def _about_guesses(scales: Scales, validation: Figures) -> Iterator[str]:
+    for k, (h, w) in enumerate(scales, start=1):
+        nats, guess = validation[f"cross_entropy_scale_{k}"], validation[f"unigram_scale_{k}"]
+        if nats > guess:
+            yield (
+                f"scale {h}x{w} is foretold no better than by the frequency of its codes: {nats:.2f} nats against "
+                f"{guess:.2f}; try a longer run, or a larger weight of this scale ({PAGE})"
+            )
