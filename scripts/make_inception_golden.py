@@ -6,6 +6,7 @@
 Weights and pictures come from formulas (tests/features/inception_2015.py), so that nothing is downloaded. Of each
 picture some pixels after the resize, some of its 2048 features, of its logits without bias, and of what sFID looks at
 are written as JSON. The last is what `mixed_6/conv` is in TensorFlow: Mixed_6d's 1x1 convolution, the first 7 channels.
+The last digits depend on the machine and its number of threads; the test allows for that.
 """
 
 from __future__ import annotations

@@ -32,13 +32,15 @@ class PerceptualDistance(nn.Module):
         side: pixels a side to which smaller pictures are enlarged before the network looks at them; None takes them as
             they are, as the published LPIPS does.
 
-    Raises `InputError` when the heads are not this network's.
+    Raises `InputError` when the heads are not this network's, or it has no maps.
     """
 
     def __init__(
         self, network: FeatureNetwork, *, heads: Sequence[Tensor] | None = None, side: int | None = SIDE
     ) -> None:
         super().__init__()
+        if not network.channels:
+            raise InputError(f"{network.name}: expected a network with inner maps, got one that gives features alone")
         self.learned = bool(heads)
         heads = heads or [torch.full((channels,), 1 / len(network.channels)) for channels in network.channels]
         lengths = tuple(len(head) for head in heads)

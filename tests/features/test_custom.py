@@ -89,6 +89,8 @@ def test_maps_of_a_module_are_refused(pictures: Tensor) -> None:
     network = features.of_module(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), name="colours", side=8)
     with pytest.raises(InputError, match="colours: expected a network with inner maps"):
         network.maps(pictures)
+    with pytest.raises(InputError, match="colours: expected a network with inner maps"):
+        features.PerceptualDistance(network)
 
 
 @pytest.mark.parametrize("name", ["", " ", "two\nlines", "Inception-2015"])
