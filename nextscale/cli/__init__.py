@@ -28,6 +28,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
+    "encode": ("encode", "Encode", "the tokens of a data set, made once"),
     "evaluate reconstruction": ("evaluate_reconstruction", "EvaluateReconstruction", "how good a tokenizer is"),
     "evaluate generation": ("evaluate_generation", "EvaluateGeneration", "how good a model's pictures are"),
     "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what is possible here"),

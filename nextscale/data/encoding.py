@@ -28,7 +28,7 @@ from nextscale.errors import InputError
 
 Encode = Callable[[Tensor], Tensor]  # images (n, 3, H, W) float32 in [-1, 1] -> tokens (n, L) int64
 PARTS = "parts"
-SHARD = 8192  # rows a file: 11 MB at 256 px, and never more than so many rows lost to a kill
+SHARD = 4096  # rows a file: 6 MB at 256 px, and never more than so many rows lost to a kill
 # How far crop and mirror move from view to view, modulo 1. The first two are powers of the plastic number's inverse,
 # whose multiples fill the square evenly however many they are; the third makes every other view a mirrored one.
 STEP = (0.7548777, 0.5698403, 0.5)

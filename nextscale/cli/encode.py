@@ -1,0 +1,152 @@
+"""`nextscale encode`: the tokens of a data set, made once for every training on them."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nextscale.cli.data import load_data
+from nextscale.cli.options import Count, Directory, Precision
+from nextscale.cli.output import at_least, directory, progress, say
+from nextscale.cli.training import together
+
+if TYPE_CHECKING:
+    import torch
+
+    from nextscale.data import DataSet
+    from nextscale.data.encoding import Encode as Encoding
+    from nextscale.data.tokens import Meta
+    from nextscale.tokenizer import MultiScaleVQVAE
+
+Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Turn a data set into a token cache, which transformers are trained on.
+
+    The same command continues it; docs/token-cache.md tells what it holds.
+    """
+
+    data: Data = "emoji"
+    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    tokenizer: Directory = Path("runs/tokenizer")
+    """Run directory of the tokenizer, or any model directory that holds one."""
+    out: Directory = Path("runs/tokens")
+    """The cache; one that the same command began is continued."""
+    views: int = 1
+    """Of each training picture: one centred, the others under crops of their own."""
+    flip: bool = False
+    """Mirror half of these others."""
+    batch: int = 64
+    """Pictures at a time."""
+    seed: int = 0
+    """Decides the crops."""
+    shard: Count = None
+    """Rows (a picture in one view) a file (default: 4096). A kill loses at most one file."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some, under torchrun a GPU for each process."""
+    precision: Precision = "fp32"
+    """Of the encoder; bf16 is faster and changes a tenth of the finest tokens."""
+
+    def run(self) -> None:
+        with together(self.device) as device:
+            self._encode(device)
+
+    def _encode(self, device: str) -> None:
+        import torch
+
+        from nextscale.precision import find_dtype
+        from nextscale.tokenizer import MultiScaleVQVAE
+
+        at_least("--batch", 1, self.batch)
+        place = torch.device(device)
+        dtype = find_dtype(self.precision, place)
+        tokenizer = MultiScaleVQVAE.load(self.tokenizer).requires_grad_(False)
+        directory("--out", self.out)
+        data = load_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
+        meta = self._meta(tokenizer, data, dtype)
+        rows, seconds = self._write(data, _encoding(tokenizer.to(place), dtype), meta)
+        self._tell(rows, seconds)
+
+    def _meta(self, tokenizer: MultiScaleVQVAE, data: DataSet, dtype: torch.dtype) -> Meta:
+        from nextscale.checkpoint import fingerprint
+        from nextscale.data.encoding import SHARD
+        from nextscale.data.tokens import Meta
+
+        config = tokenizer.config
+        return Meta(
+            tokenizer=fingerprint(tokenizer.state_dict()),
+            scales=config.scales,
+            codebook_size=config.codebook_size,
+            height=config.height,
+            width=config.width,
+            data=data.train.fingerprint,
+            held_out=data.validation.fingerprint,
+            precision=str(dtype).removeprefix("torch."),
+            views=self.views,
+            flip=self.flip,
+            seed=self.seed,
+            shard=SHARD if self.shard is None else self.shard,
+        )
+
+    def _write(self, data: DataSet, encode: Encoding, meta: Meta) -> tuple[int, float]:
+        """Rows made now, and the seconds it took."""
+        from nextscale.data import encoding
+
+        start = time.monotonic()
+        try:
+            with progress() as bar:
+                task = bar.add_task("encoding", total=None)
+                rows = encoding.write(
+                    self.out,
+                    data,
+                    encode,
+                    meta,
+                    batch=self.batch,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+        except KeyboardInterrupt:
+            say(f"encode: stopped; {self.out} keeps the files that are whole, the same command continues")
+            raise
+        return rows, time.monotonic() - start
+
+    def _tell(self, rows: int, seconds: float) -> None:
+        """What the cache holds, how fast it was made, and what comes next."""
+        from nextscale.data import tokens
+
+        cache = tokens.load(self.out, verify=False)
+        if not rows:
+            say(f"encode: {self.out} is finished already, nothing to do")
+        pictures, held_out, meta = len(cache.train), len(cache.validation), cache.meta
+        count = (pictures * meta.views + held_out) * meta.scales.total
+        speed = f", {rows / seconds:,.0f} pictures/s" if rows else ""
+        views = f" in {meta.views} views" if meta.views > 1 else ""
+        say(
+            f"encode: {pictures:,} pictures{views} and {held_out:,} held out, {count:,} tokens, "
+            f"{2 * count / 1e6:,.1f} MB in {self.out}{speed}"
+        )
+        if cache.broken:
+            say(f"encode: {len(cache.broken)} pictures cannot be read; {tokens.INDEX} in {self.out} names them")
+        command = ["nextscale", "train", "transformer", "--data", str(self.out), "--tokenizer", str(self.tokenizer)]
+        print(shlex.join(command))
+
+
+def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:
+    """What turns images into tokens, wherever the tokenizer is, in the precision given."""
+    import torch
+
+    from nextscale.precision import lowered
+
+    device = tokenizer.quantizer.codebook.weight.device
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), lowered(device, dtype):
+            return tokenizer.encode(images.to(device))
+
+    return encode
