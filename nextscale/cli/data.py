@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from nextscale.cli.output import progress, say
 
 if TYPE_CHECKING:
     from nextscale.data import DataSet
+
+Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE.csv|none", help_behavior_hint="")]
 
 
 def load_data(source: str, *, height: int, width: int, labels: str | None = None) -> DataSet:
