@@ -1,0 +1,121 @@
+"""Laws of `train transformer` on data of one's own: classes from a table, from a trained model, at other scales."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale.cli import main
+
+pytestmark = pytest.mark.usefixtures("small")
+
+NUMBERS = range(24)  # of the pictures
+
+
+@pytest.fixture(scope="module")
+def trained(small: None, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tokenizer; look, do not touch."""
+    out = tmp_path_factory.mktemp("tokenizer")
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 2, "--batch", 4, "--out", out]
+    assert main([str(word) for word in command]) == 0
+    return out
+
+
+@pytest.fixture
+def loose(pictures: Path, tmp_path: Path) -> Path:
+    """All pictures in one folder, 00.png, 01.png ..."""
+    root = tmp_path / "loose"
+    root.mkdir()
+    for path in pictures.rglob("*.png"):
+        shutil.copy(path, root)
+    return root
+
+
+def table(path: Path, label: Callable[[int], str]) -> Path:
+    """A CSV file with the label of each picture."""
+    path.write_text("file,label\n" + "".join(f"{number:02}.png,{label(number)}\n" for number in NUMBERS))
+    return path
+
+
+@pytest.fixture
+def train(nextscale: Callable[..., Any], trained: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`train("var", "--data", folder)`: one step of a transformer into tmp_path / "var"."""
+
+    def call(name: str, *options: object, tokenizer: Path = trained) -> Any:
+        command = ["train", "transformer", "--steps", 1, "--batch", 4, "--tokenizer", tokenizer, *options]
+        return nextscale(*command, "--out", tmp_path / name)
+
+    return call
+
+
+def test_names_in_a_table_are_what_sample_takes(nextscale, train, loose: Path, tmp_path: Path) -> None:
+    """From the file to the name of the picture."""
+    labels = table(tmp_path / "pets.csv", lambda number: ("dog", "a cat")[number % 2])
+    done = train("var", "--data", loose, "--labels", labels)
+    assert (done.status, done.errors) == (0, "")
+    assert "2 classes as in" in " ".join(done.output.split())
+    assert Pipeline.load(tmp_path / "var").classes == ("a cat", "dog")
+    sampled = nextscale("sample", "--model", tmp_path / "var", "--label", "dog", "a cat", "--out", tmp_path / "s")
+    assert (sampled.status, sampled.errors) == (0, "")
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"1-dog-seed0.png", "0-a-cat-seed1.png", "grid.png"}
+    unknown = nextscale("sample", "--model", tmp_path / "var", "--label", "fox", "--out", tmp_path / "s")
+    assert (unknown.status, unknown.errors.count("\n")) == (2, 1)
+    assert "expected one of a cat, dog, got 'fox'" in unknown.errors
+
+
+def test_without_classes_there_is_one(train, pictures: Path, tmp_path: Path) -> None:
+    """Whatever the folders say."""
+    done = train("var", "--data", pictures, "--labels", "none")
+    assert (done.status, done.errors) == (0, "")
+    assert "no classes" in done.output
+    assert Pipeline.load(tmp_path / "var").classes == (pictures.name,)
+
+
+def test_a_run_is_not_continued_with_other_labels(train, loose: Path, tmp_path: Path) -> None:
+    """The labels are part of the data."""
+    one, other = (table(tmp_path / f"{n}.csv", lambda number, n=n: str(number % n)) for n in (2, 3))
+    assert train("var", "--data", loose, "--labels", one).status == 0
+    done = train("var", "--data", loose, "--labels", other)
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+
+
+def test_a_table_that_does_not_fit_is_one_line(train, loose: Path, tmp_path: Path) -> None:
+    """Status 2, file and line."""
+    labels = table(tmp_path / "pets.csv", lambda number: "" if number == 7 else "cat")
+    done = train("var", "--data", loose, "--labels", labels)
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert "pets.csv, line 9: expected a file and a label" in done.errors
+
+
+def test_fine_tuning_begins_with_what_is_known(train, pictures: Path, loose: Path, tmp_path: Path) -> None:
+    """The first step changes little: known classes begin with their rows, a new one as no class."""
+    assert train("first", "--data", pictures, "--seed", 5).status == 0
+    labels = table(tmp_path / "pets.csv", lambda number: ("dog", "fox", "cat")[number % 3])
+    done = train("second", "--data", loose, "--labels", labels, "--init", tmp_path / "first")
+    assert (done.status, done.errors) == (0, "")
+    first, second = (Pipeline.load(tmp_path / name, precision="fp32") for name in ("first", "second"))
+    assert (first.classes, second.classes) == (("cat", "dog"), ("cat", "dog", "fox"))
+    old, new = (pipe.transformer.class_embedding.weight for pipe in (first, second))
+    torch.testing.assert_close(new, old[[0, 1, 2, 2]], atol=1e-3, rtol=0)
+    assert not torch.equal(old[0], old[2])
+    for one, other in zip(first.transformer.parameters(), second.transformer.parameters(), strict=True):
+        if one.shape == other.shape:
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
+
+
+def test_fine_tuning_at_other_codes_is_refused(train, pictures: Path, loose: Path, tmp_path: Path) -> None:
+    """A tokenizer whose codes the model does not know: one line with both numbers."""
+    assert train("first", "--data", pictures).status == 0
+    other = tmp_path / "tokenizer"
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--batch", 4, "--out", other]
+    assert main([*map(str, command), "--set", "architecture.codebook_size=32"]) == 0
+    assert MultiScaleVQVAE.load(other).config.codebook_size == 32
+    done = train("second", "--data", loose, "--init", tmp_path / "first", tokenizer=other)
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert "codebook_size 64 there and 32 here" in done.errors
