@@ -73,6 +73,7 @@ def fused(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], sca
     return torch.cat(seen, dim=2)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def split(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], scale: float) -> Tensor:
     """Each part in plain products whose scores stay in the cache, (B, H, L, d)."""
     with torch.autocast(q_BHLd.device.type, enabled=False):  # which would do the softmax in float32

@@ -139,18 +139,12 @@ class Block(nn.Module):
         modulations: tuple[Modulation, Modulation],
         remember: Remember,
         look: Look | None = None,
-        drop: Drop | None = None,
     ) -> Tensor:
         first, second = modulations
-        keep = drop or _everything
         h = self.attention(modulate(x_BLD, first.shift, first.scale), remember, look)
-        x_BLD = torch.addcmul(x_BLD, h, keep(first.gate))
+        x_BLD = torch.addcmul(x_BLD, h, first.gate)
         h = self.feed_forward(modulate(x_BLD, second.shift, second.scale))
-        return torch.addcmul(x_BLD, h, keep(second.gate))
-
-
-def _everything(gate: Tensor) -> Tensor:
-    return gate
+        return torch.addcmul(x_BLD, h, second.gate)
 
 
 class DropPath:

@@ -7,6 +7,7 @@ Shapes: B batch, L positions, D width, C code channels, V codes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
+from nextscale.scales import Scales
 from nextscale.transformer.attention import block_causal
 from nextscale.transformer.cache import KeyValueCache
 from nextscale.transformer.layers import Block, DropPath, Modulation, linear, modulate
 
 WEIGHTS = "transformer.safetensors"
+Run = Callable[..., Tensor]
 
 
 class Condition(NamedTuple):
@@ -66,22 +69,30 @@ class VAR(nn.Module):
 
         Arguments:
             labels_B: (B,) int64 in 0 .. classes; `classes` means "no class".
-            inputs_BLC: (B, L - h_1*w_1, C) float, from `MultiScaleVQVAE.teacher_inputs`.
+            inputs_BLC: (B, L - h_1*w_1, C) float, from `MultiScaleVQVAE.teacher_inputs`; or of the first scales alone,
+                for their logits alone.
             drop_path: stochastic depth, for training.
 
         Returns (B, L, V) float32. Raises `InputError` for inputs of another shape.
         """
         return self.through_head(self.hidden(labels_B, inputs_BLC, drop_path=drop_path))
 
-    def hidden(self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None) -> Tensor:
-        """What the head of `forward` takes: (B, L, D) float32, after the modulated norm. Arguments as `forward`'s."""
-        self._check(labels_B, inputs_BLC)
+    def hidden(
+        self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None, run: Run | None = None
+    ) -> Tensor:
+        """What the head of `forward` takes: (B, L, D) float32, after the modulated norm. Arguments as `forward`'s.
+
+        `run` is called with each block and its arguments, to run it in another way; nothing in it may be drawn.
+        """
+        scales = self._seen(labels_B, inputs_BLC)
         condition = self.condition(labels_B)
-        x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC)], dim=1)
-        look = block_causal(self.config.scales, x_BLD.device)
+        x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC, 1, len(scales))], dim=1)
+        look = block_causal(scales, x_BLD.device)
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             drop = drop_path.of_block(i, len(self.blocks)) if drop_path else None
-            x_BLD = block(x_BLD, modulations, _keep_none, look, drop)
+            kept = tuple(branch._replace(gate=drop(branch.gate)) for branch in modulations) if drop else modulations
+            arguments = (x_BLD, kept, _keep_none, look)
+            x_BLD = run(block, *arguments) if run else block(*arguments)
         return self.before_head(x_BLD, condition)
 
     def step(self, k: int, codes_BlC: Tensor | None, condition: Condition, cache: KeyValueCache) -> Tensor:
@@ -93,7 +104,7 @@ class VAR(nn.Module):
             condition: from `condition`, of the same B labels.
             cache: as the steps before left it.
         """
-        x_BLD = self.embed_start(condition) if codes_BlC is None else self.embed_codes(codes_BlC, k)
+        x_BLD = self.embed_start(condition) if codes_BlC is None else self.embed_codes(codes_BlC, k, k + 1)
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             x_BLD = block(x_BLD, modulations, partial(cache.extend, i))
         cache.advance(x_BLD.shape[1])
@@ -115,11 +126,11 @@ class VAR(nn.Module):
         """Class embedding + start position + position + level of the first scale, (B, h_1*w_1, D)."""
         return self._place(condition.embedding + self.start, 0, 1)
 
-    def embed_codes(self, codes_BlC: Tensor, k: int | None = None) -> Tensor:
-        """Linear(codes) + position + level: of scale k alone, or of all scales after the first."""
+    def embed_codes(self, codes_BlC: Tensor, first: int, end: int) -> Tensor:
+        """Linear(codes) + position + level, of scales first .. end - 1."""
         with torch.autocast(codes_BlC.device.type, enabled=False):
             x_BlD = self.code_projection(codes_BlC.float())
-        return self._place(x_BlD, 1, len(self.config.scales)) if k is None else self._place(x_BlD, k, k + 1)
+        return self._place(x_BlD, first, end)
 
     def before_head(self, x_BLD: Tensor, condition: Condition) -> Tensor:
         """Modulated norm, in float32."""
@@ -153,11 +164,14 @@ class VAR(nn.Module):
             self.shared_modulation.to(dtype)
         return self
 
-    def _check(self, labels_B: Tensor, inputs_BLC: Tensor) -> None:
-        scales = self.config.scales
+    def _seen(self, labels_B: Tensor, inputs_BLC: Tensor) -> Scales:
+        """The scales that teacher inputs are of: all, or the first ones."""
+        scales, (batch, length, channels) = self.config.scales, inputs_BLC.shape
+        for count, part in enumerate(scales.slices(), start=1):
+            if (batch, length, channels) == (len(labels_B), part.stop - scales.lengths[0], self.config.code_channels):
+                return scales if count == len(scales) else Scales(scales.sizes[:count])
         expected = (len(labels_B), scales.total - scales.lengths[0], self.config.code_channels)
-        if tuple(inputs_BLC.shape) != expected:
-            raise InputError(f"teacher inputs: expected shape {expected}, got {tuple(inputs_BLC.shape)}")
+        raise InputError(f"teacher inputs: expected shape {expected}, got {tuple(inputs_BLC.shape)}")
 
 
 def _keep_none(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -154,7 +154,20 @@ def test_every_weight_is_trained(variant: VAR, random_inputs: Callable[..., Tens
     assert idle == ({"code_projection.weight", "code_projection.bias"} if single else set())
 
 
-@pytest.mark.parametrize("shape", [(2, 30, 8), (2, 29, 9), (1, 29, 8), (2, 8, 29)], ids=str)
+@torch.no_grad()
+def test_first_scales_alone_give_the_logits_they_give_among_all(
+    variant: VAR, random_inputs: Callable[..., Tensor]
+) -> None:
+    """Whatever comes later is not seen, so it may be left out."""
+    scales, labels = variant.config.scales, torch.tensor([0, 5])
+    inputs, first = random_inputs(scales, batch=2), scales.lengths[0]
+    whole = variant(labels, inputs)
+    for part in scales.slices():
+        some = variant(labels, inputs[:, : part.stop - first])
+        torch.testing.assert_close(some, whole[:, : part.stop], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 30, 8), (2, 29, 9), (1, 29, 8), (2, 8, 29), (2, 3, 8)], ids=str)
 def test_teacher_inputs_of_another_shape_are_refused(transformer: VAR, shape: tuple[int, ...]) -> None:
     """With the shape that fits."""
     with pytest.raises(InputError, match=r"^teacher inputs: expected shape \(2, 29, 8\), got "):
