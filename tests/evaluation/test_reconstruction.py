@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale import MultiScaleVQVAE, Scales, data, features, images
+from nextscale import MultiScaleVQVAE, Scales, images
 from nextscale.data import Pictures
 from nextscale.data.pictures import Split
 from nextscale.errors import InputError
@@ -317,45 +316,3 @@ def test_mistakes_are_told(
     for model, pictures, batch, told in cases:
         with pytest.raises(InputError, match=told):
             evaluate(model, pictures, glance, batch=batch)
-
-
-# ---- real pictures, the real network ---------------------------------------------------------------------------------
-
-
-def noisy(pictures: Tensor, amount: float) -> Tensor:
-    return pictures + amount * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(2))
-
-
-def blurred(pictures: Tensor, amount: float) -> Tensor:
-    side = round(32 / amount)
-    small = torch.nn.functional.interpolate(pictures, size=side, mode="bilinear", antialias=True)
-    return torch.nn.functional.interpolate(small, size=32, mode="bilinear")
-
-
-@pytest.mark.parametrize(("spoil", "amounts"), [(noisy, (0.02, 0.1, 0.4)), (blurred, (1.3, 2, 4))])
-def test_frechet_distance_rises_with_damage(
-    seen: Callable[[Tensor], Any], spoil: Callable[[Tensor, float], Tensor], amounts: tuple[float, ...]
-) -> None:
-    """On 200 embedded pictures at 32 pixels, with noise and with blur."""
-    pictures = data.load("emoji", height=32, width=32).validation.batch(range(200))[0]
-    damaged = [images.from_uint8(images.to_uint8(spoil(pictures, amount))) for amount in amounts]
-    clean = seen(pictures)
-    distances = [frechet_distance(clean, other) for other in (clean, *map(seen, damaged))]
-    assert distances[0] == pytest.approx(0, abs=1e-8)
-    assert all(less * 1.5 + 0.01 < more for less, more in pairwise(distances)), distances
-
-
-@pytest.fixture(scope="module")
-def seen() -> Callable[[Tensor], Any]:
-    """The Gaussian of what the embedded network sees, looking at 64 pixels to be quick."""
-    network = features.load()
-    network.side = 64
-
-    def see(pictures: Tensor) -> Any:
-        gathered = RunningGaussian(network.dimensions)
-        with torch.no_grad():
-            for part in pictures.split(50):
-                gathered.update(network(part))
-        return gathered.gaussian()
-
-    return see
