@@ -76,6 +76,8 @@ class EvaluateGeneration:
     """Pictures in all, rounded up to as many of each class (default: 2000)."""
     seed: int = 0
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
+    repeats: int = 1
+    """Sets of so many pictures, with other seeds each: figures are means, with their deviation from set to set."""
     guidance: tuple[float, ...] = (1.5,)
     """Strength of classifier-free guidance at the last scale; 0 is none."""
     top_k: tuple[int, ...] = (900,)
@@ -127,6 +129,7 @@ class EvaluateGeneration:
         at_least("--keep", 4, self.keep)
         at_least("--batch", 1, self.batch)
         at_least("--seed", 0, self.seed)
+        at_least("--repeats", 1, self.repeats)
         check_json(self.json)
         if self.rejection is not None and not 0 < self.rejection <= 1:
             raise InputError(f"--rejection: expected a share above 0, at most 1, got {self.rejection:g}")
@@ -141,7 +144,7 @@ class EvaluateGeneration:
     def _evaluate(self, device: str) -> None:
         from nextscale import distributed
         from nextscale.cli import generation_report
-        from nextscale.evaluation.generation import settings
+        from nextscale.evaluation.generation import repeated, settings
 
         chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
         if self.save_npz and distributed.world() > 1:
@@ -152,8 +155,10 @@ class EvaluateGeneration:
         results = []
         for number, setting in enumerate(chosen, start=1):
             which = f" {number} of {len(chosen)}" if len(chosen) > 1 else ""
-            result = self._result(parts, self._plan(parts, setting, which), setting, which)
-            results += [result] if result is not None else []
+            keeping = setting if which else None
+            sets = [self._set(parts, setting, keeping, which, number) for number in range(self.repeats)]
+            judged = [result for result in sets if result is not None]
+            results += [repeated(judged)] if judged else []
         if results:
             generation_report.give(results, parts.pipe.classes, self.json, self.out)
 
@@ -210,15 +215,15 @@ class EvaluateGeneration:
         classifier = nearest_mean(network, seen.features, seen.labels, classes=len(pipe.classes))
         return Choosing(classifier, rejection_used(classifier, seen, rate=self.rejection, each=each))
 
-    def _plan(self, parts: Parts, setting: Setting, which: str) -> Plan:
+    def _plan(self, parts: Parts, setting: Setting, first_seed: int, which: str) -> Plan:
         """The pictures to judge; of rejection sampling, all candidates are painted to find them."""
         from nextscale.evaluation.generation import balanced, paint
         from nextscale.evaluation.rejection import accepted
 
         pipe, choosing = parts.pipe, parts.choosing
         if choosing is None:
-            return balanced(len(pipe.classes), parts.card.per_class, first_seed=self.seed)
-        candidates = balanced(len(pipe.classes), choosing.rejection.candidates, first_seed=self.seed)
+            return balanced(len(pipe.classes), parts.card.per_class, first_seed=first_seed)
+        candidates = balanced(len(pipe.classes), choosing.rejection.candidates, first_seed=first_seed)
         with bar(f"choosing{which}") as told:
             batches = paint(pipe, candidates, setting, batch=self.batch, progress=told)
             return accepted(batches, candidates, choosing.scorer, each=parts.card.per_class)
@@ -239,25 +244,33 @@ class EvaluateGeneration:
             )
         return reference_used(found, seen), seen
 
-    def _result(self, parts: Parts, plan: Plan, setting: Setting, which: str) -> Result | None:
-        """Paint and look, all processes together; the first one judges."""
+    def _set(self, parts: Parts, setting: Setting, keeping: Setting | None, which: str, number: int) -> Result | None:
+        """Paint and look, all processes together; the first one judges. Sets follow each other's seeds.
+
+        `keeping` names the files of a sweep.
+        """
         from nextscale import distributed
         from nextscale.evaluation.gathering import gather
         from nextscale.evaluation.generation import judge, paint, per_class, shown_to
 
-        with bar(f"painting{which}") as told, self._keeping(plan, setting if which else None) as also:
+        first_seed = self.seed + number * parts.card.painted
+        if self.repeats > 1:
+            which = f"{which}, set {number + 1} of {self.repeats}"
+        plan = self._plan(parts, setting, first_seed, which)
+        with bar(f"painting{which}") as told, self._keeping(plan, keeping, first_seed) as also:
             batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
             seen = gather(batches, parts.network, total=len(plan), keep=self.keep, keep_spatial=True)
         if not distributed.is_first():
             return None
-        result = judge(seen, parts.reference, parts.network, dataclasses.replace(parts.card, setting=setting))
+        card = dataclasses.replace(parts.card, setting=setting, first_seed=first_seed)
+        result = judge(seen, parts.reference, parts.network, card)
         if not self.per_class:
             return result
         return dataclasses.replace(result, per_class=per_class(seen, plan.labels, parts.reference))
 
     @contextmanager
-    def _keeping(self, plan: Plan, setting: Setting | None) -> Iterator[Callable[[Painted], None]]:
-        """Inside, what comes of the pictures beside figures: files in --out, named after the setting in a sweep."""
+    def _keeping(self, plan: Plan, setting: Setting | None, first_seed: int) -> Iterator[Callable[[Painted], None]]:
+        """Inside, what comes of the pictures beside figures: files in --out, named after setting and seed."""
         from nextscale import distributed
         from nextscale.cli.generation_report import Sheet, named
         from nextscale.evaluation import samples
@@ -265,11 +278,12 @@ class EvaluateGeneration:
         if self.out is None or not distributed.is_first():
             yield lambda painted: None
             return
-        sheet = Sheet(self.out / named("sheet.png", setting))
+        seed = first_seed if self.repeats > 1 else None
+        sheet = Sheet(self.out / named("sheet.png", setting, seed))
         takers: list[Callable[[Tensor], object]] = [sheet.add]
         with ExitStack() as files:
             if self.save_npz:
-                file = self.out / named("samples.npz", setting)
+                file = self.out / named("samples.npz", setting, seed)
                 takers.append(files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels)))
 
             def keep(painted: Painted) -> None:

@@ -30,4 +30,5 @@ def tell_card(card: Protocol, warnings: Sequence[str]) -> None:
 def _doubt(figure: Figure) -> str:
     if figure.low is not None and figure.high is not None:
         return f"  ({figure.low:.4f} .. {figure.high:.4f})"
-    return f"  ± {figure.deviation:.4f} from subset to subset" if figure.deviation is not None else ""
+    where = f"over {len(figure.repeats)} sets of seeds" if figure.repeats else "from subset to subset"
+    return f"  ± {figure.deviation:.4f} {where}" if figure.deviation is not None else ""

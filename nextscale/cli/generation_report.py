@@ -39,13 +39,13 @@ def give(results: Sequence[Result], classes: Sequence[str], json: Path | None, o
         write_json(json, {"best": chosen, "results": [result.to_json() for result in results]})
 
 
-def named(file: str, setting: Setting | None) -> str:
-    """`samples.npz`, or with a setting `samples-guidance1.5-top-k900-top-p0.96-temperature1.npz`."""
-    if setting is None:
-        return file
+def named(file: str, setting: Setting | None, seed: int | None) -> str:
+    """`samples.npz`; of several settings and seeds `samples-guidance1.5-top-k900-top-p0.96-temperature1-seed0.npz`."""
     stem, _, suffix = file.partition(".")
-    words = f"guidance{setting.guidance:g}-top-k{setting.top_k}-top-p{setting.top_p:g}"
-    return f"{stem}-{words}-temperature{setting.temperature:g}.{suffix}"
+    if setting is not None:
+        words = f"guidance{setting.guidance:g}-top-k{setting.top_k}-top-p{setting.top_p:g}"
+        stem = f"{stem}-{words}-temperature{setting.temperature:g}"
+    return f"{stem}.{suffix}" if seed is None else f"{stem}-seed{seed}.{suffix}"
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.card import Card, Model, ReferenceUsed, Setting
 from nextscale.evaluation.gathering import Gathered, kept, shares
-from nextscale.evaluation.judging import Figure, compared
+from nextscale.evaluation.judging import Figure, averaged, compared
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
@@ -219,6 +219,27 @@ def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork,
     See `judging.compared`.
     """
     return Result(card=card, figures=compared(seen, reference, network, rejected=card.rejected))
+
+
+def repeated(results: Sequence[Result]) -> Result:
+    """Results of one setting with several sets of seeds as one: means, and deviations from set to set.
+
+    The card is that of the first set, which the others' seeds follow.
+    """
+    first, *others = results
+    if not others:
+        return first
+    classes = zip(*(result.per_class for result in results), strict=True)
+    return Result(
+        card=dataclasses.replace(first.card, repeats=len(results)),
+        figures={key: averaged([result.figures[key] for result in results]) for key in first.figures},
+        per_class=tuple(_mean_distance(each) for each in classes),
+    )
+
+
+def _mean_distance(each: Sequence[ClassFigure]) -> ClassFigure:
+    distances = [figure.frechet_distance for figure in each]
+    return dataclasses.replace(each[0], frechet_distance=sum(distances) / len(distances))
 
 
 def per_class(seen: Gathered, labels: Sequence[int], reference: ReferenceFeatures) -> tuple[ClassFigure, ...]:

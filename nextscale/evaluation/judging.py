@@ -5,6 +5,8 @@ Knows features and names, neither pictures nor models. Shapes: N pictures whose 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nextscale.evaluation.card import NetworkUsed, figure_name
-from nextscale.evaluation.distances import kernel_distance, score
+from nextscale.evaluation.distances import divergences, kernel_distance, score
 from nextscale.evaluation.gathering import Gathered
 from nextscale.evaluation.intervals import Interval, frechet_changes, interval, kernel_changes
 from nextscale.evaluation.manifold import members
@@ -40,7 +42,9 @@ class Figure:
     high: float | None = None
     """Likewise."""
     deviation: float | None = None
-    """Over the subsets that the value is a mean of; None where there are none."""
+    """Over the subsets, or the repetitions, that the value is a mean of; None where there are none."""
+    repeats: tuple[float, ...] = ()
+    """Of each repetition with other seeds, where there were several."""
 
 
 def compared(
@@ -63,6 +67,18 @@ def compared(
     """
     judging = _Judging(seen, reference, network, rejected=rejected, paired=paired)
     return judging.frechet() | judging.spatial() | judging.kernel() | judging.score() | judging.manifold()
+
+
+# s^2 = sum_r (v_r - v)^2 / (R - 1)
+def averaged(figures: Sequence[Figure]) -> Figure:
+    """One figure of several repetitions: their mean, and their deviation instead of an interval."""
+    values = torch.tensor([figure.value for figure in figures], dtype=torch.float64)
+    return Figure(
+        name=figures[0].name,
+        value=float(values.mean()),
+        deviation=float(values.std()),
+        repeats=tuple(values.tolist()),
+    )
 
 
 class _Judging:
@@ -100,8 +116,7 @@ class _Judging:
         ours, theirs = self._both()
         value, deviation = kernel_distance(ours, theirs, generator=_generator())
         low, high = interval(kernel_changes(ours, theirs, paired=self.paired), generator=_generator())
-        more = {"low": value + low, "high": value + high, "deviation": deviation}
-        return {"kernel_distance": self._figure("KD", value, **more)}
+        return {"kernel_distance": self._figure("KD", value, Interval(value + low, value + high), deviation=deviation)}
 
     def score(self) -> dict[str, Figure]:
         classifier = getattr(self.network, "classifier", None)
@@ -110,7 +125,10 @@ class _Judging:
         with torch.no_grad():
             logits_NK = classifier(self.seen.features.to(self.network.mean_311.device)).cpu()
         value, deviation = score(logits_NK, splits=min(SPLITS, len(logits_NK)))
-        return {"score": self._figure("score", value, deviation=deviation)}
+        each_N = divergences(logits_NK)
+        low, high = interval(each_N - each_N.mean(), generator=_generator())
+        ends = Interval(value * math.exp(low), value * math.exp(high))
+        return {"score": self._figure("score", value, ends, deviation=deviation)}
 
     def manifold(self) -> dict[str, Figure]:
         if not self._enough():
@@ -128,8 +146,7 @@ class _Judging:
         return self.seen.features.to(self.device), self.reference.features.to(self.device)
 
     def _share(self, name: str, values: Tensor) -> Figure:
-        low, high = interval(values, generator=_generator())
-        return self._figure(name, float(values.mean()), low=low, high=high)
+        return self._figure(name, float(values.mean()), interval(values, generator=_generator()))
 
     def _distance(self, figure: str, ours: Set, theirs: Set) -> Figure:
         """A Fréchet distance, with an interval where features were kept."""
@@ -141,15 +158,19 @@ class _Judging:
         if self.paired and others_MD is not None:
             changes_N = changes_N + frechet_changes(others_MD, gaussian)
         low, high = self._interval(changes_N)
-        return self._figure(figure, value, low=max(0.0, value + low), high=value + high)
+        return self._figure(figure, value, Interval(max(0.0, value + low), value + high))
 
     def _interval(self, centred_N: Tensor) -> Interval:
         """About a mean over all pictures, of which these were kept: as much narrower as there are more of them."""
         narrower = (len(centred_N) / self.seen.count) ** 0.5
         return Interval(*(end * narrower for end in interval(centred_N, generator=_generator())))
 
-    def _figure(self, figure: str, value: float, **more: float) -> Figure:
-        return Figure(name=figure_name(figure, self.network.name, rejected=self.rejected), value=value, **more)
+    def _figure(
+        self, figure: str, value: float, ends: Interval | None = None, *, deviation: float | None = None
+    ) -> Figure:
+        name = figure_name(figure, self.network.name, rejected=self.rejected)
+        low, high = ends or (None, None)
+        return Figure(name=name, value=value, low=low, high=high, deviation=deviation)
 
 
 def _generator() -> torch.Generator:

@@ -130,6 +130,22 @@ def test_seeds_alone_decide(call: Callable[..., Any]) -> None:
     assert first["frechet_distance"]["value"] != pytest.approx(moved["frechet_distance"]["value"], rel=1e-4)
 
 
+def test_repetitions_have_seeds_of_their_own(call: Callable[..., Any], tmp_path: Path) -> None:
+    """Each value is that of a run with those seeds; the block tells mean and deviation, files which seeds."""
+    file = tmp_path / "figures.json"
+    done = call("--repeats", 2, "--seed", 5, "--json", file, "--out", tmp_path)
+    (both,) = json.loads(file.read_text(encoding="utf-8"))["results"]
+    single = [values(call("--seed", seed, "--json", "-"))["results"][0]["figures"] for seed in (5, 15)]
+    for key in FIGURES:
+        expected = [figures[key]["value"] for figures in single]
+        assert both["figures"][key]["repeats"] == pytest.approx(expected, rel=1e-6), key
+        assert both["figures"][key]["value"] == pytest.approx(sum(expected) / 2)
+    assert (both["card"]["repeats"], both["card"]["first_seed"]) == (2, 5)
+    assert "seeds 5 .. 24" in done.output
+    assert done.output.count("over 2 sets of seeds") >= len(FIGURES)
+    assert sorted(sheet.name for sheet in tmp_path.glob("sheet*")) == ["sheet-seed15.png", "sheet-seed5.png"]
+
+
 def test_count_is_rounded_up_to_whole_classes(call: Callable[..., Any]) -> None:
     """Eleven pictures of five classes are fifteen."""
     (result,) = values(call("--count", 11, "--json", "-"))["results"]
@@ -214,6 +230,7 @@ def test_a_mistake_is_one_line_and_status_2(
         ([*given, "--per-class"], "--per-class: expected a reference with pictures of each of 5 classes"),
         ([*given, "--batch", 0], "--batch: expected at least 1, got 0"),
         ([*given, "--keep", 3], "--keep: expected at least 4, got 3"),
+        ([*given, "--repeats", 0], "--repeats: expected at least 1, got 0"),
         ([*given, "--seed", -1], "--seed: expected at least 0, got -1"),
         ([*given, "--guidance"], "--guidance: expected at least one value, got none"),
         ([*given, "--guidance", "nan"], "guidance: expected a finite number"),

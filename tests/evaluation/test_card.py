@@ -154,3 +154,16 @@ def test_rejection_sampling_is_told_of() -> None:
     assert "0.5: the surest of 10,000 of each class, by nearest class mean in Owl, emoji (8899aabbccddeeff)" in block
     assert "right in 75.0%" in block
     assert "seeds 7 .. 100006" in block
+
+
+def test_repetitions_are_told_of() -> None:
+    """How many sets there were, and the seeds of all of them; a set's pictures are what warnings count."""
+    card = changed(repeats=3, rejection=REJECTION)
+    assert card.pictures == 50_000
+    assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
+    block = "\n".join(card.lines())
+    assert "in each of 3 sets" in block
+    assert "seeds 7 .. 300006" in block
+    assert "deviation from set to set" in block
+    assert "bootstrapped" not in block
+    assert not any("fewer than" in line for line in card.warnings())

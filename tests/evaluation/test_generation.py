@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -17,7 +18,19 @@ from nextscale.errors import InputError
 from nextscale.evaluation import generation, judging, reference
 from nextscale.evaluation.card import Card, Setting
 from nextscale.evaluation.gathering import Gathered, gather
-from nextscale.evaluation.generation import Painted, Plan, balanced, best, eight_bits, judge, paint, settings, shown_to
+from nextscale.evaluation.generation import (
+    ClassFigure,
+    Painted,
+    Plan,
+    balanced,
+    best,
+    eight_bits,
+    judge,
+    paint,
+    repeated,
+    settings,
+    shown_to,
+)
 from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.features import FeatureNetwork
 
@@ -256,7 +269,7 @@ def test_a_reference_is_described_whatever_was_kept_of_it(
 def test_a_network_with_a_classifier_gives_a_score(
     painted: Tensor, glance: FeatureNetwork, compared: ReferenceFeatures, make_card: Callable[..., Card]
 ) -> None:
-    """From the features that were kept; 1 for one that is never sure of anything."""
+    """From the features that were kept; 1, and nothing else, for one that is never sure of anything."""
     glance.classifier = nn.Linear(7, 3)
     try:
         nn.init.zeros_(glance.classifier.weight)
@@ -264,6 +277,30 @@ def test_a_network_with_a_classifier_gives_a_score(
     finally:
         del glance.classifier
     assert (figure.name, figure.value) == ("score-Glance", pytest.approx(1))
+    assert (figure.low, figure.high) == pytest.approx((1, 1))
+
+
+def test_repetitions_are_told_as_their_mean_and_deviation(
+    painted: Tensor, levels: Tensor, glance: FeatureNetwork, compared: ReferenceFeatures, make_card: Callable[..., Card]
+) -> None:
+    """Of every figure, whose values stay; a single one stays as it is."""
+    results = [
+        dataclasses.replace(
+            judge(whole(pictures, glance), compared, glance, make_card()),
+            per_class=(ClassFigure(label=2, pictures=4, reference=5, frechet_distance=distance),),
+        )
+        for pictures, distance in ((painted, 1.0), (painted.flip(3), 3.0), (images.from_uint8(levels)[:20], 8.0))
+    ]
+    found = repeated(results)
+    for key in ALL:
+        values = [result.figures[key].value for result in results]
+        figure = found.figures[key]
+        assert figure.repeats == tuple(values)
+        assert (figure.value, figure.deviation) == pytest.approx((mean(values), stdev(values)))
+        assert (figure.name, figure.low, figure.high) == (results[0].figures[key].name, None, None)
+    assert found.card == dataclasses.replace(make_card(), repeats=3)
+    assert [each.frechet_distance for each in found.per_class] == [4.0]
+    assert repeated(results[:1]) is results[0]
 
 
 def test_the_best_setting_has_the_least_distance(
