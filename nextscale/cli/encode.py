@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli.data import load_data
+from nextscale.cli.data import Labelling, load_data
 from nextscale.cli.options import Count, Directory, Precision
 from nextscale.cli.output import at_least, directory, progress, say
 from nextscale.cli.training import together
+from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,8 @@ class Encode:
 
     data: Data = "emoji"
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    labels: Labelling = None
+    """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
     tokenizer: Directory = Path("runs/tokenizer")
     """Run directory of the tokenizer, or any model directory that holds one."""
     out: Directory = Path("runs/tokens")
@@ -64,15 +67,24 @@ class Encode:
         from nextscale.precision import find_dtype
         from nextscale.tokenizer import MultiScaleVQVAE
 
-        at_least("--batch", 1, self.batch)
+        self._check()
         place = torch.device(device)
         dtype = find_dtype(self.precision, place)
         tokenizer = MultiScaleVQVAE.load(self.tokenizer).requires_grad_(False)
         directory("--out", self.out)
-        data = load_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
+        size = tokenizer.config.height, tokenizer.config.width
+        data = load_data(self.data, height=size[0], width=size[1], labels=self.labels)
         meta = self._meta(tokenizer, data, dtype)
         rows, seconds = self._write(data, _encoding(tokenizer.to(place), dtype), meta)
         self._tell(rows, seconds)
+
+    def _check(self) -> None:
+        """Raise `InputError` for numbers that cannot be, before pictures are read."""
+        at_least("--batch", 1, self.batch)
+        at_least("--views", 1, self.views)
+        at_least("--shard", 1, 1 if self.shard is None else self.shard)
+        if self.flip and self.views == 1:
+            raise InputError("--flip: expected with --views 2 or more, since the first view is never mirrored, got 1")
 
     def _meta(self, tokenizer: MultiScaleVQVAE, data: DataSet, dtype: torch.dtype) -> Meta:
         from nextscale.checkpoint import fingerprint

@@ -174,7 +174,9 @@ def _write_part(directory: Path, part: Part, data: DataSet, encode: Encode, meta
     tokens_RL = np.empty((part.rows, meta.scales.total), dtype=np.uint16)
     labels = np.empty(len(part.pictures), dtype=np.int64)
     for rows, images, labels_n in _batches(part, _pictures(data, part.split), meta, batch):
-        tokens_RL[rows.start : rows.stop] = encode(images).cpu().numpy()
+        tokens_nL = encode(images).cpu().numpy()
+        assert 0 <= tokens_nL.min() <= tokens_nL.max() < meta.codebook_size, "16 bits would hold something else"
+        tokens_RL[rows.start : rows.stop] = tokens_nL
         labels[np.arange(rows.start, rows.stop) // part.views] = labels_n.numpy()
         yield len(rows)
     tokens_nVL = tokens_RL.reshape(len(part.pictures), part.views, -1)
@@ -253,8 +255,8 @@ def _finish(directory: Path, parts: Sequence[Part], data: DataSet, meta: Meta) -
         stamps = [_write_array(directory, f"{split}-labels.npy", labels), *(record.stamp for record in whole)]
         files[split] = [dataclasses.asdict(stamp) for stamp in stamps]
         unreadable |= {name for record in whole for name in record.unreadable}
-    for place in (directory, directory / PARTS):
-        for rest in place.glob(".*.[0-9]*"):  # what killed attempts left half written
+    for started in (".tokens.json.*", *(f"{place}.{split}-*" for place in ("", f"{PARTS}/") for split in SPLITS)):
+        for rest in directory.glob(started):  # what killed attempts left half written
             rest.unlink(missing_ok=True)
     index = {"settings": meta.to_json(), "finished": True, "classes": list(data.classes)}
     write_json(directory / INDEX, {**index, "unreadable": sorted(unreadable), "files": files})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
@@ -75,6 +74,23 @@ def test_the_options_are_what_it_was_made_of(nextscale, pictures: Path, run: Pat
     assert len(list((tmp_path / "c").glob("train-0*.npy"))) == 12
 
 
+def test_classes_may_come_from_a_table(nextscale, pictures: Path, run: Path, tmp_path: Path) -> None:
+    """Or there may be none: the tokens are the same, in another order."""
+    files = sorted(file.relative_to(pictures).as_posix() for file in pictures.rglob("*.png"))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{file},kind {index % 3}\n" for index, file in enumerate(files)))
+    loaded = {}
+    for labels in (table, "none"):
+        out = tmp_path / f"cache {len(loaded)}"
+        done = nextscale("encode", pictures, "--labels", labels, "--tokenizer", run, "--out", out)
+        assert (done.status, done.errors) == (0, "")
+        loaded[labels] = tokens.load(out)
+    assert loaded[table].classes == ("kind 0", "kind 1", "kind 2")
+    assert len(loaded["none"].classes) == 1
+    found = [cached.train.batch(range(23))[0].unique(dim=0) for cached in loaded.values()]
+    assert torch.equal(*found)
+
+
 def test_output_is_plain_and_80_columns_wide(nextscale, pictures: Path, run: Path, monkeypatch, tmp_path: Path) -> None:
     """Where it is not a terminal; what was made in figures, and last the command that comes next."""
     monkeypatch.chdir(tmp_path)
@@ -119,29 +135,16 @@ def wait_for_parts(process: subprocess.Popen[str], out: Path, count: int) -> Non
         time.sleep(0.005)
 
 
-def wait_for_a_half(process: subprocess.Popen[str], out: Path) -> None:
-    """Until a file is half written."""
-    while process.poll() is None and not any(name.startswith(".train-") for name in os.listdir(out)):
-        pass
-
-
 def test_a_killed_encoding_goes_on_to_the_same_files(
     nextscale, started: Callable[..., subprocess.Popen[str]], pictures: Path, run: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL between files, during a write and at random, one after the other."""
-    command = ["encode", pictures, "--tokenizer", run, "--views", 30, "--flip", "--shard", 60, "--batch", 2, "--out"]
+    """SIGKILL at three moments, one after the other; `test_tokens` looks at every state that a kill can leave."""
+    command = ["encode", pictures, "--tokenizer", run, "--views", 60, "--flip", "--shard", 60, "--batch", 2, "--out"]
     out = tmp_path / "killed"
-
-    def at_random(process: subprocess.Popen[str], out: Path) -> None:
-        wait_for_parts(process, out, 5)
-        time.sleep(random.uniform(0, 0.2))
-
-    moments = (lambda process, out: wait_for_parts(process, out, 2), wait_for_a_half, at_random)
-    for moment in moments:
+    for files in (1, 5, 10):
         process = started(*command, out)
-        while process.poll() is None and not out.exists():
-            time.sleep(0.005)
-        moment(process, out)
+        wait_for_parts(process, out, files)
+        time.sleep(random.uniform(0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL
     done = nextscale(*command, out)
@@ -230,10 +233,10 @@ def test_other_pictures_and_another_tokenizer_are_another_cache(
     [
         (["missing"], ("found nothing at missing",)),
         ([".", "--tokenizer", "nowhere"], ("expected a model directory, found none at nowhere",)),
-        ([".", "--views", "0"], ("views: expected at least 1, got 0",)),
-        ([".", "--flip"], ("flip: expected with 2 views or more",)),
-        ([".", "--batch", "0"], ("--batch: expected at least 1, got 0",)),
-        ([".", "--shard", "0"], ("shard: expected at least 1, got 0",)),
+        (["missing", "--views", "0"], ("--views: expected at least 1, got 0",)),
+        (["missing", "--flip"], ("--flip: expected with --views 2 or more",)),
+        (["missing", "--batch", "0"], ("--batch: expected at least 1, got 0",)),
+        (["missing", "--shard", "0"], ("--shard: expected at least 1, got 0",)),
         ([".", "--out", "file"], ("--out: expected a directory, got file",)),
         ([".", "--precision", "fp8"], ("--precision: expected one of",)),
         ([".", "--device", "abacus"], ("device: expected auto, cpu",)),
