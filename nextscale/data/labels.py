@@ -37,13 +37,13 @@ def one_class(name: str) -> Grouping:
     return lambda paths: {name: paths} if paths else {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A line of the table; `where` tells it in messages."""
+    """A row of the table; `line` is where it ends, from 1."""
 
     file: str
     label: str
-    where: str
+    line: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Table:
 
 def _in_order(name: str) -> tuple[bool, int, str]:
     """A sorting key: whole numbers by their size, then other names by theirs."""
-    return (False, int(name), name) if re.fullmatch("-?[0-9]+", name) else (True, 0, name)
+    return (False, int(name), name) if re.fullmatch("-?[0-9]{1,18}", name) else (True, 0, name)
 
 
 def read_table(path: Path, root: Path) -> Table:
@@ -82,12 +82,15 @@ def read_table(path: Path, root: Path) -> Table:
     rows: dict[str, Row] = {}
     for row in _rows(path, _text(path)):
         if row.file in rows:
-            raise InputError(f"{row.where}: expected every picture once, got {row.file} as in {rows[row.file].where}")
+            before = rows[row.file].line
+            raise InputError(
+                f"{path}, line {row.line}: expected every picture once, got {row.file!r} as in line {before}"
+            )
         rows[row.file] = row
     if not rows:
         raise InputError(f"{path}: expected a row for each picture, found none")
     for row in rows.values():
-        _check_picture(row, root)
+        _check_picture(row, path, root)
     return Table(path=path, root=root, rows=rows)
 
 
@@ -107,12 +110,13 @@ def _text(path: Path) -> str:
 
 def _rows(path: Path, text: str) -> Iterator[Row]:
     lines = _lines(path, text)
-    _, header = next(lines, ("", []))
+    _, header = next(lines, (0, []))
     if not set(COLUMNS) <= set(header):
         got = ",".join(header)[:60]
         raise InputError(f"{path}: expected a first line with the columns {','.join(COLUMNS)}, got {got!r}")
     places = [header.index(column) for column in COLUMNS]
-    for where, cells in lines:
+    for line, cells in lines:
+        where = f"{path}, line {line}"
         if len(cells) != len(header):
             raise InputError(f"{where}: expected {len(header)} columns, got {len(cells)}")
         file, label = cells[places[0]], " ".join(cells[places[1]].split())
@@ -120,26 +124,26 @@ def _rows(path: Path, text: str) -> Iterator[Row]:
             raise InputError(f"{where}: expected a file and a label, got {','.join(cells)[:60]!r}")
         if not label.isprintable():
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
-        yield Row(file=PurePosixPath(file).as_posix(), label=label, where=where)
+        yield Row(file=PurePosixPath(file).as_posix(), label=label, line=line)
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
-    """The lines that are not empty, as cells without the blanks around them, and where each is."""
+def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines that are not empty, with their numbers, as cells without the blanks around them."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for cells in reader:
             if cells:
-                yield f"{path}, line {reader.line_num}", [cell.strip() for cell in cells]
+                yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: expected CSV, got something else ({error})") from None
 
 
-def _check_picture(row: Row, root: Path) -> None:
+def _check_picture(row: Row, path: Path, root: Path) -> None:
     """Refuse a row that no picture below `root` can belong to."""
-    inside = PurePosixPath(row.file)
+    where, inside = f"{path}, line {row.line}", PurePosixPath(row.file)
     if inside.is_absolute() or ".." in inside.parts:
-        raise InputError(f"{row.where}: expected a path below {root}, got {row.file}")
+        raise InputError(f"{where}: expected a path below {root}, got {row.file!r}")
     if inside.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{row.where}: expected a picture ({', '.join(SUFFIXES)}), got {row.file}")
+        raise InputError(f"{where}: expected a picture ({', '.join(SUFFIXES)}), got {row.file!r}")
     if not (root / row.file).is_file():
-        raise InputError(f"{row.where}: expected a picture below {root}, found nothing at {row.file}")
+        raise InputError(f"{where}: expected a picture below {root}, found nothing at {row.file!r}")
