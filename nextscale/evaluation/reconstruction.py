@@ -23,7 +23,7 @@ from nextscale.config import to_json
 from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.card import PerceptualUsed, ReconstructionCard, ReferenceUsed, TokenizerUsed, figure_name
+from nextscale.evaluation.card import PerceptualUsed, ReconstructionCard, ReferenceUsed, TokenizerUsed
 from nextscale.evaluation.gathering import Gathered, Gathering, shares
 from nextscale.evaluation.intervals import interval
 from nextscale.evaluation.judging import KEPT, Figure, compared, network_used, versions
@@ -201,7 +201,7 @@ def judge(looked: Looked, network: FeatureNetwork, card: ReconstructionCard) -> 
         count=originals.count,
         size=originals.size,
     )
-    of_pictures = {"psnr": "PSNR (dB)", "ssim": "SSIM", "perceptual_distance": _perceptual_name(card)}
+    of_pictures = {"psnr": "PSNR (dB)", "ssim": "SSIM", "perceptual_distance": f"perceptual-{card.perceptual.name}"}
     means = {key: _mean(name, getattr(looked.each, key)) for key, name in of_pictures.items()}
     sets = compared(looked.painted, reference, network, paired=True)
     return ReconstructionFigures(
@@ -252,10 +252,6 @@ def card_of(
         network=network_used(network),
         versions=versions(),
     )
-
-
-def _perceptual_name(card: ReconstructionCard) -> str:
-    return figure_name("perceptual", card.perceptual.name)
 
 
 def _mean(name: str, values_N: Tensor) -> Figure:
