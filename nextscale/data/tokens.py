@@ -51,7 +51,7 @@ class Tokens(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (n, L) int64 and labels (n,) int64, on the CPU.
+        """Tokens (n, L) int64, wherever they come to be, and labels (n,) int64 on the CPU.
 
         `views`, (n, 3) float32 in [0, 1), tells how each picture is seen, as in `Pictures.batch`; without it crops are
         centred and nothing is mirrored. Raises `InputError` for another shape, `IndexError` for an index out of range.
