@@ -32,9 +32,13 @@ def calls() -> Callable[[TransformerStage], list[tuple[Tensor, dict[str, Any]]]]
 
     def record(stage: TransformerStage) -> list[tuple[Tensor, dict[str, Any]]]:
         seen: list[tuple[Tensor, dict[str, Any]]] = []
-        stage.model.register_forward_pre_hook(
-            lambda module, given, options: seen.append((given[0].clone(), options)), with_kwargs=True
-        )
+        hidden = stage.model.hidden
+
+        def recorded(labels_B: Tensor, inputs_BLC: Tensor, **options: Any) -> Tensor:
+            seen.append((labels_B.clone(), options))
+            return hidden(labels_B, inputs_BLC, **options)
+
+        stage.model.hidden = recorded  # type: ignore[method-assign]
         return seen
 
     return record
