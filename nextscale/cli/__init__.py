@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate reconstruction": ("evaluate_reconstruction", "EvaluateReconstruction", "how good a tokenizer is"),
     "evaluate generation": ("evaluate_generation", "EvaluateGeneration", "how good a model's pictures are"),
     "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what is possible here"),
+    "bench train": ("bench_train", "BenchTrain", "how long a step of transformer training takes"),
     "bench tokenizer": ("bench_tokenizer", "BenchTokenizer", "pictures a second, encoded and decoded"),
     "convert": ("convert", "Convert", "the public release's files to a model, and back"),
     "presets": ("presets", "Presets", "the models that have names"),

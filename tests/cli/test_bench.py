@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ["sample", "tokenizer"]
+COMMANDS = ["sample", "train", "tokenizer"]
 QUICK = ["--preset", "emoji-32", "--repeats", 1, "--device", "cpu", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_gauge() -> Iterator[None]:
-    """Rates of small shapes: what they are does not matter here."""
+    """Rates of small shapes: what they are does not matter here. Nor does memory, whose peak other tests look at."""
     from nextscale import benchmark
+    from nextscale.cli import training
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "COPIED", 1 << 16)
         patch.setattr(benchmark, "ROWS", {"cpu": 8, "accelerator": 8})
+        patch.setattr(training, "keep_freed_memory", lambda: None)
         yield
 
 
@@ -124,10 +126,11 @@ def test_top_k_and_top_p_are_checked(nextscale: Callable[..., Any]) -> None:
 
 
 def test_group_has_help(nextscale: Callable[..., Any]) -> None:
-    """Both commands and no other."""
+    """These commands and no other."""
     shown = nextscale("bench", "--help")
     assert [line.split()[:2] for line in shown.output.splitlines() if line.startswith("  bench ")] == [
         ["bench", "sample"],
+        ["bench", "train"],
         ["bench", "tokenizer"],
     ]
 
@@ -152,3 +155,53 @@ def test_training_in_fp16_is_refused(nextscale: Callable[..., Any]) -> None:
     """As the trainer refuses it."""
     done = nextscale("bench", "tokenizer", "--train", *QUICK[:4], "--precision", "fp16")
     assert (done.status, done.errors.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("option", [[], ["--checkpoint"]], ids=["plain", "checkpoint"])
+def test_training_of_the_transformer_is_timed_beside_a_naive_step(
+    nextscale: Callable[..., Any], tmp_path: Path, option: list[str]
+) -> None:
+    """Figures agree with each other; on the same weights and tokens both steps find the same loss and gradients."""
+    file = tmp_path / "bench.json"
+    done = nextscale(
+        "bench", "train", *QUICK, "--depth", 2, "--batch", 2, "--compare", "naive", *option, "--json", file
+    )
+    assert (done.status, done.errors) == (0, "")
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "emoji-32 at depth 2, random weights" in done.output
+    values = json.loads(file.read_text(encoding="utf-8"))
+    assert values["checkpoint"] == bool(option)
+    (row,) = values["batches"]
+    (seconds,), naive = row["seconds_of_repeats"], row["naive"]
+    assert row["images_per_second"] == pytest.approx(2 / seconds)
+    assert row["tokens_per_second"] == pytest.approx(130 * row["images_per_second"])
+    work = 2 * row["matrix_flop_per_image"]
+    assert row["utilization"] == pytest.approx(work / seconds / row["matrix_flop_per_second"])
+    assert naive["speedup"] == pytest.approx(naive["seconds_of_repeats"][0] / seconds)
+    assert naive["encoding_seconds_per_step"] > 0
+    assert naive["loss"] > 1
+    assert abs(naive["loss_difference"]) < 1e-5
+    assert naive["gradient_difference"] < 1e-5
+
+
+def test_naive_step_is_not_made_unless_asked_for(nextscale: Callable[..., Any]) -> None:
+    """Nor is there a table for it."""
+    done = nextscale("bench", "train", *QUICK, "--batch", 1)
+    assert "naive" not in done.output
+    values = json.loads(nextscale("bench", "train", *QUICK, "--batch", 1, "--json", "-").output)
+    assert values["batches"][0]["naive"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--depth", 0], "--depth: expected at least 1, got 0"),
+        (["--precision", "fp16"], "precision: expected auto, fp32 or bf16 for training, got fp16"),
+        (["--compare", "release"], "--compare: expected"),
+    ],
+)
+def test_mistakes_about_training_are_one_line(nextscale: Callable[..., Any], options: list[Any], told: str) -> None:
+    """Status 2, nothing on stdout."""
+    done = nextscale("bench", "train", *options)
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert told in done.errors
