@@ -6,11 +6,14 @@ torchrun, which says by environment variables who is who; what the processes com
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nextscale.errors import InputError
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
+
 T = TypeVar("T")
 
 # Longer than anything one rank does while the others wait for it (a checkpoint, pictures); a rank that hangs ends all
 # of them after that. One that dies ends them at once: its connections break, and torchrun stops the rest.
 TIMEOUT = timedelta(minutes=20)
+GROUPS = itertools.count()  # how many groups this process has joined; the same in all, as they join together
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -71,12 +78,19 @@ def _start(device: torch.device) -> None:
         raise InputError(f"WORLD_SIZE is {_expected()}: expected {', '.join(missing)} too, as torchrun sets them")
     own = local_device(device)
     if own.type != "cuda":
-        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+        _meet("gloo")
         return
     if own.index != _variable("LOCAL_RANK", 0):
         raise InputError(f"device: expected cuda, which gives each of several processes a GPU, got {device}")
     torch.cuda.set_device(own)
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=own)
+    _meet("cpu:gloo,cuda:nccl", device_id=own)
+
+
+def _meet(backend: str, **options: Any) -> None:
+    """Form the group, under a number of its own: addresses that an earlier group left behind are not tried."""
+    store, rank, world = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+    apart = torch.distributed.PrefixStore(f"group-{next(GROUPS)}", store)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=apart, rank=rank, world_size=world, timeout=TIMEOUT, **options)
 
 
 def _expected() -> int:
@@ -196,5 +210,146 @@ def wrapped(module: nn.Module, *, idle: bool = False) -> nn.Module:
 
 
 def no_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside, `backward` adds to this rank's own gradients and exchanges nothing: for all but the last of several."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    """Inside, `backward` adds to this rank's own gradients and exchanges nothing: for all but the last of several.
+
+    A `sharded` module then keeps whole gradients in memory, until the last `backward` shares them out.
+    """
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return _held_back(module) if hasattr(module, "set_requires_gradient_sync") else nullcontext()
+
+
+@contextmanager
+def _held_back(module: Any) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
+
+
+# ---- a model in shards -----------------------------------------------------------------------------------------------
+
+
+def sharded(module: nn.Module, parts: Iterable[nn.Module], *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """`module`, changed in place so that each rank holds a share of every parameter (FSDP2); itself for one process.
+
+    A part is gathered for its forward, let go, and gathered again for its `backward`; whatever else `module` has is
+    gathered from the start of its forward to the end of `backward`, and may be used by anything called in between.
+    Gradients come averaged over ranks, and cut as the parameters are.
+
+    Arguments:
+        module: on the device to train on. Parameters and buffers become rank 0's, once. Call this module: a forward of
+            something inside it finds shards where it expects tensors.
+        parts: modules inside, of about the same size, in the order of use, whose parameters are used by their own
+            forward alone. A block some of whose parameters are used elsewhere is given as its children.
+        dtype: what parts are gathered in, as autocast would convert their weights anyway: bfloat16 halves what is sent,
+            and lets go of the converted weights too. The rest, the shards and the averaging of gradients stay float32.
+
+    An optimiser is to be made afterwards: the parameters are new.
+    """
+    if world() == 1:
+        return module
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # A linear layer's result on CPUs is a view. Nothing here writes to one, which is what torch warns of.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    tensors = [*module.parameters(), *module.buffers()]
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor.detach(), src=0)
+    mesh = init_device_mesh(tensors[0].device.type, (world(),))
+    lowered = None if dtype == torch.float32 else dtype
+    policy = MixedPrecisionPolicy(param_dtype=lowered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for part in parts:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh)
+    return module
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds no more than a share of it."""
+    if world() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def own_share(tensor: Any) -> Tensor:
+    """This rank's share of a sharded tensor, not copied; a whole tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a sharded tensor, on every rank, which all must ask for it; a whole tensor as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def share_out(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor, the same on all ranks, cut as `like` is and copied to its device; as it is if `like` is not cut.
+
+    Raises `ValueError` for another shape.
+    """
+    if not is_sharded(like) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    if tensor.shape != like.shape:
+        raise ValueError(f"expected a tensor of shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    # without a source nothing is sent, each rank looks at its own share; the copy lets go of the rest
+    whole_there = tensor.to(like.device)
+    return distribute_tensor(whole_there, like.device_mesh, like.placements, src_data_rank=None).clone()
+
+
+def whole_state(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a module's state dict, or of other named tensors, whole and on the CPU of rank 0; {} on other ranks.
+
+    All ranks must call it. Tensors are gathered one after the other: a rank's device needs room for the largest one.
+    """
+    state = {}
+    for name, tensor in (source.state_dict() if isinstance(source, nn.Module) else source).items():
+        complete = whole(tensor.detach())
+        if is_first():
+            state[name] = complete.to("cpu", copy=True)
+    return state
+
+
+def save_shares(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write sharded tensors to safetensors in an empty directory that all ranks see, each rank its own shares.
+
+    All ranks must call it, and when it returns all have written. Raises `InputError` on every rank when one could not.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    # the default writer's index is a pickle, which would run what is in it when it is read
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    try:
+        save(dict(tensors), storage_writer=writer)
+    except CheckpointException as error:
+        raise InputError(f"cannot write {directory}: {_reason(error)}") from None
+
+
+def load_shares(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors`, sharded or whole, from what `save_shares` wrote with however many ranks.
+
+    All ranks must call it. Raises `ValueError` on every rank when something is missing, damaged or of another shape.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    try:
+        with warnings.catch_warnings():  # one process reads without a group, on purpose
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=world() == 1)
+    except CheckpointException as error:
+        raise ValueError(_reason(error)) from None
+
+
+def _reason(error: CheckpointException) -> str:
+    """What the first rank that failed says, in a line."""
+    (cause, _), *_ = error.failures.values()
+    return str(getattr(cause, "strerror", None) or cause).partition("\n")[0]

@@ -77,6 +77,21 @@ def test_a_module_is_wrapped_only_among_several() -> None:
     assert module.weight.grad is not None
 
 
+def test_a_module_is_shared_only_among_several() -> None:
+    """For one process it is itself, its tensors are whole, and its state is copied."""
+    module = nn.Linear(2, 2)
+    assert distributed.sharded(module, [], dtype=torch.bfloat16) is module
+    assert type(module) is nn.Linear
+    weight = module.weight
+    assert not distributed.is_sharded(weight)
+    assert all(same(weight) is weight for same in (distributed.whole, distributed.own_share))
+    assert distributed.share_out(weight, torch.zeros(7)) is weight
+    state = distributed.whole_state(module)
+    assert torch.equal(state["weight"], weight)
+    state["weight"].zero_()
+    assert weight.any()
+
+
 # ---- devices and mistakes --------------------------------------------------------------------------------------------
 
 

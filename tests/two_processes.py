@@ -26,11 +26,13 @@ def laws() -> None:
         rows(me)
         values_of_the_first(me)
         gradients(me)
+        shards(me)
         with distributed.joined(CPU):
             distributed.barrier()
         assert distributed.world() == 2, "the inner one leaves the outer one's group alone"
     assert distributed.world() == 1
     leaving_after_an_exception()
+    joining_again()
 
 
 def shares_of_work(me: int) -> None:
@@ -83,10 +85,46 @@ def gradients(me: int) -> None:
     assert module.hits == me, "buffers are left alone later"
 
 
+def shards(me: int) -> None:
+    """Rank 0's weights, cut; gradients averaged and cut alike, once nothing is held back."""
+    module = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1))
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, 1.0 + me)
+    assert distributed.sharded(module, [module[0]]) is module
+    assert [distributed.own_share(p).shape for p in module.parameters()] == [
+        [(2, 2), (1, 3), (1,)],
+        [(1, 2), (0, 3), (0,)],
+    ][me]
+    assert all(
+        distributed.is_sharded(p) and torch.equal(distributed.whole(p), torch.ones(p.shape))
+        for p in module.parameters()
+    )
+    mine = torch.full((1, 2), me + 1.0)
+    with distributed.no_sync(module):
+        module(mine).sum().backward()
+    module(mine).sum().backward()
+    assert distributed.whole(module[0].weight.grad).tolist() == [[3.0, 3.0]] * 3, "twice the mean of 1 and 2"
+    norm = distributed.whole(nn.utils.clip_grad_norm_(module.parameters(), 1e9))
+    torch.testing.assert_close(norm, torch.tensor([3.0] * 6 + [6.0] * 3 + [2.0]).norm())
+    state = distributed.whole_state(module)
+    assert state.keys() == ({"0.weight", "1.weight", "1.bias"} if me == 0 else set())
+    again = distributed.share_out(torch.arange(6.0).view(3, 2), module[0].weight)
+    assert distributed.own_share(again).tolist() == [[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0]]][me]
+    with pytest.raises(ValueError, match=r"shape \(3, 2\), got \(2, 3\)"):
+        distributed.share_out(torch.zeros(2, 3), module[0].weight)
+
+
 def leaving_after_an_exception() -> None:
     with pytest.raises(KeyError), distributed.joined(CPU):
         raise KeyError("a bug")
     assert distributed.world() == 1
+
+
+def joining_again() -> None:
+    """However soon after the group before, which left its addresses behind."""
+    for _ in range(5):
+        with distributed.joined(CPU):
+            distributed.barrier()
 
 
 def one_dies() -> None:
