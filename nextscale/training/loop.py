@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -109,6 +109,15 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
+class Gathering(Protocol):
+    """What a stage has too if several processes may hold its model in shards."""
+
+    def gather(self) -> None:
+        """Called in all of them before the first one alone validates, shows and exports: bring it what that takes."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Length:
     """How long to train: a number of steps, or minutes, which become steps once the first have been timed."""
@@ -172,6 +181,7 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
     }
     run = RunDirectory.open(directory, settings | dict(stage.settings))
     run.describe(stage.data)
+    run.require_room(stage)
     state = run.restore(stage)
     if distributed.any_of(state.step != distributed.from_first(state.step)):
         raise InputError(f"expected one {directory} that all processes read, got checkpoints of different steps")
@@ -196,6 +206,8 @@ def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, checks
                 elapsed = time.monotonic() - started
                 state.total = distributed.from_first(_plan(length, state.step, durations, elapsed))
             checked, stopping = _is_check(state.step, state.total, checks), distributed.any_of(stop.is_set())
+            if (checked or stopping) and isinstance(stage, Gathering):
+                stage.gather()
             validation, health = _check(stage, run, state, since) if checked else ({}, Health())
             run.log(state.step, figures, validation)
             if checked or stopping:

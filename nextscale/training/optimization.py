@@ -45,6 +45,7 @@ class Optimization:
         self.model, self.recipe, self.passed = model, recipe, passed or model
         self.optimizer = make_optimizer(model, recipe)
         self.part = _part(recipe)
+        self._begin_shares()
 
     def parts(self) -> Iterator[slice]:
         """Which images of the global batch this process is to look at, one part after the other.
@@ -63,19 +64,27 @@ class Optimization:
 
         Each loss comes with figures, whose means over parts and processes are reported.
         """
-        rate = self.recipe.rate(step, total)
+        rate, decay = self.recipe.rate(step, total), self.recipe.decay(step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+            group["weight_decay"] = decay if group["weight_decay"] else 0.0
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[Figures] = []
         for loss, figures in losses:
             (loss / self.recipe.accumulate).backward()
             seen.append({"loss": loss.detach(), **figures})
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        norm = distributed.whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
         finite = bool(torch.isfinite(norm))
         if finite:
             self.optimizer.step()
         return Outcome({**_means(seen), "gradient_norm": float(norm), "learning_rate": rate}, finite)
+
+    def _begin_shares(self) -> None:
+        """Moments of sharded parameters, as AdamW would begin them: a checkpoint is read to where they already lie."""
+        for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+            if distributed.is_sharded(parameter):
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -125,12 +134,54 @@ def _weight(module: nn.Module) -> Tensor:
     return module.get_parameter("parametrizations.weight.original" if hidden else "weight")
 
 
+def _ramped(decay: float, steps: int) -> float:
+    """d = min(decay, (1 + n) / (10 + n)) after n steps, so that early weights are soon forgotten."""
+    return min(decay, (1 + steps) / (10 + steps))
+
+
 def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """a <- d a + (1 - d) w after each step, with d = min(decay, (1 + n) / (10 + n)) after n steps, so that early
-    weights are soon forgotten. Buffers are the model's own."""
+    """a <- d a + (1 - d) w after each step, d as `_ramped`. Buffers are the model's own."""
 
     def average(averages: Any, weights: Any, steps: Any) -> None:
-        ramped = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        get_ema_multi_avg_fn(ramped)(averages, weights, steps)
+        get_ema_multi_avg_fn(_ramped(decay, int(steps)))(averages, weights, steps)
 
     return AveragedModel(model, multi_avg_fn=average)
+
+
+class WeightAverage:
+    """The numbers of `running_average` without a model around them: also of parameters that lie in shards.
+
+    Arguments:
+        model: whose parameters are averaged; with `distributed.sharded` applied, if it is.
+        decay: how slowly the average follows, from 0 (not averaged) to below 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay, self.steps = model, decay, 0
+        self.averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """a <- d a + (1 - d) w; the first time, a <- w."""
+        share = 1 - _ramped(self.decay, self.steps) if self.steps else 1.0
+        averages = [distributed.own_share(average) for average in self.averages.values()]
+        weights = [distributed.own_share(parameter.detach()) for parameter in self.model.parameters()]
+        torch._foreach_lerp_(averages, weights, share)
+        self.steps += 1
+
+    def whole(self) -> dict[str, Tensor]:
+        """The model's state dict with averages for parameters: on the CPU of the first process, {} in the others.
+
+        All processes must call it.
+        """
+        return distributed.whole_state(self.model.state_dict() | self.averages)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["averages"].keys() != self.averages.keys():
+            raise KeyError("averages of other parameters")
+        for name, average in self.averages.items():
+            average.copy_(state["averages"][name])
+        self.steps = int(state["steps"])

@@ -2,6 +2,7 @@
 
 run.json              settings, versions; says whether the run is finished
 state.pt              the last checkpoint: weights, averages, optimisers, step; one file, renamed into place
+state-STEP/           its tensors where several processes have a share of each: as safetensors, one file a process
 config.json, *.safetensors   the model as `load` reads it, exported with every checkpoint
 best/                 the same at the check whose held-out figure was best
 data.json             counts, classes, and the pictures that could not be read
@@ -13,7 +14,8 @@ samples/              pictures along the run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from nextscale import distributed, images, pickles
-from nextscale.checkpoint import read_json, write_beside, write_json, write_tensors
+from nextscale.checkpoint import read_json, read_tensors, write_beside, write_json, write_tensors
 from nextscale.data import DataSet
 from nextscale.errors import InputError
 
@@ -76,6 +78,7 @@ class RunDirectory:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
         self._writer: SummaryWriter | None = None
+        self._shares: str | None = None  # the directory that state.pt names
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, object]) -> RunDirectory:
@@ -85,45 +88,107 @@ class RunDirectory:
         """
         # through JSON, so that tuples compare equal to the lists that will be read back
         wanted = json.loads(json.dumps(settings))
+        if distributed.is_first():
+            cls._claim(path, wanted)
+        distributed.barrier()
+        if distributed.any_of(not (path / "run.json").exists()):
+            raise InputError(f"expected one {path} that all processes see, got one that some do not")
+        return cls(path, wanted)
+
+    @staticmethod
+    def _claim(path: Path, wanted: dict[str, Any]) -> None:
         file = path / "run.json"
-        if not distributed.is_first():
-            return cls(path, wanted)
         if (path / "state.pt").exists() and file.exists():  # without a checkpoint there is nothing to lose
             stored = read_json(file)
             _refuse_other_run(path, stored.get("settings") if isinstance(stored, dict) else None, wanted)
         else:
             write_json(file, {"settings": wanted, "finished": False})
-        return cls(path, wanted)
+
+    def require_room(self, stage: Exportable) -> None:
+        """Raise `InputError` unless the disk has room for the next checkpoint; to be asked before `restore`.
+
+        That is the size of the last one, or a guess at the first two: of each weight also two moments. What others
+        write meanwhile, or a quota, is not seen.
+        """
+        if not distributed.is_first():
+            return
+        needed = sum(file.stat().st_size for file in (*self.path.glob("state.pt"), *self.path.glob("state-*/*")))
+        if not needed:
+            tensors = [
+                tensor for _, tensor in _tensors({name: part.state_dict() for name, part in stage.state.items()})
+            ]
+            kept = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            needed = 2 * kept * (1 if any(map(distributed.is_sharded, tensors)) else 3)  # the moments are there already
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise InputError(
+                f"cannot write {self.path}: expected room for a checkpoint, about {needed / 1e9:.3g} GB, "
+                f"got {free / 1e9:.3g} GB"
+            )
 
     def restore(self, stage: Exportable) -> State:
-        """Load the last checkpoint into the stage's parts; a fresh `State` when there is none."""
+        """Load the last checkpoint into the stage's parts; a fresh `State` when there is none.
+
+        It may be another number of processes that wrote it, with or without shards.
+        """
         file = self.path / "state.pt"
         if not file.exists():
             return State()
+        ours = {name: part.state_dict() for name, part in stage.state.items()}
         try:
-            stored = pickles.read(file)
-            parts = stored.pop("parts")
+            stored = pickles.read(file, mmap=_is_cut(ours))  # each process wants its own share alone
+            parts, shares = stored.pop("parts"), stored.pop("shares", None)
             if parts.keys() != stage.state.keys() or stored.keys() != vars(State()).keys():
                 raise KeyError
+            if shares is not None:
+                parts, self._shares = _read_shares(self.path, shares, parts, ours), shares["directory"]
             for name, part in stage.state.items():
-                part.load_state_dict(parts[name])
+                part.load_state_dict(_shared_out(parts[name], ours[name]))
             return State(**stored)
         except DAMAGE:
             raise InputError(f"{file}: expected this run's checkpoint, got a damaged one or another's") from None
 
     def save(self, state: State, stage: Exportable) -> None:
-        """Write the loadable model and the history, then the checkpoint.
+        """Write the loadable model and the history, then the checkpoint. All processes must call it.
 
         In this order a kill in between leaves a checkpoint that will write the others once more, never one that is
-        at the end while they are not.
+        at the end while they are not. Shares are written first of the checkpoint; until state.pt names them, it is the
+        one before that counts.
         """
-        if not distributed.is_first():
-            return
-        parts = {name: part.state_dict() for name, part in stage.state.items()}
-        stage.export(self.path)
-        write_json(self.path / "history.json", state.history)
-        self.describe(stage.data)
-        write_beside(self.path / "state.pt", lambda beside: _write({"parts": parts, **vars(state)}, beside))
+        if distributed.is_first():
+            stage.export(self.path)
+            write_json(self.path / "history.json", state.history)
+            self.describe(stage.data)
+        parts: Any = {name: part.state_dict() for name, part in stage.state.items()}
+        cut = {path: tensor for path, tensor in _tensors(parts) if distributed.is_sharded(tensor)}
+        content, shares = {"parts": parts, **vars(state)}, f"state-{state.step:07d}" if cut else None
+        if shares is not None:
+            content["parts"] = _changed(parts, lambda path, tensor: _placeholder(tensor) if path in cut else tensor)
+            content["shares"] = {"directory": shares, "files": self._save_shares(shares, cut)}
+        if distributed.is_first():
+            write_beside(self.path / "state.pt", lambda beside: _write(content, beside))
+            self._remove_shares(but=shares)
+        self._shares = shares
+
+    def _save_shares(self, name: str, cut: Mapping[str, Tensor]) -> list[str]:
+        """Write sharded tensors to a directory, each process its own; the names of the files."""
+        assert name != self._shares, "what the last checkpoint needs is never written over"
+        directory = self.path / name
+        if distributed.is_first():
+            self._remove_shares(but=self._shares)
+            try:
+                directory.mkdir()
+            except OSError as error:
+                raise InputError(f"cannot write {directory}: {error.strerror}") from None
+        distributed.barrier()
+        distributed.save_shares(directory, cut)
+        return sorted(file.name for file in directory.iterdir())
+
+    def _remove_shares(self, *, but: str | None) -> None:
+        """Of checkpoints that no longer count, or never came to."""
+        for directory in self.path.glob("state-*"):
+            if directory.name.removeprefix("state-").isdecimal() and directory.name != but:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def keep(self, step: int, pictures: Tensor) -> Path:
         """Pictures (B, 3, H, W) that no finite gradient came of, as tensors and to look at; where they are."""
@@ -148,6 +213,7 @@ class RunDirectory:
             for place in (self.path, self.path / "best", self.path / "samples"):
                 for rest in place.glob(pattern):
                     rest.unlink(missing_ok=True)
+        self._remove_shares(but=self._shares)
         write_json(self.path / "run.json", {"settings": self.settings, "finished": True, "steps": state.step})
 
     # -- what people look at -------------------------------------------------------------------------------------------
@@ -188,6 +254,63 @@ def _write(content: dict[str, Any], file: Path) -> None:
         torch.save(content, file)
     except RuntimeError as error:
         raise OSError(str(error).splitlines()[0]) from error
+
+
+def _tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested containers, with names such as "model/head.weight"."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, dict | list | tuple):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _tensors(value, f"{path}/{key}".lstrip("/"))
+
+
+def _changed(tree: Any, change: Callable[[str, Tensor], Tensor], path: str = "") -> Any:
+    """Nested containers with other tensors in them."""
+    if isinstance(tree, Tensor):
+        return change(path, tree)
+    if isinstance(tree, dict):
+        return {key: _changed(value, change, f"{path}/{key}".lstrip("/")) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_changed(value, change, f"{path}/{i}".lstrip("/")) for i, value in enumerate(tree))
+    return tree
+
+
+def _is_cut(tree: Any) -> bool:
+    """Whether there are sharded tensors in it."""
+    return any(distributed.is_sharded(tensor) for _, tensor in _tensors(tree))
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    """Shape and dtype alone, for what lies elsewhere."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _read_shares(run: Path, shares: Any, parts: Any, ours: Any) -> Any:
+    """`parts` with tensors for placeholders: cut like those of `ours` that are cut, and whole otherwise."""
+    directory, like, read = run / shares["directory"], dict(_tensors(ours)), dict[str, Tensor]()
+    if sorted(file.name for file in directory.glob("*")) != shares["files"]:
+        raise LookupError("a share is missing")
+    for name in shares["files"]:
+        read_tensors(directory / name)  # maps it, and raises if it is damaged, where torch would show a traceback first
+
+    def place(path: str, tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            cut = path in like and distributed.is_sharded(like[path])
+            read[path] = tensor = torch.empty_like(like[path] if cut else tensor, device=None if cut else "cpu")
+        return tensor
+
+    placed = _changed(parts, place)
+    distributed.load_shares(directory, read)
+    return placed
+
+
+def _shared_out(stored: Any, ours: Any) -> Any:
+    """`stored`, its whole tensors cut like those of `ours` that are cut."""
+    if not _is_cut(ours):
+        return stored
+    like = dict(_tensors(ours))
+    return _changed(stored, lambda path, tensor: distributed.share_out(tensor, like.get(path)))
 
 
 def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any]) -> None:

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,10 +194,38 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(
     assert MultiScaleVQVAE.load(tmp_path / "best")
 
 
+def test_a_disk_without_room_is_told_before_the_first_step(first_stage, tmp_path: Path, monkeypatch) -> None:
+    """For the first checkpoints by a guess that covers them, for the next one by the size of the last."""
+    told = "expected room for a checkpoint, about .* GB, got .* GB"
+
+    def leave(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+    leave(0)
+    with pytest.raises(InputError, match=f"^cannot write {tmp_path}: {told}$"):
+        next(train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2))
+    monkeypatch.undo()
+    assert not (tmp_path / "state.pt").exists()
+    events = train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2)
+    assert [next(events).step for _ in range(3)] == [1, 2, 3]
+    events.close()
+    size = (tmp_path / "state.pt").stat().st_size
+    leave(size - 1)
+    with pytest.raises(InputError, match=told):
+        run(first_stage(), tmp_path, steps=4)
+    leave(size)
+    list(train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2))
+    (tmp_path / "state.pt").unlink()
+    leave(size)
+    with pytest.raises(InputError, match=told):
+        run(first_stage(), tmp_path, steps=4)
+
+
 def test_what_killed_attempts_left_is_removed_at_the_end(first_stage, tmp_path: Path) -> None:
-    """Half-written files, also of the best model; the user's own stay, hidden or not."""
+    """Half-written files, also of the best model, and of shares; the user's own stay, hidden or not."""
     ours = {".state.pt.123", ".tokenizer.safetensors.9", ".tmpAb1Cd2", "best/.config.json.7", "samples/.step-1.png.8"}
-    theirs = {"notes.txt", ".hidden", "mine/.state.pt.5"}
+    ours |= {"state-0000007/shard-00001-model-00001-of-00001.safetensors"}
+    theirs = {"notes.txt", ".hidden", "mine/.state.pt.5", "state-of-the-art/notes.txt"}
     for name in ours | theirs:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
