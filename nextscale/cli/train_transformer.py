@@ -82,7 +82,7 @@ class TrainTransformer:
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         tokenizer = MultiScaleVQVAE.load(self.tokenizer)
         data = self._data(tokenizer)
-        first = self._begin()
+        first = self._begin(tokenizer)
         architecture = first.transformer.config if first else self._config()
         config = fitted(architecture, tokenizer, classes=len(data.classes))
         stage = TransformerStage(
@@ -117,6 +117,7 @@ class TrainTransformer:
 
     def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:
         """Pictures or cached tokens; says what was found."""
+        from nextscale import distributed
         from nextscale.checkpoint import fingerprint
         from nextscale.data import tokens
 
@@ -130,6 +131,7 @@ class TrainTransformer:
             found = tokens.load(
                 self.data,
                 tokenizer=fingerprint(tokenizer.state_dict()),
+                verify=distributed.is_first(),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         say(
@@ -138,10 +140,16 @@ class TrainTransformer:
         )
         return found
 
-    def _begin(self) -> Pipeline | None:
-        """The model to begin from."""
+    def _begin(self, tokenizer: MultiScaleVQVAE) -> Pipeline | None:
+        """The model to begin from, whose codes must be the tokenizer's."""
         if self.init is None:
             return None
         from nextscale.pipeline import Pipeline
 
-        return Pipeline.load(self.init, precision="fp32")
+        begin = Pipeline.load(self.init, precision="fp32")
+        if not begin.tokenizer.quantizer.codebook.weight.equal(tokenizer.quantizer.codebook.weight):
+            raise InputError(
+                f"--init {self.init}: expected a model of the codes of {self.tokenizer}, got one of other codes; "
+                f"--tokenizer {self.init} is its own tokenizer"
+            )
+        return begin

@@ -6,6 +6,7 @@ constants below. Shapes: B images, L tokens, K scales, V codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -91,12 +92,13 @@ def loss_of_compute(operations: float) -> float:
 
 
 def expectation(config: TransformerConfig, parameters: int, images: int) -> str:
-    """What a run of this size should read by now, on pictures like ImageNet's, after so many images.
+    """What a run of this size should read by now, on pictures like ImageNet's, after so many images; at most ln V.
 
     Compute is counted as usual: 6 operations a parameter and token.
     """
     end, right = loss_of_size(parameters), accuracy_of_size(parameters)
-    now = max(loss_of_compute(6.0 * parameters * config.scales.total * max(images, 1)), end)
+    compute = 6.0 * parameters * config.scales.total * max(images, 1)
+    now = min(max(loss_of_compute(compute), end), math.log(config.codebook_size))
     return (
         f"scaling law: d{config.depth} ({parameters / 1e6:.0f} M) should read about {now:.2f} nats at this point "
         f"at best, and {end:.2f} with {right:.1%} right at the end of a full training"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nextscale import Scales, presets
 from nextscale.errors import InputError
 from nextscale.training import recipes
-from nextscale.training.recipes import Adversarial, Codebook, Objective, Recipe, TokenizerRecipe
+from nextscale.training.recipes import Adversarial, Codebook, Objective, Recipe, TokenizerRecipe, TransformerRecipe
 
 RECIPE = Recipe(
     batch=4, learning_rate=0.5, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=10, final_rate=0.2, clip=1.0
@@ -48,6 +48,47 @@ def test_the_rate_rises_to_the_peak_and_falls_in_a_line() -> None:
 def test_the_rate_is_at_its_peak_while_the_end_is_unknown() -> None:
     """A budget in minutes begins so; the warm-up is the same."""
     assert [RECIPE.rate(step, None) for step in (0, 9, 10, 500)] == pytest.approx([0.05, 0.5, 0.5, 0.5])
+
+
+RELEASE = dataclasses.replace(
+    RECIPE, warmup_steps=0, warmup=0.02, first_rate=0.005, flat=0.05, final_rate=0.1, final_weight_decay=1.6
+)
+
+
+def test_the_release_warms_up_stays_and_falls() -> None:
+    """2 % of the run up from 0.005 of the peak, flat to 5 %, a line to a tenth."""
+    rates = [RELEASE.rate(step, 1000) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.5 * (0.005 + 0.995 / 20))
+    assert rates[19:51] == pytest.approx([0.5] * 32)
+    assert rates[525] == pytest.approx(0.5 * 0.55)
+    assert rates[1000] == pytest.approx(0.05)
+
+
+def test_the_longer_warm_up_counts() -> None:
+    """A share of a short run is a few steps, too few for AdamW's averages."""
+    both = dataclasses.replace(RELEASE, warmup_steps=40)
+    for total, rising in ((1000, 40), (10_000, 200)):
+        assert both.rate(rising - 2, total) < 0.499
+        assert both.rate(rising - 1, total) == pytest.approx(0.5)
+
+
+def test_a_cosine_falls_slowly_at_both_ends() -> None:
+    """Half of the way it is in the middle between peak and final rate."""
+    recipe = dataclasses.replace(RELEASE, fall="cosine")
+    line = [RELEASE.rate(step, 1000) for step in range(1001)]
+    curve = [recipe.rate(step, 1000) for step in range(1001)]
+    assert curve[525] == pytest.approx(line[525])
+    assert curve[1000] == pytest.approx(line[1000])
+    assert curve[200] > line[200] + 0.02
+    assert curve[850] < line[850] - 0.02
+
+
+def test_weight_decay_grows_by_a_cosine() -> None:
+    """As d30's does, from 0.05 to 0.08."""
+    recipe = dataclasses.replace(RELEASE, weight_decay=0.05)
+    assert [recipe.decay(step, 100) for step in (0, 50, 100)] == pytest.approx([0.05, 0.065, 0.08])
+    assert recipe.decay(7, None) == 0.05
+    assert {RECIPE.decay(step, 100) for step in range(100)} == {0.1}
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 5), (10, 4), (10, 10), (1, 2)])
@@ -91,6 +132,54 @@ def test_nonsense_about_a_discriminator_is_refused(change: dict[str, Any], told:
     """Likewise."""
     with pytest.raises(InputError, match=told):
         Adversarial(**change)
+
+
+# ---- the transformer's recipe ----------------------------------------------------------------------------------------
+
+TRANSFORMER = TransformerRecipe(optimization=RECIPE)
+
+
+def test_scales_are_added_at_even_distances() -> None:
+    """From the fourth on, over half of the run; the new one's weight grows meanwhile."""
+    recipe = dataclasses.replace(TRANSFORMER, progressive=0.5, progressive_from=4)
+    assert [recipe.scales_learned(step, 120, 10) for step in (0, 5, 10, 60, 119)] == pytest.approx([4, 4.5, 5, 10, 10])
+    assert recipe.scales_learned(100, None, 10) == 4
+    assert recipe.scales_learned(0, 120, 3) == 3
+    assert TRANSFORMER.scales_learned(0, 120, 10) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"label_dropout": 1.5}, "label_dropout: expected a share from 0 to 1, got 1.5"),
+        ({"token_noise": -0.1}, "token_noise: expected a share from 0 to 1, got -0.1"),
+        ({"average": 1.0}, "average: expected 0 <= average < 1, got 1.0"),
+        ({"progressive_from": 0}, "progressive_from: expected at least 1, got 0"),
+        ({"scale_weights": (0.0, 0.0)}, r"scale_weights: expected numbers from 0 on, not all 0, got \(0.0, 0.0\)"),
+    ],
+)
+def test_nonsense_about_a_transformer_is_refused(change: dict[str, Any], told: str) -> None:
+    """Likewise."""
+    with pytest.raises(InputError, match=told):
+        dataclasses.replace(TRANSFORMER, **change)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_has_a_transformer_recipe(name: str) -> None:
+    """Whose values can all be set to what they are."""
+    recipe, steps = recipes.for_transformer(name)
+    assert steps > 0
+    recipe.check(presets.get(name).transformer.scales)
+
+
+def test_the_release_s_recipes_are_those_of_the_paper() -> None:
+    """Steps, batch and rates of d16 and d30 on ImageNet."""
+    (d16, steps16), (d30, steps30) = recipes.for_transformer("var-d16"), recipes.for_transformer("var-d30")
+    assert (steps16, steps30) == (333_637, 437_898)
+    assert (d16.optimization.batch, d30.optimization.batch) == (768, 1024)
+    assert (d16.optimization.learning_rate, d30.optimization.learning_rate) == pytest.approx((3e-4, 3.2e-4))
+    assert (d16.optimization.final_rate, d30.optimization.final_rate) == (0.1, 0.01)
+    assert d30.optimization.decay(steps30, steps30) == pytest.approx(0.08)
 
 
 # ---- the discriminator's moments -------------------------------------------------------------------------------------
