@@ -58,6 +58,13 @@ class TrainTransformer:
     """Pictures a step, over all processes (default: the recipe's)."""
     set: Settings = ()
     """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4."""
+    shard: bool = False
+    """Of several processes each holds a share of the model (FSDP2) instead of a copy (DDP): for models that do not fit
+    one device."""
+    recompute: bool = False
+    """Compute the inside of blocks again in the backward pass: a third more work, much less memory."""
+    compile: bool = False
+    """Run the blocks through torch.compile; the first step then takes a minute or so."""
     seed: int = 0
     """Decides weights and the order of the data."""
     device: str = "auto"
@@ -93,6 +100,9 @@ class TrainTransformer:
             seed=self.seed,
             device=device,
             precision=self.precision,
+            sharded=self.shard,
+            recompute=self.recompute,
+            compiled=self.compile,
             begin=adapted(first.transformer, config, known=first.classes, classes=data.classes) if first else None,
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed), self.out)

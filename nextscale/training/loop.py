@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nextscale import distributed
 from nextscale.data import DataSet
+from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
 from nextscale.training.optimization import Outcome
 from nextscale.training.rundir import RunDirectory, State, Stateful
@@ -49,7 +50,7 @@ class Stage(Protocol):
     def name(self) -> str: ...
 
     @property
-    def data(self) -> DataSet: ...
+    def data(self) -> DataSet | TokenSet: ...
 
     @property
     def recipe(self) -> Any:

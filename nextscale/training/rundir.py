@@ -27,6 +27,7 @@ from torch import Tensor
 from nextscale import distributed, images, pickles
 from nextscale.checkpoint import read_json, read_tensors, write_beside, write_json, write_tensors
 from nextscale.data import DataSet
+from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Exportable(Protocol):
     def state(self) -> Mapping[str, Stateful]: ...
 
     @property
-    def data(self) -> DataSet: ...
+    def data(self) -> DataSet | TokenSet: ...
 
     def export(self, directory: Path) -> None: ...
 
@@ -198,7 +199,7 @@ class RunDirectory:
             images.save(file, images.grid(pictures.nan_to_num(), columns=8))
         return file
 
-    def describe(self, data: DataSet) -> None:
+    def describe(self, data: DataSet | TokenSet) -> None:
         """Write what the run is trained on; large folders may turn out to hold broken pictures as they are read."""
         if not distributed.is_first():
             return

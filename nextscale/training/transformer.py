@@ -25,7 +25,7 @@ from nextscale.training import tokens, transformer_health
 from nextscale.training.learner import Learner
 from nextscale.training.loop import Health
 from nextscale.training.losses import unigram_entropy
-from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
+from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
 from nextscale.training.order import batch_indices, generator, views
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.rundir import Stateful
@@ -47,6 +47,8 @@ class TransformerStage:
         recipe, seed: of the optimisation, of weights and data order.
         device, precision: where and in what the blocks compute; weights and loss stay float32.
         begin: a transformer of the same config whose weights are the first ones, instead of random ones.
+        sharded: whether each of several processes holds a share of the model (FSDP2), not a copy (DDP).
+        recompute, compiled: see `Learner`.
     """
 
     name = "transformer"
@@ -62,6 +64,9 @@ class TransformerStage:
         device: str = "cpu",
         precision: Precision = "auto",
         begin: VAR | None = None,
+        sharded: bool = False,
+        recompute: bool = False,
+        compiled: bool = False,
     ) -> None:
         check_pair(tokenizer.config, config)
         recipe.check(config.scales)
@@ -70,10 +75,16 @@ class TransformerStage:
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
         self.data = tokens.encoded(data, self.tokenizer, self.dtype) if isinstance(data, DataSet) else data
         self.model = (begin or VAR(config, seed=seed)).to(self.device)
-        self.learner = Learner(self.model)
-        self.passed = distributed.wrapped(self.learner)
+        self.learner = Learner(self.model, recompute=recompute, compiled=compiled)
+        self.sharded = sharded and distributed.world() > 1
+        if self.sharded:
+            parts = [part for block in self.model.blocks for part in block.children()]
+            self.passed = distributed.sharded(self.learner, parts, dtype=self.dtype)
+        else:
+            self.passed = distributed.wrapped(self.learner)
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
-        self.average = running_average(self.model, recipe.average) if recipe.average else None
+        self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
+        self._whole: VAR | None = None
         self.frequencies = transformer_health.Frequencies(config.scales, config.codebook_size)
         self.recipe, self.seed = recipe, seed
         self.settings = {
@@ -101,10 +112,24 @@ class TransformerStage:
 
     @property
     def best_model(self) -> VAR:
-        """What is validated, shown and saved: the running average of the weights, where there is one."""
-        averaged = self.average.module if self.average is not None else self.model
-        assert isinstance(averaged, VAR)
-        return averaged
+        """What is validated, shown and saved: the running average of the weights, where there is one.
+
+        With an average or in shards it is a copy, as of the last `gather`, which only the first process has.
+        """
+        if self.average is None and not self.sharded:
+            return self.model
+        assert self._whole is not None, "gather comes first"
+        return self._whole
+
+    def gather(self) -> None:
+        """Make that copy, on the device; all processes must call it."""
+        if self.average is None and not self.sharded:
+            return
+        weights = self.average.whole() if self.average is not None else distributed.whole_state(self.model)
+        if distributed.is_first():
+            self._whole = VAR(self.model.config, seed=None)
+            self._whole.load_state_dict(weights, assign=True)
+            self._whole.to(self.device).requires_grad_(False)
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +141,7 @@ class TransformerStage:
         losses = (self.loss(step, part, total) for part in self.optimization.parts())
         outcome = self.optimization.update(losses, step, total)
         if self.average is not None and outcome.finite:
-            self.average.update_parameters(self.model)
+            self.average.update()
         return outcome
 
     def loss(self, step: int, part: slice = slice(None), total: int | None = None) -> tuple[Tensor, Figures]:
@@ -224,8 +249,8 @@ class TransformerStage:
         config, clip = self.model.config, self.recipe.optimization.clip
         table = transformer_health.table(config.scales, validation)
         if transformer_health.is_release_like(config):
-            size = sum(parameter.numel() for parameter in self.model.parameters())
-            table.append(transformer_health.expectation(config, size, distributed.world() * self.frequencies.images))
+            images = distributed.world() * self.frequencies.images
+            table.append(transformer_health.expectation(config, config.parameters, images))
         told = transformer_health.warnings(config.scales, validation, figures, history, clip=clip)
         return Health(tuple(table), tuple(told))
 

@@ -270,7 +270,7 @@ def test_the_running_average_is_what_is_saved(second_stage, tmp_path: Path) -> N
     stage = second_stage(settings=["average=0.9"])
     list(train(stage, tmp_path, Length(steps=4), seed=0, checks=1))
     saved = Pipeline.load(tmp_path, precision="fp32").transformer
-    assert torch.equal(saved.head.weight, stage.average.module.head.weight)
+    assert torch.equal(saved.head.weight, stage.average.averages["head.weight"])
     assert not torch.equal(saved.head.weight, stage.model.head.weight)
 
 
