@@ -133,8 +133,12 @@ def test_model_in_a_learner_keeps_its_names(make_transformer: Callable[..., VAR]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_learn_the_same(
-    make_transformer: Callable[..., VAR], batch: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    make_transformer: Callable[..., VAR],
+    batch: tuple[Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    recompute: bool,
 ) -> None:
     """To rounding, stochastic depth too. Traced but not turned into machine code, which takes a minute."""
     compile_module = torch.nn.Module.compile
@@ -143,7 +147,7 @@ def test_compiled_blocks_learn_the_same(
     labels, inputs, tokens = batch
     model, again = make_transformer(scales=SCALES), make_transformer(scales=SCALES)
     expected, _, _ = Learner(model)(labels, inputs, tokens, paths())
-    compiled, _, _ = Learner(again, compiled=True)(labels, inputs, tokens, paths())
+    compiled, _, _ = Learner(again, recompute=recompute, compiled=True)(labels, inputs, tokens, paths())
     torch.testing.assert_close(compiled, expected)
     assert [*again.state_dict()] == [*model.state_dict()]
     assert_alike(gradients(compiled, again), gradients(expected, model))
