@@ -6,8 +6,10 @@ torchrun, which says by environment variables who is who; what the processes com
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,7 +31,6 @@ T = TypeVar("T")
 # Longer than anything one rank does while the others wait for it (a checkpoint, pictures); a rank that hangs ends all
 # of them after that. One that dies ends them at once: its connections break, and torchrun stops the rest.
 TIMEOUT = timedelta(minutes=20)
-GROUPS = itertools.count()  # how many groups this process has joined; the same in all, as they join together
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -87,10 +88,34 @@ def _start(device: torch.device) -> None:
 
 
 def _meet(backend: str, **options: Any) -> None:
-    """Form the group, under a number of its own: addresses that an earlier group left behind are not tried."""
+    """Form the group."""
     store, rank, world = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
-    apart = torch.distributed.PrefixStore(f"group-{next(GROUPS)}", store)  # type: ignore[attr-defined]
+    apart = torch.distributed.PrefixStore(_agreed_name(store, rank, world), store)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(backend, store=apart, rank=rank, world_size=world, timeout=TIMEOUT, **options)
+
+
+def _agreed_name(store: Any, rank: int, world: int) -> str:
+    """A name for the group that none before it had: the store may still hold addresses of processes that are gone.
+
+    It may hold them because torchrun has started these ones in place of others, or because these have been a group
+    before. So each rank leaves a random word, the first proposes all words it sees, and every other agrees once its own
+    is among them.
+    """
+    word, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    store.set(f"word-{rank}", word)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            words = [store.get(f"word-{other}").decode() for other in range(world)]
+            store.set("words", ",".join(words))
+        else:
+            words = store.get("words").decode().split(",")
+        name = hashlib.sha256(",".join(words).encode()).hexdigest()
+        if words[rank : rank + 1] == [word]:
+            store.set(f"{name}-{rank}", "agreed")
+            if store.check([f"{name}-{other}" for other in range(world)]):
+                return name
+        time.sleep(0.02)
+    raise TimeoutError(f"expected {world} processes, not all came")
 
 
 def _expected() -> int:

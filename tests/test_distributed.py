@@ -29,10 +29,10 @@ def environment(monkeypatch: pytest.MonkeyPatch):
     return set_to
 
 
-def two_processes(law: str) -> subprocess.CompletedProcess[str]:
+def two_processes(law: str, *options: str) -> subprocess.CompletedProcess[str]:
     """tests/two_processes.py under torchrun."""
     script = Path(__file__).with_name("two_processes.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     command = [*launcher, "--no-python", sys.executable, "-W", "error", str(script), law]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -151,3 +151,9 @@ def test_nobody_waits_for_a_rank_that_died() -> None:
     done = two_processes("one_dies")
     assert done.returncode != 0
     assert "the second of two died" in done.stderr
+
+
+def test_processes_that_are_started_again_meet() -> None:
+    """What those before them left in torchrun's store is not taken for theirs."""
+    done = two_processes("one_is_killed_once", "--max-restarts", "1")
+    assert done.returncode == 0, done.stderr

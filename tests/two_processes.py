@@ -1,8 +1,9 @@
-"""What `test_distributed` starts in two processes: `laws`, or `one_dies`; an error where a law is broken."""
+"""What `test_distributed` starts in two processes: `laws`, or one that dies; an error where a law is broken."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -135,5 +136,14 @@ def one_dies() -> None:
         distributed.barrier()
 
 
+def one_is_killed_once() -> None:
+    """Both are started again, and meet as if nothing had been."""
+    with distributed.joined(CPU):
+        distributed.barrier()
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        distributed.barrier()
+
+
 if __name__ == "__main__":
-    {"laws": laws, "one_dies": one_dies}[sys.argv[1]]()
+    {"laws": laws, "one_dies": one_dies, "one_is_killed_once": one_is_killed_once}[sys.argv[1]]()
