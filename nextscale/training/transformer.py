@@ -85,7 +85,7 @@ class TransformerStage:
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
         self._whole: VAR | None = None
-        self.frequencies = transformer_health.Frequencies(config.scales, config.codebook_size)
+        self.frequencies = transformer_health.Frequencies(config.scales, config.codebook_size, self.device)
         self.recipe, self.seed = recipe, seed
         self.settings = {
             "transformer": to_json(config),
@@ -122,7 +122,8 @@ class TransformerStage:
         return self._whole
 
     def gather(self) -> None:
-        """Make that copy, on the device; all processes must call it."""
+        """Make that copy, on the device, and count the tokens of all processes; all must call it."""
+        self.frequencies.gather()
         if self.average is None and not self.sharded:
             return
         weights = self.average.whole() if self.average is not None else distributed.whole_state(self.model)
@@ -159,7 +160,7 @@ class TransformerStage:
                 self._labels(labels_B, step, part).to(self.device),
                 inputs_BLC[:, : end - first],
                 tokens_BL[:, :end],
-                drop_path=self._drop_path(step, part.start or 0),
+                drop_path=self._drop_path(step, part),
                 weights_L=weights_L,
                 smoothing=self.recipe.label_smoothing,
             )
@@ -195,11 +196,11 @@ class TransformerStage:
         lengths = torch.tensor(scales.lengths[: len(by_scale)])
         return torch.tensor(by_scale).repeat_interleave(lengths).to(self.device)
 
-    def _drop_path(self, step: int, first: int) -> DropPath:
+    def _drop_path(self, step: int, part: slice) -> DropPath:
         """The rate of the last block is the recipe's, times depth / 24 (paper, appendix)."""
-        seed = generator(self.seed, "paths", step, first).initial_seed()
+        seed = generator(self.seed, "paths", step).initial_seed()
         rate = min(self.recipe.drop_path * self.model.config.depth / 24, 1.0)
-        return DropPath(rate, torch.Generator(self.device).manual_seed(seed))
+        return DropPath(rate, torch.Generator(self.device).manual_seed(seed), batch=self.batch, part=part)
 
     @torch.no_grad()
     def inputs(self, step: int) -> Tensor:
@@ -214,7 +215,7 @@ class TransformerStage:
         """Cross-entropy and accuracy of held-out tokens, given their classes, and the cross-entropy of guesses by
         frequency ("unigram"): overall and at each scale."""
         learner, losses, hits, guesses = Learner(self.best_model), [], [], []
-        surprise_KV, scales = self.frequencies.surprise().to(self.device), self.model.config.scales
+        surprise_KV, scales = self.frequencies.surprise(), self.model.config.scales
         level_L = scales.level_ids().to(self.device)
         weights_L = torch.ones(scales.total, device=self.device)
         chosen = spread(self.data.validation, VALIDATED)
@@ -249,8 +250,7 @@ class TransformerStage:
         config, clip = self.model.config, self.recipe.optimization.clip
         table = transformer_health.table(config.scales, validation)
         if transformer_health.is_release_like(config):
-            images = distributed.world() * self.frequencies.images
-            table.append(transformer_health.expectation(config, config.parameters, images))
+            table.append(transformer_health.expectation(config, config.parameters, self.frequencies.images))
         told = transformer_health.warnings(config.scales, validation, figures, history, clip=clip)
         return Health(tuple(table), tuple(told))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nextscale import distributed
 from nextscale.config import TransformerConfig
 from nextscale.scales import Scales
 from nextscale.training.health import Figures, about_gradients, columns
@@ -25,33 +26,47 @@ RELEASE_CODES, RELEASE_TOKENS, RELEASE_CLASSES = 4096, 680, 1000
 
 
 class Frequencies:
-    """How often each code occurred at each scale, in the tokens that this process has trained on so far."""
+    """How often each code occurred at each scale in the tokens trained on so far, by all processes.
 
-    def __init__(self, scales: Scales, codes: int) -> None:
+    Arguments:
+        device: where tokens are counted; nothing waits for it.
+    """
+
+    def __init__(self, scales: Scales, codes: int, device: torch.device) -> None:
         self.scales, self.codes = scales, codes
-        self.counts_KV = torch.zeros(len(scales), codes, dtype=torch.int64)
+        self.counts_KV = torch.zeros(len(scales), codes, dtype=torch.int64, device=device)
+        self._own_KV = torch.zeros_like(self.counts_KV)  # of this process, since they were last gathered
+        self._first_L = scales.level_ids().to(device) * codes
 
     @property
     def images(self) -> int:
         """How many have been counted."""
-        return int(self.counts_KV[0].sum()) // self.scales.lengths[0]
+        return int(self._seen()[0].sum()) // self.scales.lengths[0]
 
     def add(self, tokens_BL: Tensor) -> None:
-        """Count the tokens of a batch."""
-        levels_L = self.scales.level_ids().to(tokens_BL.device)
-        hits = torch.bincount((levels_L * self.codes + tokens_BL).flatten(), minlength=self.counts_KV.numel())
-        self.counts_KV += hits.view(self.counts_KV.shape).cpu()
+        """Count the tokens of a batch, on the device."""
+        places = (self._first_L + tokens_BL).flatten()
+        self._own_KV.view(-1).index_add_(0, places, torch.ones_like(places))
+
+    def gather(self) -> None:
+        """Bring together what the processes have counted; all must call it."""
+        self.counts_KV += distributed.summed(self._own_KV)
+        self._own_KV.zero_()
 
     def surprise(self) -> Tensor:
         """-ln((count + 1) / (sum + V)), (K, V) float32 in nats: the loss of a guess by frequency alone."""
-        counts_KV = self.counts_KV.double() + 1
-        return -(counts_KV / counts_KV.sum(dim=1, keepdim=True)).log().float()
+        counts_KV = self._seen().float() + 1
+        return -(counts_KV / counts_KV.sum(dim=1, keepdim=True)).log()
+
+    def _seen(self) -> Tensor:
+        return self.counts_KV + self._own_KV
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"counts": self.counts_KV}
+        return {"counts": self._seen()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.counts_KV = state["counts"]
+        self.counts_KV.copy_(state["counts"])
+        self._own_KV.zero_()
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -153,10 +153,14 @@ class DropPath:
     Arguments:
         rate: of the last block; it grows linearly from 0 at the first.
         generator: the caller's; on the device of the activations.
+        batch, part: where a batch is walked in parts, as by several processes: how many images it has, and which of
+            them are walked here. What is dropped then does not depend on how it is cut.
     """
 
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
-        self.rate, self.generator = rate, generator
+    def __init__(
+        self, rate: float, generator: torch.Generator, *, batch: int | None = None, part: slice = slice(None)
+    ) -> None:
+        self.rate, self.generator, self.batch, self.part = rate, generator, batch, part
 
     def of_block(self, index: int, depth: int) -> Drop | None:
         """The function that drops a branch of block `index` of `depth` by its gate; None where nothing is dropped."""
@@ -164,6 +168,6 @@ class DropPath:
         return (lambda gate_B1D: self._drop(gate_B1D, 1 - rate)) if rate else None
 
     def _drop(self, gate_B1D: Tensor, keep: float) -> Tensor:
-        shape = (len(gate_B1D), 1, 1)
-        draw = torch.rand(shape, generator=self.generator, device=gate_B1D.device)
+        shape = (self.batch or len(gate_B1D), 1, 1)
+        draw = torch.rand(shape, generator=self.generator, device=gate_B1D.device)[self.part]
         return gate_B1D * ((draw < keep).to(gate_B1D.dtype) / keep)

@@ -226,7 +226,9 @@ def test_scales_count_by_their_weights(second_stage) -> None:
     weights_L = torch.tensor([4.0] + [0.0] * 4 + [1.0] * 9 + [0.5] * 16)
     tokens, labels = weighted._batch(0, slice(None))
     with torch.no_grad():
-        logits = plain.model(labels, plain.tokenizer.teacher_inputs(tokens), drop_path=weighted._drop_path(0, 0))
+        logits = plain.model(
+            labels, plain.tokenizer.teacher_inputs(tokens), drop_path=weighted._drop_path(0, slice(None))
+        )
     costs_L = -logits.log_softmax(dim=-1).gather(2, tokens.unsqueeze(2)).squeeze(2).mean(dim=0)
     expected = (costs_L * weights_L).sum() / weights_L.sum()
     assert float(weighted.loss(0)[0].detach()) == pytest.approx(float(expected), abs=1e-5)

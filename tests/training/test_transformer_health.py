@@ -11,7 +11,7 @@ from nextscale import Scales, presets
 from nextscale.training import transformer_health
 from nextscale.training.transformer_health import Frequencies
 
-SCALES = Scales([1, 2, 3])
+SCALES, CPU = Scales([1, 2, 3]), torch.device("cpu")
 
 
 def figures(nats: float, *, unigram: float = 6.0, right: float = 0.05) -> dict[str, float]:
@@ -23,8 +23,9 @@ def figures(nats: float, *, unigram: float = 6.0, right: float = 0.05) -> dict[s
 
 def test_frequencies_are_counted_scale_by_scale() -> None:
     """Codes of one scale are not those of another; one more of each is counted, so that none is impossible."""
-    frequencies = Frequencies(SCALES, 4)
+    frequencies = Frequencies(SCALES, 4, CPU)
     frequencies.add(torch.tensor([[0, *[1] * 4, *[2] * 9], [3, *[1] * 4, *[3] * 9]]))
+    frequencies.gather()
     assert frequencies.counts_KV.tolist() == [[1, 0, 0, 1], [0, 8, 0, 0], [0, 0, 9, 9]]
     assert frequencies.surprise()[1].tolist() == pytest.approx([math.log(12), math.log(12 / 9)] + [math.log(12)] * 2)
     assert frequencies.images == 2
@@ -32,7 +33,7 @@ def test_frequencies_are_counted_scale_by_scale() -> None:
 
 def test_frequencies_go_on_from_a_checkpoint() -> None:
     """As if they had never been away."""
-    frequencies, again = Frequencies(SCALES, 4), Frequencies(SCALES, 4)
+    frequencies, again = Frequencies(SCALES, 4, CPU), Frequencies(SCALES, 4, CPU)
     frequencies.add(torch.zeros(3, 14, dtype=torch.int64))
     again.load_state_dict(frequencies.state_dict())
     assert torch.equal(again.surprise(), frequencies.surprise())

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import Scales
-from nextscale.config import TokenizerConfig
+from nextscale import MultiScaleVQVAE, Scales
+from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split, from_memory
 from nextscale.features import FeatureNetwork, PerceptualDistance
 from nextscale.training import recipes
-from nextscale.training.recipes import Recipe, TokenizerRecipe
+from nextscale.training.recipes import Recipe, TokenizerRecipe, TransformerRecipe
 from nextscale.training.tokenizer import TokenizerStage
+from nextscale.training.transformer import TransformerStage
 
 TOKENIZER = TokenizerConfig(
     scales=Scales([1, 2, 3, 4]),
@@ -61,6 +62,35 @@ EVERYTHING = (
     "adversarial.ramp=0.3",
     "optimization.accumulate=2",
     "average=0.9",
+    "flip=true",
+)
+
+
+TRANSFORMER = TransformerConfig(
+    scales=TOKENIZER.scales,
+    codebook_size=TOKENIZER.codebook_size,
+    code_channels=TOKENIZER.code_channels,
+    classes=2,
+    depth=3,
+    width=64,
+    heads=2,
+    feed_forward=128,
+    normalized_attention=True,
+    shared_modulation=False,
+)
+# Every option of the second stage, at rates at which each has its turn in six steps.
+ALL_OF_STAGE_2 = (
+    "label_dropout=0.3",
+    "drop_path=1",
+    "label_smoothing=0.1",
+    "scale_weights=2,1,1,0.5",
+    "token_noise=0.2",
+    "progressive=0.5",
+    "progressive_from=2",
+    "average=0.9",
+    "optimization.accumulate=2",
+    "optimization.fall=cosine",
+    "optimization.final_weight_decay=1.6",
     "flip=true",
 )
 
@@ -137,6 +167,19 @@ def stage(
         precision="fp32",
         perceptual=PerceptualDistance(Tiny()),
         backbone=Tiny(seed=1),
+    )
+
+
+def second_stage(settings: Sequence[str] = (), *, sharded: bool = False, seed: int = 0) -> TransformerStage:
+    """A transformer about to be trained on the tokens of an untrained tokenizer."""
+    return TransformerStage(
+        TRANSFORMER,
+        MultiScaleVQVAE(TOKENIZER, seed=3),
+        data_set(),
+        recipe=recipes.changed(TransformerRecipe(optimization=RECIPE), settings),
+        seed=seed,
+        precision="fp32",
+        sharded=sharded,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def main(out: Path) -> None:
             "features": run(lambda: toy.stage(FEATURES), out / "features"),
             "poisoned": run(poisoned, out / "poisoned"),
         }
+        for name, sharded in (("copies", False), ("shares", True)):
+            run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded), out / name, cut=3)
         for name, stage in stages.items():
             parts = {part: content.state_dict() for part, content in stage.state.items()}
             torch.save(parts, out / f"{name}-{distributed.rank()}.pt")

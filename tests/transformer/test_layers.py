@@ -150,6 +150,19 @@ def test_stochastic_depth_grows_linearly_over_the_blocks() -> None:
         assert out.max().item() == pytest.approx(1 / (1 - 0.1 * index))
 
 
+def test_parts_of_a_batch_drop_what_the_batch_would() -> None:
+    """However it is cut."""
+
+    def dropped(part: slice) -> Tensor:
+        drop = DropPath(0.5, torch.Generator().manual_seed(3), batch=12, part=part).of_block(1, 2)
+        assert drop is not None
+        return drop(torch.ones(12, 1, 4)[part])
+
+    whole = dropped(slice(None))
+    assert torch.equal(torch.cat([dropped(slice(0, 6)), dropped(slice(6, 8)), dropped(slice(8, 12))]), whole)
+    assert 0 < whole.count_nonzero() < whole.numel()
+
+
 @torch.no_grad()
 def test_stochastic_depth_of_the_model_follows_the_callers_generator(
     transformer: VAR, random_inputs: Callable[..., Tensor]
