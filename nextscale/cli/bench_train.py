@@ -60,14 +60,14 @@ class BenchTrain:
         at_least("--depth", 1, 1 if self.depth is None else self.depth)
         check_json(self.json)
         from nextscale import presets
-        from nextscale.cli.training import keep_freed_memory
+        from nextscale.cli import memory
         from nextscale.precision import find_device
         from nextscale.training.optimization import training_dtype
 
         device = find_device(self.device)
         dtype, preset = training_dtype(self.precision, device), presets.get(self.preset)
         config = preset.transformer if self.depth is None else preset.transformer.of_depth(self.depth)
-        keep_freed_memory()
+        memory.keep_freed()
         with bench.threads(self.threads):
             measured = self._measure(dataclasses.replace(preset, transformer=config), device)
             setting = bench.setting(device, dtype, self._name, self.repeats)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from nextscale.cli import memory
 from nextscale.cli.data import load_data
 from nextscale.cli.options import Directory, Precision
 from nextscale.cli.output import check_json, directory, say, write_json
@@ -91,6 +92,7 @@ class Demo:
             f"about {self.minutes:g} minutes in all, less what {self.out} holds already; "
             "Ctrl-C is safe, the same command continues"
         )
+        memory.keep_freed()
         started = time.monotonic()
         data, tokenizer, figures = self._train()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -11,21 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextscale.cli import memory
 from nextscale.cli.output import console, say, wrapped
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.training.loop import Event, Length
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
 
 @contextmanager
 def together(device: str) -> Iterator[str]:
-    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks."""
+    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks.
+
+    For commands that go on for long and take the same memory again and again.
+    """
     from nextscale import distributed
     from nextscale.precision import find_device
 
+    memory.keep_freed()
     found = find_device(device)
     with distributed.joined(found), open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
         if not distributed.is_first():
@@ -41,18 +43,6 @@ def length(steps: int | None, minutes: float | None, *, default: Length) -> Leng
     if steps is not None and minutes is not None:
         raise InputError(f"expected --steps or --minutes, got both ({steps} and {minutes:g})")
     return default if steps is None and minutes is None else Length(steps=steps, minutes=minutes)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what tensors gave back, for the next step needs as much again.
-
-    Otherwise glibc returns every large block to the system, which fills it with zeros for the next tensor: a tenth to
-    a quarter of a training step on CPUs. Other C libraries stay as they are.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def watch(name: str, events: Iterator[Event], out: Path) -> None:
@@ -71,7 +61,6 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
         TextColumn("{task.completed}/{task.total} steps  {task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
-    keep_freed_memory()
     terminal = console()
     event, told = None, set[str]()
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nextscale.cli import main
+from nextscale.cli import main, memory
 from nextscale.config import TokenizerConfig, TransformerConfig
 
 
@@ -35,6 +35,14 @@ def nextscale(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
         return Run(status, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """By this process, whose peak other tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "keep_freed", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

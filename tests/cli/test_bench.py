@@ -15,14 +15,12 @@ QUICK = ["--preset", "emoji-32", "--repeats", 1, "--device", "cpu", "--precision
 
 @pytest.fixture(scope="module", autouse=True)
 def small_gauge() -> Iterator[None]:
-    """Rates of small shapes: what they are does not matter here. Nor does memory, whose peak other tests look at."""
+    """Rates of small shapes: what they are does not matter here."""
     from nextscale import benchmark
-    from nextscale.cli import training
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "COPIED", 1 << 16)
         patch.setattr(benchmark, "ROWS", {"cpu": 8, "accelerator": 8})
-        patch.setattr(training, "keep_freed_memory", lambda: None)
         yield
 
 

@@ -419,8 +419,8 @@ def test_memory_that_training_gave_back_is_not_fetched_again() -> None:
     """Pages that the system has to fill for tensors of a size that was there before."""
     code = """
 import resource, sys, torch
-from nextscale.cli.training import keep_freed_memory
-keep_freed_memory() if sys.argv[1] == "kept" else None
+from nextscale.cli import memory
+memory.keep_freed() if sys.argv[1] == "kept" else None
 faults = []
 for _ in range(30):
     torch.ones(1 << 24)
