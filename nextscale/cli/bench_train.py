@@ -42,7 +42,7 @@ class BenchTrain:
     """Beside a naive step: from pictures, float32, one mask of all positions by all positions, all logits at once."""
     compile: bool = False
     """Run the blocks through torch.compile."""
-    checkpoint: bool = False
+    recompute: bool = False
     """Compute the inside of blocks again in the backward pass instead of keeping it."""
     repeats: int = 5
     """Times each size is measured; medians are reported."""
@@ -71,7 +71,7 @@ class BenchTrain:
         with bench.threads(self.threads):
             measured = self._measure(dataclasses.replace(preset, transformer=config), device)
             setting = bench.setting(device, dtype, self._name, self.repeats)
-        setting |= {"compile": self.compile, "checkpoint": self.checkpoint, "parameters": config.parameters}
+        setting |= {"compile": self.compile, "recompute": self.recompute, "parameters": config.parameters}
         if str(self.json) != "-":
             _show(measured)
             bench.tell(setting)
@@ -103,7 +103,7 @@ class BenchTrain:
                         size,
                         device=device,
                         precision=self.precision,
-                        recompute=self.checkpoint,
+                        recompute=self.recompute,
                         compiled=self.compile,
                         naive=self.compare == "naive",
                         repeats=self.repeats,

@@ -155,7 +155,7 @@ def test_training_in_fp16_is_refused(nextscale: Callable[..., Any]) -> None:
     assert (done.status, done.errors.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("option", [[], ["--checkpoint"]], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize("option", [[], ["--recompute"]], ids=["plain", "recompute"])
 def test_training_of_the_transformer_is_timed_beside_a_naive_step(
     nextscale: Callable[..., Any], tmp_path: Path, option: list[str]
 ) -> None:
@@ -168,7 +168,7 @@ def test_training_of_the_transformer_is_timed_beside_a_naive_step(
     assert max(map(len, done.output.splitlines())) <= 80
     assert "emoji-32 at depth 2, random weights" in done.output
     values = json.loads(file.read_text(encoding="utf-8"))
-    assert values["checkpoint"] == bool(option)
+    assert values["recompute"] == bool(option)
     (row,) = values["batches"]
     (seconds,), naive = row["seconds_of_repeats"], row["naive"]
     assert row["images_per_second"] == pytest.approx(2 / seconds)
