@@ -6,6 +6,7 @@ torchrun, which says by environment variables who is who; what the processes com
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import time
@@ -55,6 +56,9 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
+        # A model in shards holds on to the group, in circles. Were it still there when the interpreter goes, gloo's
+        # threads could let go of their tensors too late, which ends the process with an abort.
+        gc.collect()
 
 
 def local_device(device: torch.device) -> torch.device:
