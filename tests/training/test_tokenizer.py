@@ -274,7 +274,9 @@ def test_hits_are_counted_once_a_step(first_stage) -> None:
 OTHERS = {
     "optimization.batch": "6",
     "optimization.betas": "0.8,0.95",
-    "optimization.warmup_steps": "2",
+    "optimization.warmup_steps": "4",
+    "optimization.flat": "0.8",
+    "optimization.fall": "cosine",
     "optimization.accumulate": "1",
     "codebook.learning": "gradient",
     "codebook.start": "random",
