@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import os
 import time
 import uuid
@@ -56,8 +57,8 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
-        # A model in shards holds on to the group, in circles. Were it still there when the interpreter goes, gloo's
-        # threads could let go of their tensors too late, which ends the process with an abort.
+        # A model in shards holds on to its last tensors, in circles. Were they still there when the interpreter goes,
+        # gloo's threads could let go of them too late, which ends the process with an abort.
         gc.collect()
 
 
@@ -81,6 +82,9 @@ def _start(device: torch.device) -> None:
     missing = [name for name in NEEDED if name not in os.environ]
     if missing:
         raise InputError(f"WORLD_SIZE is {_expected()}: expected {', '.join(missing)} too, as torchrun sets them")
+    # Its functions take the group that there is when they are defined as their default, and so hold on to it for good;
+    # torchmetrics and FSDP would import it at that time.
+    importlib.import_module("torch.distributed.nn.functional")
     own = local_device(device)
     if own.type != "cuda":
         _meet("gloo")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ CPU = torch.device("cpu")
 def laws() -> None:
     """Every function of the room, among two."""
     assert (distributed.rank(), distributed.world()) == (0, 1), "outside of the group there is one process"
+    leaving_for_good()
     with distributed.joined(CPU):
         me = int(os.environ["RANK"])
         assert (distributed.rank(), distributed.world(), distributed.is_first()) == (me, 2, me == 0)
@@ -113,6 +116,15 @@ def shards(me: int) -> None:
     assert distributed.own_share(again).tolist() == [[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0]]][me]
     with pytest.raises(ValueError, match=r"shape \(3, 2\), got \(2, 3\)"):
         distributed.share_out(torch.zeros(2, 3), module[0].weight)
+
+
+def leaving_for_good() -> None:
+    """With the group's threads, beside which an interpreter cannot safely end; whatever is imported meanwhile."""
+    with distributed.joined(CPU):
+        importlib.import_module("torch.distributed.nn.functional")
+        distributed.barrier()
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in names if "gloo" in name], names
 
 
 def leaving_after_an_exception() -> None:

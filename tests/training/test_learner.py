@@ -158,5 +158,5 @@ def test_two_processes_learn_what_one_learns() -> None:
     script = str(Path(__file__).with_name("two_learners.py"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     done = subprocess.run([*launcher, sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
-    # not the status: in one of five runs torch 2.13 aborts a process that has sharded on CPUs, when all is done
-    assert done.stdout.count("alike") == 2, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("alike") == 2
