@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
 from nextscale.guidance import linear_guidance
@@ -359,6 +360,35 @@ def test_smooth_paints_a_mixture_and_says_which_tokens_won(tokenizer: MultiScale
     smooth = walk(pair, [0, 1, 2], [0, 1, 2], choice=Choice(smooth=True))
     assert torch.equal(smooth[0].tokens, plain[0].tokens)
     assert not torch.equal(smooth[0].canvas, plain[0].canvas)
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations of which the host must know the result or its shape: an accelerator's queue would run empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*operation.tags}:
+            self.names.append(operation.name())
+        with self:  # operations made of others come whole in inference mode
+            result = operation.decompose(*args, **(kwargs or {}))
+        return operation(*args, **(kwargs or {})) if result is NotImplemented else result
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@torch.inference_mode()
+def test_nothing_waits_for_a_value(pair: Pair, guidance: float, smooth: bool) -> None:
+    """From the first scale to the picture the host only queues work."""
+    with Waits() as waits:
+        torch.ones(2).nonzero(), bool(torch.ones(()) > 0)
+    assert {"aten::nonzero", "aten::_local_scalar_dense"} <= {*waits.names}, "this is what is looked for"
+    with Waits() as waits:
+        steps = walk(pair, [0, 3], [5, 6], guidance=linear_guidance(guidance), choice=Choice(smooth=smooth))
+        pair[0].paint(steps[-1].canvas)
+    assert waits.names == []
 
 
 @torch.no_grad()
