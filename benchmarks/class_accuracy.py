@@ -41,7 +41,7 @@ def main() -> None:
     print(f"always the most frequent class: {(found.validation.labels == most).float().mean():.1%} of them")
     labels = [label for label in range(len(found.classes)) for _ in range(asked.each)]
     for guidance in asked.guidance:
-        sampled_ND = seen(network, painted(pipe, labels, guidance))
+        sampled_ND = seen(network, painted(pipe, [found.classes[label] for label in labels], guidance))
         right_N = nearest(known_ND, found.train.labels, sampled_ND) == torch.tensor(labels)
         by_class = ", ".join(
             f"{name} {share:.0%}"
@@ -56,7 +56,7 @@ def shown(split: Pictures) -> Iterable[Tensor]:
         yield split.batch(range(start, min(start + TOGETHER, len(split))))[0]
 
 
-def painted(pipe: Pipeline, labels: list[int], guidance: float) -> Iterable[Tensor]:
+def painted(pipe: Pipeline, labels: list[str], guidance: float) -> Iterable[Tensor]:
     """One picture of each label, its seed its place, in 8 bits."""
     for start in range(0, len(labels), TOGETHER):
         some = labels[start : start + TOGETHER]

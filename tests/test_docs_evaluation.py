@@ -63,8 +63,11 @@ def test_the_thresholds_are_those_that_warn() -> None:
 
 @pytest.mark.parametrize("figure", ["FID", "IS"])
 def test_names_of_inception_stand_for_its_figures_alone(figure: str) -> None:
-    """The page says so of the packaged network."""
-    assert card.figure_name({"FID": "FD", "IS": "score"}[figure], "EffNetLite0").split("-")[0] != figure
+    """No other network's figures in any block of the page bear them."""
+    printed = re.findall(r"^```text\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert any("FD-EffNetLite0" in block for block in printed)
+    assert not any(re.search(rf"\b{figure}\b", block) for block in printed)
+    assert card.figure_name({"FID": "FD", "IS": "score"}[figure], card.INCEPTION) == figure
 
 
 def test_the_python_runs() -> None:

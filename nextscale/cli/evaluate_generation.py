@@ -108,7 +108,7 @@ class EvaluateGeneration:
     json: Json = None
     """Also write figures and cards as JSON; - is stdout, without the block."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to put a sheet of the first pictures and, of several settings, a plot."""
+    """Where to put a sheet of the first pictures (the first process's) and, of several settings, a plot."""
     save_npz: bool = False
     """Also put all pictures in --out, one .npz a setting, for ADM's evaluator."""
 
@@ -207,7 +207,7 @@ class EvaluateGeneration:
             self.classifier_data or self.reference,
             (pipe.tokenizer.config.height, pipe.tokenizer.config.width),
         )
-        found = reference.load(source, size=size, split="train")
+        found = reference.load(source, size=size, split="train").ordered(pipe.classes)
         with bar("what the classifier learns from") as told:
             seen = found.features(network, batch=self.batch, progress=told)
         if seen.features is None or seen.labels is None:
@@ -234,7 +234,7 @@ class EvaluateGeneration:
 
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with bar("finding the reference") as told:
-            found = reference.load(self.reference, size=size, split=self.split, progress=told)
+            found = reference.load(self.reference, size=size, split=self.split, progress=told).ordered(pipe.classes)
         with bar("looking at the reference") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
         if self.per_class and not has_classes(seen, classes):

@@ -214,10 +214,7 @@ class Result:
 
 
 def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> Result:
-    """All figures that the reference allows: stored statistics have Fréchet distances alone.
-
-    See `judging.compared`.
-    """
+    """All figures that the reference allows, see `judging.compared`."""
     return Result(card=card, figures=compared(seen, reference, network, rejected=card.rejected))
 
 
@@ -247,7 +244,7 @@ def per_class(seen: Gathered, labels: Sequence[int], reference: ReferenceFeature
 
     Arguments:
         labels: of all pictures that were seen.
-        reference: one of which `has_classes` is true; classes are matched by their numbers.
+        reference: one of which `has_classes` is true; classes are matched by their numbers, see `Reference.ordered`.
     """
     assert reference.features is not None
     assert reference.labels is not None

@@ -6,6 +6,7 @@ cache, under the fingerprints of pictures and network. Shapes: N pictures whose 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from nextscale import checkpoint, data, distributed, images
 from nextscale.data import Pictures, Progress
 from nextscale.data.folder import pictures_below
+from nextscale.data.listing import VALIDATION
 from nextscale.data.pictures import fingerprint, in_threads
 from nextscale.errors import InputError
 from nextscale.evaluation import samples
@@ -74,6 +76,16 @@ class Reference:
     batches: Batches | None
     """None when there are no pictures."""
     statistics: Statistics | None
+    classes: tuple[str, ...] | None = None
+    """The name of each label; None when they are not known."""
+
+    def ordered(self, classes: Sequence[str]) -> Reference:
+        """The same with its labels numbered as in `classes`, if these are its own by name; otherwise as it is."""
+        if self.labels is None or self.classes is None or sorted(self.classes) != sorted(classes):
+            return self
+        number = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([number[name] for name in self.classes])[self.labels]
+        return dataclasses.replace(self, labels=labels, classes=tuple(classes))
 
     def features(
         self,
@@ -204,10 +216,14 @@ def load(
         return of_folder(folder, size=size)
     pictures = data.load(source, height=size[0], width=size[1], progress=progress)
     held_out = split == "validation"
-    return of_split(pictures.validation if held_out else pictures.train, name=f"{source}, {split or 'train'} split")
+    return of_split(
+        pictures.validation if held_out else pictures.train,
+        name=f"{source}, {split or 'train'} split",
+        classes=pictures.classes,
+    )
 
 
-def of_split(pictures: Pictures, *, name: str) -> Reference:
+def of_split(pictures: Pictures, *, name: str, classes: Sequence[str] | None = None) -> Reference:
     """A split of a data set, seen as `Pictures.batch` gives it. Raises `InputError` for one without pictures."""
     if not len(pictures):
         raise InputError(f"{name}: expected at least one picture, got none")
@@ -224,6 +240,7 @@ def of_split(pictures: Pictures, *, name: str) -> Reference:
         labels=pictures.labels,
         batches=batches,
         statistics=None,
+        classes=tuple(classes) if classes is not None else None,
     )
 
 
@@ -244,14 +261,16 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
             yield torch.stack(list(in_threads(lambda path: images.read(path, height=size[0], width=size[1]), files)))
 
     names = [path.relative_to(root).as_posix() for path in paths]
+    labels, classes = _folder_classes(names)
     return Reference(
         name=str(root),
         fingerprint=fingerprint(["folder", *size, *names, *in_threads(_mark, paths)]),
         count=len(paths),
         size=size,
-        labels=_folder_labels(names),
+        labels=labels,
         batches=batches,
         statistics=None,
+        classes=classes,
     )
 
 
@@ -273,12 +292,16 @@ def of_file(path: str | Path) -> Reference:
     )
 
 
-def _folder_labels(names: Sequence[str]) -> Tensor | None:
-    folders = [name.split("/")[0] if "/" in name else None for name in names]
-    if None in folders:
-        return None
-    classes = {folder: label for label, folder in enumerate(sorted({str(folder) for folder in folders}))}
-    return torch.tensor([classes[str(folder)] for folder in folders])
+def _folder_classes(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """The first folders, or those inside them if they are splits; none unless every picture lies in one."""
+    folders = [name.split("/")[:-1] for name in names]
+    if all(inside and inside[0] in ("train", *VALIDATION) for inside in folders):
+        folders = [inside[1:] for inside in folders]
+    if not all(folders):
+        return None, None
+    classes = sorted({inside[0] for inside in folders})
+    number = {name: label for label, name in enumerate(classes)}
+    return torch.tensor([number[inside[0]] for inside in folders]), tuple(classes)
 
 
 def _mark(path: Path) -> str:

@@ -120,6 +120,29 @@ def test_a_split_without_pictures_is_refused(make_split: Callable[[Tensor], Spli
         reference.of_split(make_split(torch.zeros(0, 3, 8, 8, dtype=torch.uint8)), name="nothing")
 
 
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    """A folder taken whole that holds them has the classes inside them."""
+    picture = torch.zeros(3, 8, 8)
+    for number, name in enumerate(["train/dog/1", "train/cat/2", "val/dog/3", "val/dog/4"]):
+        images.save(tmp_path / f"{name}.png", picture + number / 9)
+    found = reference.of_folder(tmp_path, size=(8, 8))
+    assert found.classes == ("cat", "dog")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_classes_are_numbered_as_the_model_s(tmp_path: Path) -> None:
+    """By name: ten comes after nine in a table, and after one among folders. Other names keep their numbers."""
+    for name in ("0", "1", "10", "2"):
+        images.save(tmp_path / name / "picture.png", torch.zeros(3, 8, 8))
+    found = reference.of_folder(tmp_path, size=(8, 8))
+    for classes, labels in ((("0", "1", "2", "10"), [0, 1, 3, 2]), (("a", "b", "c", "d"), [0, 1, 2, 3])):
+        ordered = found.ordered(classes)
+        assert ordered.labels is not None
+        assert ordered.labels.tolist() == labels
+        assert (ordered.fingerprint, ordered.count) == (found.fingerprint, found.count)
+
+
 def test_labels_stay_with_their_features(
     split: Split, file: Path, folder: Path, glance: FeatureNetwork, levels: Tensor
 ) -> None:
