@@ -112,7 +112,10 @@ def chunked_cross_entropy(
     """
     rows = chunk or max(1, LOGITS["cpu" if h_BLD.device.type == "cpu" else "accelerator"] // (4 * len(weight_VD)))
     with torch.autocast(h_BLD.device.type, enabled=False):
-        return _ChunkedCrossEntropy.apply(h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, rows, dtype)
+        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h_BLD, weight_VD, bias_V))
+        return _ChunkedCrossEntropy.apply(
+            h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, rows, dtype, learns
+        )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -132,10 +135,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         smoothing: float,
         chunk: int,
         dtype: torch.dtype,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows_ND, targets_N1, low_VD = h_BLD.flatten(0, 1), tokens_BL.flatten()[:, None], weight_VD.to(dtype)
         weights_N1 = (weights_L.float() / weights_L.float().mean()).repeat(len(h_BLD))[:, None]
-        learns = any(ctx.needs_input_grad)
         dh_ND, dw_VD = torch.empty_like(rows_ND), torch.zeros_like(weight_VD, dtype=torch.float32)
         db_V = torch.zeros_like(bias_V, dtype=torch.float32)
         total, losses, hits = torch.zeros((), device=h_BLD.device), [], []
@@ -162,7 +165,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = grads[0] / ctx.count
         dh_BLD, dw_VD, db_V = (factor * gradient for gradient in ctx.saved_tensors)
-        return dh_BLD, dw_VD, db_V, None, None, None, None, None
+        return dh_BLD, dw_VD, db_V, None, None, None, None, None, None
 
 
 class _Descent(NamedTuple):
