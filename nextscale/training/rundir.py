@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nextscale import distributed, images, pickles
-from nextscale.checkpoint import read_json, read_tensors, write_beside, write_json, write_tensors
+from nextscale.checkpoint import CONFIG, read_json, read_tensors, write_beside, write_json, write_tensors
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
@@ -99,11 +100,17 @@ class RunDirectory:
     @staticmethod
     def _claim(path: Path, wanted: dict[str, Any]) -> None:
         file = path / "run.json"
-        if (path / "state.pt").exists() and file.exists():  # without a checkpoint there is nothing to lose
-            stored = read_json(file)
+        ran = file.exists()
+        stored = read_json(file) if ran else None
+        if ran and (path / "state.pt").exists():
             _refuse_other_run(path, stored.get("settings") if isinstance(stored, dict) else None, wanted)
-        else:
-            write_json(file, {"settings": wanted, "finished": False})
+            return
+        # without a checkpoint there is nothing to lose, but for a model
+        if isinstance(stored, dict) and stored.get("finished"):
+            raise InputError(f"{path} holds a finished run without its checkpoint, state.pt: choose another --out")
+        if not ran and (path / CONFIG).exists():
+            raise InputError(f"{path} holds a model that was not trained there: choose another --out")
+        write_json(file, {"settings": wanted, "finished": False})
 
     def require_room(self, stage: Exportable) -> None:
         """Raise `InputError` unless the disk has room for the next checkpoint; to be asked before `restore`.
@@ -231,22 +238,36 @@ class RunDirectory:
         try:
             yield
         finally:
-            self._writer.close()
+            if self._writer is not None:
+                with self._logged() as writer:
+                    writer.close()
             self._writer = None
+
+    @contextmanager
+    def _logged(self) -> Iterator[SummaryWriter]:
+        """The log, which is no reason to end a run: one that cannot be written any more is left, with a warning."""
+        assert self._writer is not None
+        try:
+            yield self._writer
+        except OSError as error:
+            self._writer = None
+            warnings.warn(f"{self.path}/tensorboard cannot be written any more: {error}", stacklevel=2)
 
     def log(self, step: int, figures: Mapping[str, float], validation: Mapping[str, float]) -> None:
         """Scalars of a step, and of its validation if there was one."""
         if self._writer is None:
             return
-        for group, values in (("train", figures), ("validation", validation)):
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+        with self._logged() as writer:
+            for group, values in (("train", figures), ("validation", validation)):
+                for name, value in values.items():
+                    writer.add_scalar(f"{group}/{name}", value, step)
 
     def show(self, step: int, picture: Tensor) -> None:
         """A picture (3, H, W) in [-1, 1], as a file and in tensorboard."""
-        assert self._writer is not None
         images.save(self.path / "samples" / f"step-{step:07d}.png", picture)
-        self._writer.add_image("pictures", images.to_uint8(picture), step)
+        if self._writer is not None:
+            with self._logged() as writer:
+                writer.add_image("pictures", images.to_uint8(picture), step)
 
 
 def _write(content: dict[str, Any], file: Path) -> None:

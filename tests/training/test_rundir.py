@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -66,7 +67,34 @@ def test_another_recipe_is_refused(first_stage, finished: Path, change: dict[str
 def test_a_run_without_a_checkpoint_gives_way(first_stage, finished: Path) -> None:
     """One that ended before its first check has nothing to lose, whatever its settings were."""
     (finished / "state.pt").unlink()
+    settings = json.loads((finished / "run.json").read_text()) | {"finished": False}
+    (finished / "run.json").write_text(json.dumps(settings))
     assert run(first_stage(batch=2), finished, steps=3) == [1, 2, 3]
+
+
+def test_a_model_is_not_written_over(first_stage, finished: Path) -> None:
+    """One of a finished run whose large checkpoint was thrown away, or one that was never trained there."""
+    (finished / "state.pt").unlink()
+    before = contents(finished)
+    with pytest.raises(InputError, match=f"^{finished} holds a finished run without its checkpoint"):
+        run(first_stage(), finished)
+    assert contents(finished) == before
+    (finished / "run.json").unlink()
+    with pytest.raises(InputError, match=f"^{finished} holds a model that was not trained there"):
+        run(first_stage(), finished)
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(first_stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program has filled the disk: whether a checkpoint finds room is another question."""
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.warns(UserWarning, match="tensorboard cannot be written any more: .*No space left") as told:
+        assert run(first_stage(), tmp_path) == [1, 2]
+    assert len(told) == 1
+    assert (tmp_path / "state.pt").exists()
 
 
 def test_another_length_seed_stage_or_data_is_refused(first_stage, second_stage, finished: Path, toy: DataSet) -> None:
@@ -215,10 +243,8 @@ def test_a_disk_without_room_is_told_before_the_first_step(first_stage, tmp_path
         run(first_stage(), tmp_path, steps=4)
     leave(size)
     list(train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2))
-    (tmp_path / "state.pt").unlink()
-    leave(size)
     with pytest.raises(InputError, match=told):
-        run(first_stage(), tmp_path, steps=4)
+        run(first_stage(), tmp_path / "new", steps=4)
 
 
 def test_what_killed_attempts_left_is_removed_at_the_end(first_stage, tmp_path: Path) -> None:
