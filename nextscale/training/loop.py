@@ -188,6 +188,8 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         raise InputError(f"expected one {directory} that all processes read, got checkpoints of different steps")
     if state.step == 0:
         stage.prepare()
+    if isinstance(stage, Gathering):
+        stage.gather()
     if state.step != state.total:
         yield from _steps(stage, run, state, length, checks)
     run.finish(state)
@@ -196,6 +198,7 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
 def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, checks: int) -> Iterator[Event]:
     """The steps that are left."""
     started, durations, since = time.monotonic(), list[float](), list[dict[str, float]]()
+    state.total = length.steps if state.total is None else state.total
     with run.logging(state.step), _stop_requests() as stop:
         while state.step != state.total:
             before = time.monotonic()
@@ -205,7 +208,9 @@ def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, checks
             figures["images_per_second"] = stage.batch / statistics.median(durations[-20:])
             if state.total is None:
                 elapsed = time.monotonic() - started
-                state.total = distributed.from_first(_plan(length, state.step, durations, elapsed))
+                assert length.minutes is not None
+                minutes = length.minutes * length.share
+                state.total = distributed.from_first(_plan(minutes, state.step, durations, elapsed))
             checked, stopping = _is_check(state.step, state.total, checks), distributed.any_of(stop.is_set())
             if (checked or stopping) and isinstance(stage, Gathering):
                 stage.gather()
@@ -253,12 +258,9 @@ def _check(
     return validation, health
 
 
-def _plan(length: Length, step: int, durations: list[float], elapsed: float) -> int | None:
+def _plan(minutes: float, step: int, durations: list[float], elapsed: float) -> int | None:
     """The number of steps in all, as soon as it can be known; `durations` and `elapsed` are of this process alone."""
-    if length.steps is not None:
-        return length.steps
-    assert length.minutes is not None
-    left = length.minutes * length.share * 60 * SHARE_FOR_STEPS - elapsed
+    left = minutes * 60 * SHARE_FOR_STEPS - elapsed
     if len(durations) < TRIAL_STEPS and left > 0:
         return None
     return step + max(int(left / statistics.median(durations)), 0)

@@ -81,12 +81,15 @@ class Recipe:
         )
 
     def rate(self, step: int, total: int | None) -> float:
-        """The learning rate of 0-based `step` of `total`; while that is not known, the peak follows the warm-up."""
+        """The learning rate of 0-based `step` of `total`.
+
+        While the total is not known, the peak follows the warm-up's steps, but a warm-up by share has not yet begun.
+        """
         rising = max(self.warmup_steps, round(self.warmup * (total or 0)))
         if step < rising:
             return self.learning_rate * (self.first_rate + (1 - self.first_rate) * (step + 1) / rising)
         if total is None:
-            return self.learning_rate
+            return self.learning_rate * (self.first_rate if self.warmup else 1)
         falling = max(rising, round(self.flat * total))
         done = min(max((step - falling) / max(total - falling, 1), 0.0), 1.0)
         left = 1 - done if self.fall == "linear" else (1 + math.cos(math.pi * done)) / 2
@@ -269,6 +272,12 @@ class TransformerRecipe:
         """Raise `InputError` unless it can train a model of these scales."""
         given, wanted = len(self.scale_weights), len(scales)
         _require(given in (0, wanted), f"scale_weights: expected a number for each of {wanted} scales, got {given}")
+        first = self.scale_weights[: self.progressive_from] if self.progressive else ()
+        _require(
+            not first or sum(first) > 0,
+            f"scale_weights: expected one above 0 among the first {len(first)} scales, which progressive training "
+            f"begins with, got {first}",
+        )
 
     def scales_learned(self, step: int, total: int | None, scales: int) -> float:
         """How many of so many scales are learned in 0-based `step` of `total`; 6.25: six, and a seventh at a quarter.

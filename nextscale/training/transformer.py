@@ -17,7 +17,8 @@ from nextscale import distributed, images
 from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
-from nextscale.data.tokens import TokenSet
+from nextscale.data.tokens import TokenCache, TokenSet
+from nextscale.errors import InputError
 from nextscale.pipeline import Pipeline
 from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -46,7 +47,7 @@ class TransformerStage:
         data: pictures of the tokenizer's size, or their tokens, with as many classes as the config.
         recipe, seed: of the optimisation, of weights and data order.
         device, precision: where and in what the blocks compute; weights and loss stay float32.
-        begin: a transformer of the same config whose weights are the first ones, instead of random ones.
+        begin: a transformer of the same config to go on from, instead of a random one; it is the one that is trained.
         sharded: whether each of several processes holds a share of the model (FSDP2), not a copy (DDP).
         recompute, compiled: see `Learner`.
     """
@@ -70,6 +71,17 @@ class TransformerStage:
     ) -> None:
         check_pair(tokenizer.config, config)
         recipe.check(config.scales)
+        if recipe.drop_path * config.depth / 24 >= 1:
+            raise InputError(
+                f"drop_path: expected less than {24 / config.depth:.3g} at depth {config.depth}, got {recipe.drop_path}"
+            )
+        known = {
+            "transformer": to_json(config),
+            "tokenizer": fingerprint(tokenizer.state_dict()),
+            "begin": fingerprint(begin.state_dict()) if begin is not None else None,  # before it is trained, or cut
+        }
+        if isinstance(data, TokenCache) and data.meta.tokenizer != known["tokenizer"]:
+            raise InputError(f"expected tokens of tokenizer {known['tokenizer']}, got those of {data.meta.tokenizer}")
         self.device = find_device(device)
         self.dtype = training_dtype(precision, self.device)
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
@@ -87,12 +99,9 @@ class TransformerStage:
         self._whole: VAR | None = None
         self.frequencies = transformer_health.Frequencies(config.scales, config.codebook_size, self.device)
         self.recipe, self.seed = recipe, seed
-        self.settings = {
-            "transformer": to_json(config),
-            "tokenizer": fingerprint(tokenizer.state_dict()),
+        self.settings = known | {
             "data": self.data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
-            "begin": fingerprint(begin.state_dict()) if begin is not None else None,
         }
 
     @property
@@ -164,7 +173,11 @@ class TransformerStage:
                 weights_L=weights_L,
                 smoothing=self.recipe.label_smoothing,
             )
-        return loss, {"accuracy": hit_BL.float().mean()}
+        figures = {"accuracy": hit_BL.float().mean()}
+        if self.recipe.progressive:
+            learned = self.recipe.scales_learned(step, total, len(self.model.config.scales))
+            figures["scales_learned"] = torch.full((), learned, device=self.device)
+        return loss, figures
 
     def _batch(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
         """Tokens, on the device, and labels of a part of a step's batch."""
@@ -199,7 +212,7 @@ class TransformerStage:
     def _drop_path(self, step: int, part: slice) -> DropPath:
         """The rate of the last block is the recipe's, times depth / 24 (paper, appendix)."""
         seed = generator(self.seed, "paths", step).initial_seed()
-        rate = min(self.recipe.drop_path * self.model.config.depth / 24, 1.0)
+        rate = self.recipe.drop_path * self.model.config.depth / 24
         return DropPath(rate, torch.Generator(self.device).manual_seed(seed), batch=self.batch, part=part)
 
     @torch.no_grad()

@@ -130,13 +130,13 @@ def warnings(
 
     Arguments:
         validation: held-out figures.
-        figures: of the steps since the validation before.
+        figures: of the steps since the validation before; "scales_learned" in them tells how many scales are.
         history: the validations before.
         clip: of the gradient's norm.
     """
     return [
         *_about_learning_by_heart(validation, history),
-        *(_about_guesses(scales, validation) if len(history) >= EARLY else ()),
+        *(_about_guesses(scales, validation, figures) if len(history) >= EARLY else ()),
         *about_gradients(figures, clip, page=PAGE),
     ]
 
@@ -155,8 +155,9 @@ def _about_learning_by_heart(validation: Figures, history: Sequence[Figures]) ->
         )
 
 
-def _about_guesses(scales: Scales, validation: Figures) -> Iterator[str]:
-    for k, (h, w) in enumerate(scales, start=1):
+def _about_guesses(scales: Scales, validation: Figures, figures: Sequence[Figures]) -> Iterator[str]:
+    learned = min((step["scales_learned"] for step in figures if "scales_learned" in step), default=len(scales))
+    for k, (h, w) in enumerate([*scales][: int(learned)], start=1):
         nats, guess = validation[f"cross_entropy_scale_{k}"], validation[f"unigram_scale_{k}"]
         if nats > guess:
             yield (

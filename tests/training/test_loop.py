@@ -327,6 +327,19 @@ def test_steps_follow_the_learning_rate(toy: DataSet, tmp_path: Path) -> None:
     torch.testing.assert_close(stage.model.weight, torch.full((1, 2), -sum(rates)), rtol=1e-4, atol=0)
 
 
+def test_a_warm_up_by_share_begins_with_the_first_step(toy: DataSet, tmp_path: Path) -> None:
+    """Steps are known from the start; minutes are not, and until they are the rate stays where it rises from."""
+    share = {"warmup_steps": 0, "warmup": 0.5, "first_rate": 0.1}
+    stage = Slope(toy, **share)
+    rates = [event.figures["learning_rate"] for event in begin(stage, tmp_path / "steps", steps=8)]
+    assert rates == [stage.recipe.rate(step, 8) for step in range(8)]
+    events = train(Slope(toy, **share), tmp_path / "minutes", Length(minutes=1.0), seed=0)
+    event = next(events)
+    assert event.total is None
+    assert event.figures["learning_rate"] == pytest.approx(0.1 * stage.recipe.learning_rate)
+    events.close()
+
+
 def poisoned(toy: DataSet, *steps: int) -> Slope:
     """A stage whose gradient is not a number in these steps."""
     stage = Slope(toy)

@@ -164,6 +164,14 @@ def test_nonsense_about_a_transformer_is_refused(change: dict[str, Any], told: s
         dataclasses.replace(TRANSFORMER, **change)
 
 
+def test_progressive_training_begins_with_something() -> None:
+    """The scales that are learned alone at first must count."""
+    recipe = dataclasses.replace(TRANSFORMER, progressive=0.5, progressive_from=2, scale_weights=(0.0, 0.0, 1.0))
+    with pytest.raises(InputError, match="scale_weights: expected one above 0 among the first 2 scales"):
+        recipe.check(Scales([1, 2, 3]))
+    dataclasses.replace(recipe, progressive=0.0).check(Scales([1, 2, 3]))
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_has_a_transformer_recipe(name: str) -> None:
     """Whose values can all be set to what they are."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from training import toy as toys
 
-from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale import VAR, MultiScaleVQVAE, Pipeline
 from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig
 from nextscale.data import DataSet
-from nextscale.data.tokens import TokenSet
+from nextscale.data.tokens import Meta, TokenCache, TokenSet
 from nextscale.errors import InputError
 from nextscale.training.loop import Length, train
 from nextscale.training.order import batch_indices
@@ -116,6 +116,14 @@ def test_drop_path_is_for_training_alone(second_stage, toy: DataSet, calls) -> N
     stage.validate()
     assert torch.equal(torch.cat([labels for labels, _ in seen]), toy.validation.labels)
     assert all(options.get("drop_path") is None for _, options in seen)
+
+
+def test_a_block_that_is_always_left_out_is_refused(second_stage) -> None:
+    """The rate grows with the depth."""
+    stage = second_stage(settings=["drop_path=1"])
+    deep = dataclasses.replace(stage.model.config, depth=48)
+    with pytest.raises(InputError, match=r"drop_path: expected less than 0.5 at depth 48, got 1.0"):
+        TransformerStage(deep, stage.tokenizer, toys.data_set(), recipe=stage.recipe)
 
 
 def test_the_loss_of_a_step_is_a_function_of_the_step(second_stage) -> None:
@@ -286,7 +294,32 @@ def test_a_run_begins_with_the_weights_given(second_stage, toy: DataSet) -> None
         torch.equal(ours, theirs)
         for ours, theirs in zip(again.model.parameters(), first.model.parameters(), strict=True)
     )
-    assert again.settings["begin"] != first.settings["begin"]
+    assert first.settings["begin"] is None
+    assert again.settings["begin"] == fingerprint(VAR(first.model.config, seed=5).state_dict())
+
+
+def test_tokens_of_another_tokenizer_are_refused(second_stage, toy: DataSet, tmp_path: Path) -> None:
+    """They would mean other codes."""
+    stage = second_stage()
+    meta = Meta(
+        tokenizer="0123456789abcdef",
+        scales=stage.model.config.scales,
+        codebook_size=stage.model.config.codebook_size,
+        height=8,
+        width=8,
+        data="",
+        held_out="",
+        precision="float32",
+        views=1,
+        flip=False,
+        seed=0,
+        shard=100,
+    )
+    cache = TokenCache(
+        train=stage.data.train, validation=stage.data.validation, classes=toy.classes, unreadable=[], meta=meta
+    )
+    with pytest.raises(InputError, match=f"tokenizer {stage.settings['tokenizer']}, got those of 0123456789abcdef"):
+        second_stage(cache)
 
 
 def test_tokens_give_the_same_steps_as_their_pictures(second_stage, toy: DataSet) -> None:

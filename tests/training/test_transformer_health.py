@@ -99,3 +99,10 @@ def test_guessing_is_told_once_there_was_time_to_learn() -> None:
         in (warned(6.1, [6.2, 6.2, 6.2, 6.2])[1])
     )
     assert not warned(5.9, [6.2, 6.2, 6.2, 6.2])
+
+
+def test_a_scale_is_expected_nothing_of_before_it_is_learned() -> None:
+    """Progressive training has learned one of three, and half of the second."""
+    history = [{"step": step, "cross_entropy": 6.2} for step in (10.0, 20.0, 30.0, 40.0)]
+    (told,) = transformer_health.warnings(SCALES, figures(6.1), [{"scales_learned": 1.5}], history, clip=2.0)
+    assert "scale 1x1 is foretold no better" in told

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import MultiScaleVQVAE, Scales
+from nextscale import VAR, MultiScaleVQVAE, Scales
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split, from_memory
@@ -174,8 +174,10 @@ def stage(
     )
 
 
-def second_stage(settings: Sequence[str] = (), *, sharded: bool = False, seed: int = 0) -> TransformerStage:
-    """A transformer about to be trained on the tokens of an untrained tokenizer."""
+def second_stage(
+    settings: Sequence[str] = (), *, sharded: bool = False, seed: int = 0, begin: int | None = None
+) -> TransformerStage:
+    """A transformer about to be trained on tokens of an untrained tokenizer; `begin` draws one to go on from."""
     return TransformerStage(
         TRANSFORMER,
         MultiScaleVQVAE(TOKENIZER, seed=3),
@@ -184,6 +186,7 @@ def second_stage(settings: Sequence[str] = (), *, sharded: bool = False, seed: i
         seed=seed,
         precision="fp32",
         sharded=sharded,
+        begin=VAR(TRANSFORMER, seed=begin) if begin is not None else None,
     )
 
 

@@ -57,7 +57,7 @@ def main(out: Path) -> None:
             "poisoned": run(poisoned, out / "poisoned"),
         }
         for name, sharded in (("copies", False), ("shares", True)):
-            run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded), out / name, cut=3)
+            run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
         for name, stage in stages.items():
             parts = {part: content.state_dict() for part, content in stage.state.items()}
             torch.save(parts, out / f"{name}-{distributed.rank()}.pt")
