@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from nextscale import distributed
 from nextscale.checkpoint import read_json, write_beside, write_json
-from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress
+from nextscale.data.folder import visible
+from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress, fingerprint
 from nextscale.data.tokens import INDEX, SPLITS, Meta, Stamp
 from nextscale.errors import InputError
 
@@ -60,6 +62,8 @@ class Record:
     stamp: Stamp
     labels: list[int]
     unreadable: list[str]
+    settings: str
+    """Fingerprint of what the cache is made of."""
 
 
 def write(
@@ -90,7 +94,7 @@ def write(
         _claim(directory, meta)
     distributed.barrier()
     parts = [part for split in SPLITS for part in _parts(split, data, meta)]
-    mine = [part for part in parts[distributed.rank() :: distributed.world()] if _record(directory, part) is None]
+    mine = [part for part in parts[distributed.rank() :: distributed.world()] if _record(directory, part, meta) is None]
     total = sum(part.rows for part in parts)
     left = int(distributed.summed(torch.tensor(sum(part.rows for part in mine))))
     if left == 0 and distributed.from_first(distributed.is_first() and _is_finished(directory)):
@@ -110,14 +114,32 @@ def write(
 
 
 def _claim(directory: Path, meta: Meta) -> None:
-    """Begin or continue; what holds no finished file may be replaced, for there is nothing to lose."""
+    """Begin or continue; what holds no finished file may be replaced, for there is nothing to lose.
+
+    An index that is damaged or gone is made again, if the files that are there tell that they are of this cache.
+    """
     file, wanted = directory / INDEX, meta.to_json()
-    stored = read_json(file) if file.is_file() else None
-    begun = any((directory / PARTS).glob("*.json"))
+    stored, begun = _json_or_none(file), [*(directory / PARTS).glob("*.json")]
     if isinstance(stored, dict) and (begun or stored.get("finished")):
         _refuse_other_cache(directory, stored.get("settings"), wanted)
-    else:
-        write_json(file, {"settings": wanted, "finished": False})
+        return
+    for values in map(_json_or_none, begun):
+        if isinstance(values, dict) and values.get("settings") != _settings(meta):
+            raise InputError(f"{directory} holds another token cache, which lost its {INDEX}: choose another --out")
+    if not begun and not file.exists() and directory.is_dir() and visible(directory):
+        raise InputError(f"{directory}: expected a new or empty directory, or this token cache, got one of other files")
+    write_json(file, {"settings": wanted, "finished": False})
+
+
+def _json_or_none(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except InputError:
+        return None
+
+
+def _settings(meta: Meta) -> str:
+    return fingerprint([json.dumps(meta.to_json(), sort_keys=True)])
 
 
 def _refuse_other_cache(directory: Path, stored: Any, wanted: dict[str, Any]) -> None:
@@ -140,8 +162,8 @@ def _pictures(data: DataSet, split: str) -> Pictures:
     return data.train if split == "train" else data.validation
 
 
-def _record(directory: Path, part: Part) -> Record | None:
-    """What is remembered of a part, if its file is still what was written."""
+def _record(directory: Path, part: Part, meta: Meta) -> Record | None:
+    """What is remembered of a part of this cache, if its file is still what was written."""
     try:
         values = read_json(directory / PARTS / f"{part.name}.json")
         record = Record(**{**values, "stamp": Stamp(**values["stamp"])})
@@ -149,13 +171,13 @@ def _record(directory: Path, part: Part) -> Record | None:
         record.stamp.check_sum(directory)
     except (InputError, LookupError, TypeError):
         return None
-    return record
+    return record if record.settings == _settings(meta) else None
 
 
 def _is_finished(directory: Path) -> bool:
     """Whether everything but the parts is there, too."""
-    index = read_json(directory / INDEX)
     try:
+        index = read_json(directory / INDEX)
         for split in SPLITS:
             labels = Stamp(**index["files"][split][0])
             labels.check_size(directory)
@@ -181,7 +203,8 @@ def _write_part(directory: Path, part: Part, data: DataSet, encode: Encode, meta
         yield len(rows)
     tokens_nVL = tokens_RL.reshape(len(part.pictures), part.views, -1)
     stamp = _write_array(directory, f"{part.name}.npy", tokens_nVL)
-    record = Record(stamp=stamp, labels=labels.tolist(), unreadable=sorted(set(data.unreadable[known:])))
+    unreadable = sorted(set(data.unreadable[known:]))
+    record = Record(stamp=stamp, labels=labels.tolist(), unreadable=unreadable, settings=_settings(meta))
     write_json(directory / PARTS / f"{part.name}.json", dataclasses.asdict(record))
 
 
@@ -247,7 +270,7 @@ def _finish(directory: Path, parts: Sequence[Part], data: DataSet, meta: Meta) -
     files: dict[str, list[dict[str, Any]]] = {}
     unreadable = set(data.unreadable)
     for split in SPLITS:
-        records = [_record(directory, part) for part in parts if part.split == split]
+        records = [_record(directory, part, meta) for part in parts if part.split == split]
         if None in records:
             raise InputError(f"expected one {directory} that all processes write to, found files missing")
         whole = [record for record in records if record is not None]

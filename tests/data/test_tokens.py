@@ -306,6 +306,32 @@ def test_damage_is_found_and_mended(
     tokens.load(spoilt)
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, halve, lambda file: file.write_text("[]")])
+def test_an_index_is_mended_too(
+    data: DataSet, encode, meta: Meta, finished: Path, spoilt: Path, spoil: Callable[[Path], object]
+) -> None:
+    """The files tell what they are of; another cache's are not taken for one's own, nor written over."""
+    spoil(spoilt / "tokens.json")
+    before = contents(spoilt)
+    with pytest.raises(InputError, match=f"^{spoilt} holds another token cache, which lost its tokens.json"):
+        encoding.write(spoilt, data, encode, dataclasses.replace(meta, tokenizer="0123456789abcdef"))
+    assert contents(spoilt) == before
+    assert encoding.write(spoilt, data, encode, meta, batch=4) == 0
+    assert contents(spoilt) == contents(finished)
+
+
+def test_a_directory_of_something_else_is_refused(data: DataSet, encode, meta: Meta, tmp_path: Path) -> None:
+    """Such as that of the pictures; hidden files do not count."""
+    (tmp_path / ".notes").touch()
+    encoding.write(tmp_path, data, encode, meta)
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    (tmp_path / "cat.png").touch()
+    with pytest.raises(InputError, match="expected a new or empty directory, or this token cache"):
+        encoding.write(tmp_path, data, encode, meta)
+    assert [file.name for file in tmp_path.iterdir()] == ["cat.png"]
+
+
 def test_without_verifying_sizes_are_compared_all_the_same(spoilt: Path) -> None:
     """A changed bit passes, a cut file does not."""
     flip_a_bit(spoilt / "train-00001.npy")
