@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -40,6 +41,8 @@ COMMANDS = {
 
 INTERRUPTED = 128 + 2  # as shells report SIGINT
 READER_GONE = 128 + 13  # and SIGPIPE
+OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+LONGEST_SHOWN = 200  # of a path that cannot be used
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 WORDING = (
@@ -53,6 +56,10 @@ WORDING = (
         r"^invalid choice ('.*') for argument '([^']+)'\. Expected one of \((.*?),?\)\.$",
         r"\2: expected one of \3, got \1",
     ),
+    (r"no type matching INT could be instantiated from \[(.*)\]", r"expected an integer, got \1"),
+    (r"no type matching FLOAT could be instantiated from \[(.*)\]", r"expected a number, got \1"),
+    (r"no type matching (\S+) could be instantiated from \[(.*)\]", r"expected \1, got \2"),
+    (r"(expected one of .*), 'None'|'None', ", r"\1"),  # leaving the option out says that
     (r"\.$", ""),
 )
 
@@ -76,7 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more on its way out, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
+    except OSError as error:  # even asking whether there is a file raises these
+        if error.filename is None or error.errno not in OUT_OF_REACH:
+            raise
+        print(f"nextscale: error: cannot use {_short(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= LONGEST_SHOWN else f"{path[:LONGEST_SHOWN]}..."
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -176,8 +192,10 @@ def _unknown(command: type, words: list[str]) -> str:
     word = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
     if not word.startswith("-"):
         return f"unexpected argument {word!r}"
-    names = [field.name.replace("_", "-") for field in dataclasses.fields(command)]
-    close = get_close_matches(word.replace("_", "-"), [f"--{name}" for name in names], n=1)
+    names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(command)]
+    if word.replace("_", "-") in names:
+        return f"unexpected {word}: {word.strip('-').upper()} is given without it"
+    close = get_close_matches(word.replace("_", "-"), names, n=1)
     return f"unknown option {word}" + (f"; did you mean {close[0]}?" if close else "")
 
 

@@ -108,9 +108,15 @@ def imported(path: str) -> FeatureNetwork:
     with _working_directory():
         try:
             found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, SyntaxError) as error:
             raise InputError(f"features: expected MODULE:FUNCTION that can be imported, got {path}: {error}") from error
-        network = found() if callable(found) and not isinstance(found, nn.Module) else found
+        try:
+            network = found() if callable(found) and not isinstance(found, nn.Module) else found
+        except InputError:
+            raise
+        except Exception as error:  # it is the user's
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}: expected a function without arguments, got one that fails: {what}") from error
     if not isinstance(network, FeatureNetwork):
         expected = "a FeatureNetwork, such as features.of_module makes, or a function without arguments that gives one"
         raise InputError(f"{path}: expected {expected}, got {type(network).__name__}")

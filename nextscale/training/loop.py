@@ -192,6 +192,8 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         stage.gather()
     if state.step != state.total:
         yield from _steps(stage, run, state, length, checks)
+    elif distributed.is_first():
+        stage.export(directory)  # whatever has become of the files since
     run.finish(state)
 
 

@@ -436,8 +436,11 @@ def _parse(whole: str, hint: Any, text: str) -> Any:
             numbers = tuple(kind(number) for number in text.split(","))
             wanted = len(numbers) if Ellipsis in others else 1 + len(others)
             _require(len(numbers) == wanted, f"--set: {whole}: expected {wanted} numbers, got {text!r}")
+            _require(all(map(math.isfinite, numbers)), f"--set: {whole}: expected finite numbers, got {text!r}")
             return numbers
-        return hint(text)
+        value = hint(text)
+        _require(hint is not float or math.isfinite(value), f"--set: {whole}: expected a finite number, got {text!r}")
+        return value
     except InputError:
         raise
     except ValueError:

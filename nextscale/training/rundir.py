@@ -28,7 +28,7 @@ from torch import Tensor
 from nextscale import distributed, images, pickles
 from nextscale.checkpoint import CONFIG, read_json, read_tensors, write_beside, write_json, write_tensors
 from nextscale.data import DataSet
-from nextscale.data.tokens import TokenSet
+from nextscale.data.tokens import TokenSet, is_cache
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class RunDirectory:
             raise InputError(f"{path} holds a finished run without its checkpoint, state.pt: choose another --out")
         if not ran and (path / CONFIG).exists():
             raise InputError(f"{path} holds a model that was not trained there: choose another --out")
+        if not ran and is_cache(path):
+            raise InputError(f"{path} holds a token cache: choose another --out")
         write_json(file, {"settings": wanted, "finished": False})
 
     def require_room(self, stage: Exportable) -> None:

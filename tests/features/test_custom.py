@@ -111,6 +111,7 @@ def test_network_may_be_named_by_its_function(
         "    return features.of_module(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), name='colours', side=8)\n"
         "made = colours()\n"
         "number = 3\n"
+        "def broken(): return {}['key']\n"
     )
     monkeypatch.chdir(tmp_path)
     for path in ("judges_of_mine:colours", "judges_of_mine:made"):
@@ -118,6 +119,8 @@ def test_network_may_be_named_by_its_function(
     for path, complaint in (
         ("judges_of_mine:number", "judges_of_mine:number: expected a FeatureNetwork.*got int"),
         ("judges_of_mine:others", "MODULE:FUNCTION that can be imported, got judges_of_mine:others: .*no attribute"),
+        ("judges_of_mine:broken", "judges_of_mine:broken: .* without arguments, got one that fails: KeyError: 'key'"),
+        ("judges_of_mine:features", "judges_of_mine:features: expected a FeatureNetwork"),
         ("judges_of_others:colours", "got judges_of_others:colours: No module named 'judges_of_others'"),
     ):
         with pytest.raises(InputError, match=complaint):

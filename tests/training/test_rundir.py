@@ -111,6 +111,22 @@ def test_another_length_seed_stage_or_data_is_refused(first_stage, second_stage,
             case()
 
 
+def test_a_finished_run_s_model_is_mended(first_stage, finished: Path) -> None:
+    """The same command writes what was lost of it once more."""
+    before = contents(finished)
+    (finished / "tokenizer.safetensors").unlink()
+    (finished / "config.json").write_text("{")
+    assert run(first_stage(), finished) == []
+    assert contents(finished) == before
+
+
+def test_a_cache_of_tokens_is_no_place_for_a_run(first_stage, tmp_path: Path) -> None:
+    """Its pictures would lie among the tokens."""
+    (tmp_path / "tokens.json").write_text("{}")
+    with pytest.raises(InputError, match=f"^{tmp_path} holds a token cache: choose another --out"):
+        run(first_stage(), tmp_path)
+
+
 @pytest.mark.parametrize("text", ["[]", "null", "3", '{"settings": 3}', '{"finished": true}', "{", ""])
 def test_a_settings_file_that_is_none_is_refused(first_stage, finished: Path, text: str) -> None:
     """Whatever JSON it holds instead, and if it holds none."""
