@@ -55,11 +55,11 @@ def compared(
     rejected: bool = False,
     paired: bool = False,
 ) -> dict[str, Figure]:
-    """All figures that there is enough for, by what they are: stored statistics have only
-    Fréchet distances and the score, which needs no reference.
+    """All figures that there is enough for, by what they are.
 
-    Kernel distance, score, precision, recall, density and coverage are made from the features that were kept. Those of
-    two sets' neighbours and kernels want `LEAST` pictures of either.
+    With stored statistics these are the Fréchet distances, and the score, which needs no reference. Kernel distance,
+    score, precision, recall, density and coverage are made from the features that were kept. Those of two sets'
+    neighbours and kernels want `LEAST` pictures of either.
 
     Arguments:
         rejected: marks the names.
