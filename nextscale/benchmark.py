@@ -23,9 +23,9 @@ from torch import Tensor
 from nextscale import flops, presets
 from nextscale.config import TransformerConfig
 from nextscale.flops import Convolution, Work
-from nextscale.guidance import weights_of
 from nextscale.pipeline import Pipeline, Step
 from nextscale.precision import Precision
+from nextscale.sampling.guidance import weights_of
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.transformer import VAR
 

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale import checkpoint, hub, presets, sampling
+from nextscale import checkpoint, hub, presets
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
-from nextscale.engine import Engine, make_engine, signature
 from nextscale.errors import InputError
-from nextscale.guidance import Guidance, listed_guidance, weights_of
 from nextscale.images import to_unit
-from nextscale.memory import image_bytes
 from nextscale.precision import Precision, find_device, find_dtype
-from nextscale.sampling import Choice, Painted
+from nextscale.sampling import loop
+from nextscale.sampling.engine import Engine, make_engine, signature
+from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
+from nextscale.sampling.loop import Choice, Painted
+from nextscale.sampling.memory import image_bytes
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
 from nextscale.transformer import VAR
@@ -161,10 +162,10 @@ class Pipeline:
             labels: class names or numbers; the number of classes itself means "no class".
             seeds: one integer an image, 0, 1, 2 ... when None. Seed i and label i alone decide image i.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
-                `nextscale.guidance`.
-            top_k, top_p, temperature, smooth: see `sampling.Choice`.
-            memory: bytes that the images painted at the same time may take, as `memory.image_bytes` counts them; a
-                larger request is painted in several batches. All at once when None.
+                `nextscale.sampling.guidance`.
+            top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
+            memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
+                them; a larger request is painted in several batches. All at once when None.
 
         Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, or too
         little memory for a single image.
@@ -215,7 +216,7 @@ class Pipeline:
     def _walk(
         self, numbers: Sequence[int], seeds: Sequence[int], weights: Sequence[float], choice: Choice
     ) -> Iterator[Painted]:
-        walk = sampling.generate(
+        walk = loop.generate(
             self.engine().transformer,
             self.tokenizer.quantizer,
             numbers,

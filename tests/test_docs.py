@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nextscale import cli, presets
-from nextscale.memory import image_bytes
+from nextscale.sampling.memory import image_bytes
 from nextscale.transformer import cache_bytes
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from parity import golden
 
-from nextscale import editing, official, sampling
-from nextscale.guidance import linear_guidance
-from nextscale.sampling import Choice, Edit, Painted
+from nextscale import official
+from nextscale.sampling import editing, loop
+from nextscale.sampling.guidance import linear_guidance
+from nextscale.sampling.loop import Choice, Edit, Painted
 
 
 def same(name: str, ours: torch.Tensor) -> None:
@@ -23,7 +24,7 @@ def same(name: str, ours: torch.Tensor) -> None:
 def greedy(edit: Edit | None = None) -> list[Painted]:
     pipe = golden.pipeline()
     return list(
-        sampling.generate(
+        loop.generate(
             pipe.transformer,
             pipe.tokenizer.quantizer,
             golden.LABELS,

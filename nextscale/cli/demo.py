@@ -210,7 +210,7 @@ class Demo:
 
         from nextscale import __version__
         from nextscale.checkpoint import read_json
-        from nextscale.sampling import Choice
+        from nextscale.sampling.loop import Choice
 
         choice, steps = Choice(), {name: read_json(path / "run.json")["steps"] for name, path in self._runs().items()}
         return [

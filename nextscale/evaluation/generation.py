@@ -31,10 +31,10 @@ from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork
-from nextscale.guidance import linear_guidance
 from nextscale.pipeline import Pipeline
 from nextscale.precision import DTYPES
-from nextscale.sampling import Choice
+from nextscale.sampling.guidance import linear_guidance
+from nextscale.sampling.loop import Choice
 
 # ---- which pictures --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextscale import InputError, Pipeline
-from nextscale.guidance import (
+from nextscale.sampling.guidance import (
     Guidance,
     constant_guidance,
     cosine_guidance,

@@ -8,7 +8,7 @@ import torch
 
 from nextscale import InputError, Pipeline, presets
 from nextscale.config import TransformerConfig
-from nextscale.memory import decoding_bytes, image_bytes, sampling_bytes
+from nextscale.sampling.memory import decoding_bytes, image_bytes, sampling_bytes
 from nextscale.transformer import VAR, KeyValueCache, cache_bytes
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.guidance import Guidance, weights_of
+from nextscale.sampling.guidance import Guidance, weights_of
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR, KeyValueCache
 
@@ -77,7 +77,7 @@ def generate(
     Arguments:
         labels: B class numbers; the number of classes itself means "no class".
         seeds: B integers; seed i alone decides the randomness of image i.
-        guidance: the schedule of its weight (`nextscale.guidance`); one that is 0 throughout costs no second row.
+        guidance: the schedule of its weight (`sampling.guidance`); one that is 0 throughout costs no second row.
         choice: truncation, temperature, smoothness.
         edit: may replace the codes of a scale before they are painted.
     """

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
-from nextscale.guidance import linear_guidance
-from nextscale.sampling import Choice, Painted, choose, generate, guided, gumbel, random_keys
+from nextscale.sampling.guidance import linear_guidance
+from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, random_keys
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
 Pair = tuple[MultiScaleVQVAE, VAR]

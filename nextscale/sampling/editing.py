@@ -1,4 +1,4 @@
-"""Editing: functions given to `sampling.generate(edit=...)` that replace codes before they are painted.
+"""Editing: functions given to `sampling.loop.generate(edit=...)` that replace codes before they are painted.
 
 Here is the release's way, kept to its rule for parity: the picture's own codes wherever the mask keeps, coarse to fine.
 Its faults are known: hidden content leaks through coarse codes, and residual codes stop fitting once the hole differs.
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.sampling import Edit
+from nextscale.sampling.loop import Edit
 from nextscale.scales import Scales
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer, check_tokens
 

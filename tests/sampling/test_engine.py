@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextscale import MultiScaleVQVAE, Pipeline, engine
+from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale.sampling import engine
 from nextscale.transformer import VAR, KeyValueCache
 from nextscale.transformer.layers import SCORES, attend_in_parts
 
