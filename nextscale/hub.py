@@ -10,8 +10,8 @@ import re
 from http.client import HTTPException
 from pathlib import Path
 
-from nextscale.checkpoint import CONFIG
 from nextscale.errors import InputError
+from nextscale.files.checkpoint import CONFIG
 from nextscale.tokenizer.model import WEIGHTS as TOKENIZER
 from nextscale.transformer.model import WEIGHTS as TRANSFORMER
 

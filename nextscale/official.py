@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nextscale import checkpoint, official_files
+from nextscale import official_files
 from nextscale.config import TokenizerConfig, TransformerConfig, check_pair
 from nextscale.errors import InputError
+from nextscale.files import checkpoint
 from nextscale.official_files import State
 from nextscale.pipeline import Pipeline
 from nextscale.precision import Precision, find_device, find_dtype

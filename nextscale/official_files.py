@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale import checkpoint, pickles
 from nextscale.errors import InputError
+from nextscale.files import checkpoint, pickles
 
 State = Mapping[str, Any]
 PARTS = {"vae_local", "var_wo_ddp"}  # the two models in a trainer's checkpoint, both under "trainer"

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale import checkpoint, hub, presets
+from nextscale import hub, presets
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError
+from nextscale.files import checkpoint
 from nextscale.images import to_unit
 from nextscale.precision import Precision, find_device, find_dtype
 from nextscale.sampling import loop

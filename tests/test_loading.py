@@ -13,14 +13,15 @@ import torch
 from parity import golden
 from torch import Tensor, nn
 
-from nextscale import Pipeline, checkpoint, official, official_files
+from nextscale import Pipeline, official, official_files
+from nextscale.files import checkpoint
 
 FREE = """
 import sys
 from pathlib import Path
 import safetensors.torch, torch
 from torch import nn
-from nextscale import checkpoint
+from nextscale.files import checkpoint
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

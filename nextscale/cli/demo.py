@@ -150,8 +150,8 @@ class Demo:
         usage: Sequence[ScaleUsage],
     ) -> None:
         """Write OUT/report.html."""
-        from nextscale.checkpoint import read_json
         from nextscale.cli import report
+        from nextscale.files.checkpoint import read_json
 
         stages = {name: read_json(path / "history.json") for name, path in self._runs().items()}
         unigram = figures["unigram_entropy"]
@@ -209,7 +209,7 @@ class Demo:
         import torch
 
         from nextscale import __version__
-        from nextscale.checkpoint import read_json
+        from nextscale.files.checkpoint import read_json
         from nextscale.sampling.loop import Choice
 
         choice, steps = Choice(), {name: read_json(path / "run.json")["steps"] for name, path in self._runs().items()}

@@ -87,9 +87,9 @@ class Encode:
             raise InputError("--flip: expected with --views 2 or more, since the first view is never mirrored, got 1")
 
     def _meta(self, tokenizer: MultiScaleVQVAE, data: DataSet, dtype: torch.dtype) -> Meta:
-        from nextscale.checkpoint import fingerprint
         from nextscale.data.encoding import SHARD
         from nextscale.data.tokens import Meta
+        from nextscale.files.checkpoint import fingerprint
 
         config = tokenizer.config
         return Meta(

@@ -26,7 +26,7 @@ def write_json(file: Path, values: Any) -> None:
     if str(file) == "-":
         print(json.dumps(values, indent=2, ensure_ascii=False))
         return
-    from nextscale import checkpoint
+    from nextscale.files import checkpoint
 
     checkpoint.write_json(file, values)
 

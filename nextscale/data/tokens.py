@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.checkpoint import read_json
 from nextscale.data.pictures import Progress, fingerprint, in_threads
 from nextscale.errors import InputError
+from nextscale.files.checkpoint import read_json
 from nextscale.scales import Scales
 
 INDEX = "tokens.json"

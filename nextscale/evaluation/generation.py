@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from nextscale import images
-from nextscale.checkpoint import fingerprint as weights_fingerprint
 from nextscale.config import to_json
 from nextscale.data import Progress
 from nextscale.data.pictures import fingerprint
@@ -31,6 +30,7 @@ from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork
+from nextscale.files.checkpoint import fingerprint as weights_fingerprint
 from nextscale.pipeline import Pipeline
 from nextscale.precision import DTYPES
 from nextscale.sampling.guidance import linear_guidance

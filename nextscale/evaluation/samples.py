@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from nextscale import images
-from nextscale.checkpoint import beside
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.statistics import Gaussian
+from nextscale.files.checkpoint import beside
 
 PICTURES, LABELS = "arr_0", "arr_1"
 Add = Callable[[Tensor], None]

@@ -15,10 +15,10 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from nextscale import checkpoint
 from nextscale.errors import InputError
 from nextscale.features import inception
 from nextscale.features.network import FeatureNetwork
+from nextscale.files import checkpoint
 
 Colours = tuple[float, float, float]
 

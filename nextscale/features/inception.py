@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import checkpoint, hub
+from nextscale import hub
 from nextscale.features.efficientnet import fold
 from nextscale.features.network import FeatureNetwork
+from nextscale.files import checkpoint
 
 NAME = "Inception-2015"
 SIDE = 299

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import checkpoint
 from nextscale.errors import InputError
+from nextscale.files import checkpoint
 
 
 class FeatureNetwork(nn.Module):

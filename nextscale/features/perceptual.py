@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.checkpoint import fingerprint
 from nextscale.errors import InputError
 from nextscale.features import weights
 from nextscale.features.network import FeatureNetwork
+from nextscale.files.checkpoint import fingerprint
 
 SIDE = 96  # all orderings in the tests hold from here on; time grows with its square
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nextscale import checkpoint, pickles
 from nextscale.errors import InputError
+from nextscale.files import checkpoint, pickles
 
 PREFIXES = ("module.", "backbone.", "vit.")
 

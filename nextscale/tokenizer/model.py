@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nextscale import checkpoint, config
+from nextscale import config
 from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
+from nextscale.files import checkpoint
 from nextscale.tokenizer.convnet import Decoder, Encoder
 from nextscale.tokenizer.quantizer import (
     MultiScaleQuantizer,

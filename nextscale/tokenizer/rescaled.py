@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from nextscale import checkpoint
+from nextscale.files import checkpoint
 from nextscale.scales import Scales
 from nextscale.tokenizer.model import MultiScaleVQVAE
 

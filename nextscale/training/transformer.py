@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from nextscale import distributed, images
-from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenCache, TokenSet
 from nextscale.errors import InputError
+from nextscale.files.checkpoint import fingerprint
 from nextscale.pipeline import Pipeline
 from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE

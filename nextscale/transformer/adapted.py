@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale import checkpoint
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
+from nextscale.files import checkpoint
 from nextscale.scales import Scales, Size
 from nextscale.transformer.model import VAR
 

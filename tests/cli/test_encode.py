@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from nextscale import MultiScaleVQVAE, data
-from nextscale.checkpoint import fingerprint
 from nextscale.data import tokens
+from nextscale.files.checkpoint import fingerprint
 
 
 @pytest.fixture(scope="module")

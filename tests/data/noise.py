@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from nextscale import MultiScaleVQVAE
-from nextscale.checkpoint import fingerprint
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split, from_memory
 from nextscale.data.tokens import Meta
+from nextscale.files.checkpoint import fingerprint
 
 TRAIN, HELD_OUT = 11, 3
 CLASSES = ("ant", "bee", "cat")

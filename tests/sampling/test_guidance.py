@@ -123,5 +123,5 @@ def test_schedule_that_does_not_fit_raises_at_the_call(pipe: Pipeline) -> None:
 
 def test_schedules_need_no_torch() -> None:
     """So that a command may name them in its help."""
-    program = "import sys, nextscale.guidance; assert 'torch' not in sys.modules"
+    program = "import sys, nextscale.sampling.guidance; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

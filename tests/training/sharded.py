@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from training import toy
 
 from nextscale import VAR, Scales, distributed
-from nextscale.checkpoint import write_tensors
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
+from nextscale.files.checkpoint import write_tensors
 from nextscale.precision import lowered
 from nextscale.training import rundir
 from nextscale.training.loop import Health, Length, train

@@ -19,9 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nextscale import checkpoint, images
+from nextscale import images
 from nextscale.data import DataSet
 from nextscale.errors import InputError
+from nextscale.files import checkpoint
 from nextscale.training import loop
 from nextscale.training.loop import SKIPS, Event, Health, Length, Stopped, train
 from nextscale.training.optimization import Optimization, Outcome

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from training.sharded import TinyStage, run
 
-from nextscale.checkpoint import read_tensors
 from nextscale.errors import InputError
+from nextscale.files.checkpoint import read_tensors
 from nextscale.training.optimization import WeightAverage, running_average
 
 

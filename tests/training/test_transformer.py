@@ -14,11 +14,11 @@ from torch import Tensor
 from training import toy as toys
 
 from nextscale import VAR, MultiScaleVQVAE, Pipeline
-from nextscale.checkpoint import fingerprint
 from nextscale.config import TransformerConfig
 from nextscale.data import DataSet
 from nextscale.data.tokens import Meta, TokenCache, TokenSet
 from nextscale.errors import InputError
+from nextscale.files.checkpoint import fingerprint
 from nextscale.training.loop import Length, train
 from nextscale.training.order import batch_indices
 from nextscale.training.recipes import TransformerRecipe

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nextscale import InputError, checkpoint
+from nextscale import InputError
+from nextscale.files import checkpoint
 
 FORMATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nextscale import InputError, pickles
+from nextscale import InputError
+from nextscale.files import pickles
 
 
 class Evil:
