@@ -13,7 +13,7 @@ import torch
 from parity import golden
 from torch import Tensor, nn
 
-from nextscale import Pipeline, official, official_files
+from nextscale import Pipeline, official
 from nextscale.files import checkpoint
 
 FREE = """
@@ -103,7 +103,7 @@ def test_loading_initialises_nothing(tmp_path, monkeypatch):
     golden.pipeline().save(tmp_path)
     files = tmp_path / "vae.pth", tmp_path / "var.pth"
     for file, state in zip(files, golden.states(), strict=True):
-        official_files.write(file, state)
+        release_files.write(file, state)
     for method in ("normal_", "uniform_", "zero_", "fill_"):
         monkeypatch.setattr(torch.Tensor, method, forbidden)
     official.load(*files, precision="fp32")

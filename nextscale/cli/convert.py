@@ -41,10 +41,11 @@ class Convert:
         if len(self.out) == 1:
             pipe.save(self.out[0])
         else:
-            from nextscale import official, official_files
+            from nextscale import official
+            from nextscale.release import files
 
             for file, state in zip(self.out, official.export(pipe), strict=True):
-                official_files.write(file, state)
+                files.write(file, state)
         print(
             f"{pipe.transformer.config.parameters:,} parameters and their tokenizer in {' '.join(map(str, self.out))}"
         )

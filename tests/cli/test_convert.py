@@ -12,7 +12,7 @@ import pytest
 import torch
 from parity import golden
 
-from nextscale import Pipeline, official, official_files
+from nextscale import Pipeline, official
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("release")
     files = folder / "vae_ch160v4096z32.pth", folder / "var_d2.pth"
     for file, state in zip(files, golden.states(), strict=True):
-        official_files.write(file, state)
+        release_files.write(file, state)
     return files
 
 

@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nextscale import official_files
 from nextscale.config import TokenizerConfig, TransformerConfig, check_pair
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
-from nextscale.official_files import State
 from nextscale.pipeline import Pipeline
 from nextscale.precision import Precision, find_device, find_dtype
+from nextscale.release import files
+from nextscale.release.files import State
 from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.transformer import VAR
@@ -109,7 +109,7 @@ def load(
     Raises `InputError`, naming the tensors, for files that are damaged or hold code, and for models that are not whole,
     not the release's, or do not belong together.
     """
-    read_vae, read_var = official_files.reader(vae, "vae_local"), official_files.reader(var, "var_wo_ddp")
+    read_vae, read_var = files.reader(vae, "vae_local"), files.reader(var, "var_wo_ddp")
     device = find_device(device)
     transformer_config = _transformer_config(read_var(), num_heads, scales)
     tokenizer_config = _tokenizer_config(read_vae(), transformer_config.scales, distance)

@@ -16,8 +16,9 @@ import torch
 from parity import golden
 from torch import Tensor
 
-from nextscale import InputError, MultiScaleVQVAE, Pipeline, Scales, cli, official, official_files
+from nextscale import InputError, MultiScaleVQVAE, Pipeline, Scales, cli, official
 from nextscale.config import TokenizerConfig, TransformerConfig
+from nextscale.release import files as release_files
 from nextscale.transformer import VAR, KeyValueCache
 
 PYRAMIDS = {
@@ -256,7 +257,7 @@ def test_loading_leaves_the_globals_of_torch_alone(tmp_path):
 def write(folder: Path, suffix: str) -> tuple[Path, Path]:
     files = folder / f"vae{suffix}", folder / f"var{suffix}"
     for file, state in zip(files, golden.states(), strict=True):
-        official_files.write(file, state)
+        release_files.write(file, state)
     return files
 
 
@@ -268,7 +269,7 @@ def test_files_load_as_state_dicts_do(tmp_path, suffix, precision):
     pipe = official.load(*files, precision=precision)
     assert_same_pipeline(pipe, official.load(*golden.states(), precision=precision))
     for file, state in zip(files, official.export(pipe), strict=True):
-        official_files.write(file, state)
+        release_files.write(file, state)
     assert_same_pipeline(pipe, official.load(*map(str, files), precision=precision))
 
 
@@ -287,7 +288,7 @@ def test_a_written_file_holds_the_weights_and_no_more(tmp_path):
     """Also when they are mapped from a larger file."""
     vae, var = write(tmp_path, ".safetensors")
     out = tmp_path / "out.pth"
-    official_files.write(out, official.export(official.load(vae, var, precision="fp32"))[1])
+    release_files.write(out, official.export(official.load(vae, var, precision="fp32"))[1])
     assert out.stat().st_size < 1.5 * var.stat().st_size
 
 
@@ -457,9 +458,9 @@ def test_names_that_collide_without_their_wrappers_are_refused():
 
 def test_the_page_about_the_release_is_kept(tmp_path, monkeypatch):
     """Its Python runs, on the small model under the release's names, and its commands are ones the program has."""
-    page = (Path(__file__).parent.parent / "docs" / "release.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "release.md").read_text(encoding="utf-8")
     for file, state in zip(("vae_ch160v4096z32.pth", "var_d16.pth"), golden.states(), strict=True):
-        official_files.write(tmp_path / file, state)
+        release_files.write(tmp_path / file, state)
     monkeypatch.chdir(tmp_path)
     exec("".join(re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)), {})
     for line in re.findall(r"^nextscale .*$", page, flags=re.MULTILINE):

@@ -1,7 +1,7 @@
 """Files of the public release: state dicts as .pth or .safetensors, and the checkpoints of its trainer.
 
 A .pth file is a pickle; only tensors and plain values are taken from it, and nothing in it is ever run.
-What the tensors mean is known to `official` alone.
+What the tensors mean is known to `release.convert` alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def reader(source: str | Path | State, part: str) -> checkpoint.Read:
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write one state dict of `official.export`: safetensors by that suffix, by any other what `torch.load` reads."""
+    """Write one state dict of `release.convert.export`: safetensors by that suffix, else as `torch.load` reads it."""
     tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
         checkpoint.write_tensors(path, tensors)
