@@ -13,7 +13,7 @@ from nextscale.errors import InputError
 from nextscale.scales import Scales
 
 if TYPE_CHECKING:
-    import nextscale.release.convert as official
+    from nextscale import official
     from nextscale.pipeline import Pipeline
     from nextscale.tokenizer import MultiScaleVQVAE
     from nextscale.transformer import VAR
@@ -30,7 +30,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name == "official":
-        return import_module("nextscale.release.convert")
+        return import_module("nextscale.official")
     if name not in _LAZY:
         raise AttributeError(f"module 'nextscale' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

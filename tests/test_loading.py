@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nextscale import Pipeline, official
 from nextscale.files import checkpoint
+from nextscale.release import files as release_files
 
 FREE = """
 import sys

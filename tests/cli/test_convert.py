@@ -13,6 +13,7 @@ import torch
 from parity import golden
 
 from nextscale import Pipeline, official
+from nextscale.release import files as release_files
 
 
 @pytest.fixture(scope="module")
