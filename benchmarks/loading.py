@@ -36,7 +36,7 @@ def write(folder: Path, preset: str, kind: str, stored: str) -> None:
     import torch
 
     from nextscale import Pipeline, official
-    from nextscale.precision import DTYPES
+    from nextscale.machine.precision import DTYPES
 
     pipe = Pipeline.from_preset(preset, device="meta", precision=stored if kind == "directory" else "fp32")
     if kind == "directory":

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale import flops, presets
+from nextscale import presets
 from nextscale.config import TransformerConfig
-from nextscale.flops import Convolution, Work
+from nextscale.machine import flops
+from nextscale.machine.flops import Convolution, Work
+from nextscale.machine.precision import Precision
 from nextscale.pipeline import Pipeline, Step
-from nextscale.precision import Precision
 from nextscale.sampling.guidance import weights_of
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.transformer import VAR

@@ -19,7 +19,7 @@ from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.images import to_unit
-from nextscale.precision import Precision, find_device, find_dtype
+from nextscale.machine.precision import Precision, find_device, find_dtype
 from nextscale.sampling import loop
 from nextscale.sampling.engine import Engine, make_engine, signature
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of

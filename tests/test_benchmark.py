@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from nextscale import Pipeline, benchmark, flops
+from nextscale import Pipeline, benchmark
 from nextscale.benchmark import Gauge, Rates, measure_sampling, measure_tokenizer, peak_memory, seconds_of
-from nextscale.flops import Convolution, Work
+from nextscale.machine import flops
+from nextscale.machine.flops import Convolution, Work
 
 CPU = torch.device("cpu")
 

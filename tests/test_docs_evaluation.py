@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nextscale import cli, features, flops, presets
+from nextscale import cli, features, presets
 from nextscale.cli.evaluate_generation import EvaluateGeneration
 from nextscale.evaluation import card
+from nextscale.machine import flops
 
 PAGE = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
 CONSOLE = "".join(re.findall(r"^```console\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL))

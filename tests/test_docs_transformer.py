@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nextscale import cli, flops, presets
-from nextscale.flops import Work
+from nextscale import cli, presets
+from nextscale.machine import flops
+from nextscale.machine.flops import Work
 from nextscale.training import loop, recipes, transformer_health
 
 ROOT = Path(__file__).parent.parent

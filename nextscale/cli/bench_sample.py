@@ -48,8 +48,8 @@ class BenchSample:
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)
         check_json(self.json)
+        from nextscale.machine.precision import find_device
         from nextscale.pipeline import Pipeline
-        from nextscale.precision import find_device
 
         device = find_device(self.device)
         with bench.threads(self.threads):

@@ -49,7 +49,7 @@ class BenchTokenizer:
         bench.check(self.batch, self.repeats, self.threads)
         check_json(self.json)
         from nextscale.benchmark import tokenizer_pipeline
-        from nextscale.precision import find_device
+        from nextscale.machine.precision import find_device
 
         device = find_device(self.device)
         if self.train:

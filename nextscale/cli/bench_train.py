@@ -61,7 +61,7 @@ class BenchTrain:
         check_json(self.json)
         from nextscale import presets
         from nextscale.cli import memory
-        from nextscale.precision import find_device
+        from nextscale.machine.precision import find_device
         from nextscale.training.optimization import training_dtype
 
         device = find_device(self.device)

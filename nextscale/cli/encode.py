@@ -64,7 +64,7 @@ class Encode:
     def _encode(self, device: str) -> None:
         import torch
 
-        from nextscale.precision import find_dtype
+        from nextscale.machine.precision import find_dtype
         from nextscale.tokenizer import MultiScaleVQVAE
 
         self._check()
@@ -153,7 +153,7 @@ def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:
     """What turns images into tokens, wherever the tokenizer is, in the precision given."""
     import torch
 
-    from nextscale.precision import lowered
+    from nextscale.machine.precision import lowered
 
     device = tokenizer.quantizer.codebook.weight.device
 

@@ -142,9 +142,9 @@ class EvaluateGeneration:
     # -- the work ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, device: str) -> None:
-        from nextscale import distributed
         from nextscale.cli import generation_report
         from nextscale.evaluation.generation import repeated, settings
+        from nextscale.machine import distributed
 
         chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
         if self.save_npz and distributed.world() > 1:
@@ -249,9 +249,9 @@ class EvaluateGeneration:
 
         `keeping` names the files of a sweep.
         """
-        from nextscale import distributed
         from nextscale.evaluation.gathering import gather
         from nextscale.evaluation.generation import judge, paint, per_class, shown_to
+        from nextscale.machine import distributed
 
         first_seed = self.seed + number * parts.card.painted
         if self.repeats > 1:
@@ -271,9 +271,9 @@ class EvaluateGeneration:
     @contextmanager
     def _keeping(self, plan: Plan, setting: Setting | None, first_seed: int) -> Iterator[Callable[[Painted], None]]:
         """Inside, what comes of the pictures beside figures: files in --out, named after setting and seed."""
-        from nextscale import distributed
         from nextscale.cli.generation_report import Sheet, named
         from nextscale.evaluation import samples
+        from nextscale.machine import distributed
 
         if self.out is None or not distributed.is_first():
             yield lambda painted: None

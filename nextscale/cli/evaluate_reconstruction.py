@@ -77,9 +77,10 @@ class EvaluateReconstruction:
 
     def _evaluate(self, device: str) -> None:
         """Look, all processes together; the first one judges and tells."""
-        from nextscale import distributed, features
+        from nextscale import features
         from nextscale.evaluation import reconstruction
         from nextscale.evaluation.reconstruction import perceptual_of
+        from nextscale.machine import distributed
 
         tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
         network = features.load(self.features, device=device)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nextscale import config, flops, presets
+from nextscale import config, presets
 from nextscale.cli.output import console, say, table, write_json
+from nextscale.machine import flops
 from nextscale.training import recipes
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ class Reconstruct:
             raise InputError("PICTURE: expected at least one file, got none")
         models.check_tokenizer(self.model, self.tokenizer, self.depth)
         from nextscale import images
-        from nextscale.precision import find_device
+        from nextscale.machine.precision import find_device
 
         device = find_device(self.device)
         tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()

@@ -127,9 +127,9 @@ class TrainTransformer:
 
     def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:
         """Pictures or cached tokens; says what was found."""
-        from nextscale import distributed
         from nextscale.data import tokens
         from nextscale.files.checkpoint import fingerprint
+        from nextscale.machine import distributed
 
         if not tokens.is_cache(self.data):
             size = tokenizer.config.height, tokenizer.config.width

@@ -24,8 +24,8 @@ def together(device: str) -> Iterator[str]:
 
     For commands that go on for long and take the same memory again and again.
     """
-    from nextscale import distributed
-    from nextscale.precision import find_device
+    from nextscale.machine import distributed
+    from nextscale.machine.precision import find_device
 
     memory.keep_freed()
     found = find_device(device)

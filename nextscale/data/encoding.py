@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale import distributed
 from nextscale.data.folder import visible
 from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress, fingerprint
 from nextscale.data.tokens import INDEX, SPLITS, Meta, Stamp
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import read_json, write_beside, write_json
+from nextscale.machine import distributed
 
 Encode = Callable[[Tensor], Tensor]  # images (n, 3, H, W) float32 in [-1, 1] -> tokens (n, L) int64
 PARTS = "parts"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextscale import distributed
 from nextscale.errors import InputError
 from nextscale.evaluation.distances import spatial_features
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian
 from nextscale.features import FeatureNetwork
+from nextscale.machine import distributed
 
 KEPT = 50_000  # features: at 2048 numbers each they take 400 MB
 CHOICE = 0  # seed of which ones, where there are more

@@ -31,8 +31,8 @@ from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork
 from nextscale.files.checkpoint import fingerprint as weights_fingerprint
+from nextscale.machine.precision import DTYPES
 from nextscale.pipeline import Pipeline
-from nextscale.precision import DTYPES
 from nextscale.sampling.guidance import linear_guidance
 from nextscale.sampling.loop import Choice
 

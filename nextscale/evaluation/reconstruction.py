@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nextscale import distributed, features, images
+from nextscale import features, images
 from nextscale.config import to_json
 from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
@@ -30,6 +30,7 @@ from nextscale.evaluation.judging import KEPT, Figure, compared, network_used, v
 from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.features import FeatureNetwork, PerceptualDistance
 from nextscale.files import checkpoint
+from nextscale.machine import distributed
 from nextscale.tokenizer import MultiScaleVQVAE
 
 WINDOW = 11  # pixels a side of SSIM's window, a Gaussian of deviation 1.5

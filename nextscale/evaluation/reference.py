@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nextscale import data, distributed, images
+from nextscale import data, images
 from nextscale.data import Pictures, Progress
 from nextscale.data.folder import pictures_below
 from nextscale.data.listing import VALIDATION
@@ -31,6 +31,7 @@ from nextscale.evaluation.samples import Statistics
 from nextscale.evaluation.statistics import Gaussian
 from nextscale.features import FeatureNetwork
 from nextscale.files import checkpoint
+from nextscale.machine import distributed
 
 Size = tuple[int, int]  # (height, width) in pixels
 Batches = Callable[[Iterable[range]], Iterator[Tensor]]  # which -> (B, 3, H, W) float in [-1, 1] of each

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextscale import distributed
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.card import Rejection
 from nextscale.evaluation.generation import Painted, Plan
 from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.features import FeatureNetwork
+from nextscale.machine import distributed
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """(images (B, 3, H, W) float in [-1, 1], labels (B,) int64) -> (B,), the higher the surer of the label."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nextscale.distributed import summed
 from nextscale.errors import InputError
+from nextscale.machine.distributed import summed
 
 
 class Gaussian(NamedTuple):

@@ -19,8 +19,8 @@ from torch import Tensor
 from nextscale.config import TokenizerConfig, TransformerConfig, check_pair
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
+from nextscale.machine.precision import Precision, find_device, find_dtype
 from nextscale.pipeline import Pipeline
-from nextscale.precision import Precision, find_device, find_dtype
 from nextscale.release import files
 from nextscale.release.files import State
 from nextscale.scales import Scales

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nextscale import distributed
-from nextscale.precision import lowered
+from nextscale.machine import distributed
+from nextscale.machine.precision import lowered
 from nextscale.training import losses
 from nextscale.training.discriminators import DRAWS, diffaug
 from nextscale.training.optimization import Figures, Optimization, Outcome

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nextscale import distributed
+from nextscale.machine import distributed
 from nextscale.scales import Scales
 from nextscale.tokenizer.quantizer import ROWS, MultiScaleQuantizer
 from nextscale.training.recipes import Codebook

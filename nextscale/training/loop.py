@@ -21,10 +21,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from nextscale import distributed
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
+from nextscale.machine import distributed
 from nextscale.training.optimization import Outcome
 from nextscale.training.rundir import RunDirectory, State, Stateful
 

@@ -15,9 +15,9 @@ from torch.nn.utils import parametrize
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nextscale import distributed
 from nextscale.errors import InputError
-from nextscale.precision import find_dtype
+from nextscale.machine import distributed
+from nextscale.machine.precision import find_dtype
 from nextscale.training.recipes import Recipe
 
 Figures = Mapping[str, Tensor]  # scalars on the device of the losses

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from nextscale import distributed, images
+from nextscale import images
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet, is_cache
 from nextscale.errors import InputError
 from nextscale.files import pickles
 from nextscale.files.checkpoint import CONFIG, read_json, read_tensors, write_beside, write_json, write_tensors
+from nextscale.machine import distributed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -13,13 +13,13 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from nextscale import flops
 from nextscale.benchmark import Done, Gauge, Rates, Scope, peak_memory, seconds_of
 from nextscale.config import TokenizerConfig
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split, from_memory
-from nextscale.flops import Work
-from nextscale.precision import Precision
+from nextscale.machine import flops
+from nextscale.machine.flops import Work
+from nextscale.machine.precision import Precision
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.optimization import make_optimizer
 from nextscale.training.recipes import Codebook, Recipe, TokenizerRecipe

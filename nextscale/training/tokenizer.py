@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import distributed, images
+from nextscale import images
 from nextscale.config import TokenizerConfig, to_json
 from nextscale.data import DataSet, Pictures
 from nextscale.features import FeatureNetwork
 from nextscale.features import load as load_features
 from nextscale.features.perceptual import PerceptualDistance
-from nextscale.precision import Precision, find_device, lowered
+from nextscale.machine import distributed
+from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.quantizer import Walk, codebook_loss, commitment_loss, usage

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nextscale.data import DataSet, Pictures
 from nextscale.data.tokens import TokenSet
-from nextscale.precision import lowered
+from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 
 TOGETHER = 64  # pictures encoded at a time

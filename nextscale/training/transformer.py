@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nextscale import distributed, images
+from nextscale import images
 from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenCache, TokenSet
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import fingerprint
+from nextscale.machine import distributed
+from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.pipeline import Pipeline
-from nextscale.precision import Precision, find_device, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training import tokens, transformer_health
 from nextscale.training.learner import Learner

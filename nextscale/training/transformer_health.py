@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nextscale import distributed
 from nextscale.config import TransformerConfig
+from nextscale.machine import distributed
 from nextscale.scales import Scales
 from nextscale.training.health import Figures, about_gradients, columns
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from nextscale import flops
 from nextscale.benchmark import Done, Gauge, Scope, peak_memory, seconds_of
 from nextscale.config import TokenizerConfig, TransformerConfig
-from nextscale.flops import Convolution, Work
-from nextscale.precision import Precision, lowered
+from nextscale.machine import flops
+from nextscale.machine.flops import Convolution, Work
+from nextscale.machine.precision import Precision, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.learner import Learner
 from nextscale.training.optimization import make_optimizer, training_dtype

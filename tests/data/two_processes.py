@@ -12,8 +12,9 @@ from conftest import TOKENIZER
 from data import noise
 from torch import Tensor
 
-from nextscale import MultiScaleVQVAE, distributed
+from nextscale import MultiScaleVQVAE
 from nextscale.data import encoding
+from nextscale.machine import distributed
 
 
 def main(out: Path) -> None:

@@ -163,10 +163,10 @@ def test_progress_tells_of_all_pictures(pipe: Pipeline, plan: Plan) -> None:
 def test_processes_share_the_batches(pipe: Pipeline, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch is one process's, and the same as when there is one process."""
     alone = [part.indices for part in paint(pipe, plan, SETTING, batch=3)]
-    monkeypatch.setattr("nextscale.distributed.world", lambda: 2)
+    monkeypatch.setattr("nextscale.machine.distributed.world", lambda: 2)
     shared = []
     for rank in (0, 1):
-        monkeypatch.setattr("nextscale.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("nextscale.machine.distributed.rank", lambda rank=rank: rank)
         shared += [part.indices for part in paint(pipe, plan, SETTING, batch=3)]
     assert sorted(shared, key=lambda part: part.start) == alone
 

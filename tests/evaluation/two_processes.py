@@ -10,11 +10,12 @@ import torch
 from conftest import Glance
 from torch import Tensor
 
-from nextscale import distributed, images
+from nextscale import images
 from nextscale.errors import InputError
 from nextscale.evaluation import reference, samples
 from nextscale.evaluation.gathering import Gathered, Gathering, gather, shares
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
+from nextscale.machine import distributed
 
 CPU, NETWORK = torch.device("cpu"), Glance()
 

@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training import toy
 
-from nextscale import VAR, Scales, distributed
+from nextscale import VAR, Scales
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import write_tensors
-from nextscale.precision import lowered
+from nextscale.machine import distributed
+from nextscale.machine.precision import lowered
 from nextscale.training import rundir
 from nextscale.training.loop import Health, Length, train
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale import distributed
 from nextscale.errors import InputError
+from nextscale.machine import distributed
 from nextscale.training.discriminators import Head
 from nextscale.training.optimization import Optimization, Outcome, make_optimizer, running_average, training_dtype
 from nextscale.training.recipes import Recipe

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nextscale import VAR, Scales, flops
+from nextscale import VAR, Scales
+from nextscale.machine import flops
 from nextscale.training.transformer_speed import dense_logits, step_work
 
 SCALES = Scales([1, 2, 4, 8])

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from conftest import TRANSFORMER, awaken
 
-from nextscale import VAR, distributed
+from nextscale import VAR
+from nextscale.machine import distributed
 from nextscale.training.learner import Learner
 
 

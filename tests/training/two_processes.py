@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from training import toy
 
-from nextscale import distributed
+from nextscale.machine import distributed
 from nextscale.training.loop import Length, Stage, train
 
 STEPS = 6

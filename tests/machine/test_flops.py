@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from nextscale import MultiScaleVQVAE, Scales, presets
-from nextscale.flops import (
+from nextscale.machine.flops import (
     Work,
     condition_work,
     decoder_convolutions,

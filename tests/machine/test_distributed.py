@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from nextscale import distributed
 from nextscale.errors import InputError
+from nextscale.machine import distributed
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nextscale import InputError
-from nextscale.precision import DTYPES, find_device, find_dtype, lowered, multiplies_bf16_fast
+from nextscale.machine.precision import DTYPES, find_device, find_dtype, lowered, multiplies_bf16_fast
 
 CPU = torch.device("cpu")
 
