@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nextscale import cli
-from nextscale.training import health
+from nextscale.training.tokenizer import health
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text(encoding="utf-8")
 CONSOLE = "".join(re.findall(r"^```console\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL))

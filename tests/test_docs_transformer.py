@@ -11,7 +11,8 @@ import pytest
 from nextscale import cli, presets
 from nextscale.machine import flops
 from nextscale.machine.flops import Work
-from nextscale.training import loop, recipes, transformer_health
+from nextscale.training import loop, recipes
+from nextscale.training.transformer import health
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "transformer.md").read_text(encoding="utf-8")
@@ -30,8 +31,8 @@ def test_the_commands_parse(line: str) -> None:
 
 def test_the_thresholds_are_those_that_warn() -> None:
     """And those that end a run."""
-    assert f"more than {transformer_health.RISEN:.0%} above its lowest".replace("%", " %") in PAGE
-    assert transformer_health.EARLY == 4
+    assert f"more than {health.RISEN:.0%} above its lowest".replace("%", " %") in PAGE
+    assert health.EARLY == 4
     assert "after the first four checks" in PAGE
     assert f"after {loop.SKIPS} in a row" in PAGE
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nextscale.data import DataSet
     from nextscale.pipeline import Pipeline
     from nextscale.tokenizer import MultiScaleVQVAE
-    from nextscale.training.health import ScaleUsage
+    from nextscale.training.tokenizer.health import ScaleUsage
 
 PRESET = "emoji-32"
 TOKENIZER_SHARE, TRANSFORMER_SHARE = 0.46, 0.46  # of the minutes; the rest is for starting, sampling and the page
@@ -97,7 +97,7 @@ class Demo:
         data, tokenizer, figures = self._train()
 
         from nextscale.pipeline import Pipeline
-        from nextscale.training.health import scale_usage
+        from nextscale.training.tokenizer.health import scale_usage
 
         pipe = Pipeline.load(self.out, device=self.device, precision=self.precision)
         figures |= {"minutes": (time.monotonic() - started) / 60}
@@ -111,8 +111,8 @@ class Demo:
         from nextscale import presets
         from nextscale.training import recipes
         from nextscale.training.loop import Length, train
-        from nextscale.training.tokenizer import TokenizerStage
-        from nextscale.training.transformer import TransformerStage, fitted
+        from nextscale.training.tokenizer.stage import TokenizerStage
+        from nextscale.training.transformer.stage import TransformerStage, fitted
 
         preset = presets.get(PRESET)
         config = preset.tokenizer

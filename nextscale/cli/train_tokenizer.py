@@ -73,7 +73,7 @@ class TrainTokenizer:
     def _train(self, device: str) -> None:
         from nextscale import features
         from nextscale.training.loop import Length, train
-        from nextscale.training.tokenizer import TokenizerStage
+        from nextscale.training.tokenizer.stage import TokenizerStage
 
         config = self._config()
         recipe, steps = self._recipe()

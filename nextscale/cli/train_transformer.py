@@ -82,7 +82,7 @@ class TrainTransformer:
     def _train(self, device: str) -> None:
         from nextscale.tokenizer import MultiScaleVQVAE
         from nextscale.training.loop import Length, train
-        from nextscale.training.transformer import TransformerStage, fitted
+        from nextscale.training.transformer.stage import TransformerStage, fitted
         from nextscale.transformer.adapted import adapted
 
         recipe, steps = self._recipe()

@@ -23,7 +23,7 @@ from nextscale.machine.precision import Precision
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.optimization import make_optimizer
 from nextscale.training.recipes import Codebook, Recipe, TokenizerRecipe
-from nextscale.training.tokenizer import TokenizerStage
+from nextscale.training.tokenizer.stage import TokenizerStage
 
 BACKWARD = 2  # a backward pass does twice the arithmetic of the forward one
 

@@ -23,9 +23,9 @@ from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 from nextscale.machine.precision import Precision, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
-from nextscale.training.learner import Learner
 from nextscale.training.optimization import make_optimizer, training_dtype
 from nextscale.training.recipes import Recipe
+from nextscale.training.transformer.learner import Learner
 from nextscale.transformer import VAR, DropPath
 from nextscale.transformer.layers import Block
 

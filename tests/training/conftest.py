@@ -17,8 +17,8 @@ from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet
 from nextscale.training import recipes
 from nextscale.training.recipes import TransformerRecipe
-from nextscale.training.tokenizer import TokenizerStage
-from nextscale.training.transformer import TransformerStage, fitted
+from nextscale.training.tokenizer.stage import TokenizerStage
+from nextscale.training.transformer.stage import TransformerStage, fitted
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from nextscale.errors import InputError
 from nextscale.machine import distributed
-from nextscale.training.discriminators import Head
 from nextscale.training.optimization import Optimization, Outcome, make_optimizer, running_average, training_dtype
 from nextscale.training.recipes import Recipe
+from nextscale.training.tokenizer.discriminators import Head
 
 RECIPE = Recipe(
     batch=4, learning_rate=0.5, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=10, final_rate=0.2, clip=1.0

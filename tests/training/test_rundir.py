@@ -20,7 +20,7 @@ from nextscale import MultiScaleVQVAE, images
 from nextscale.data import DataSet
 from nextscale.errors import InputError
 from nextscale.training.loop import Length, train
-from nextscale.training.tokenizer import TokenizerStage
+from nextscale.training.tokenizer.stage import TokenizerStage
 
 
 def run(stage: TokenizerStage, directory: Path, *, steps: int = 2, seed: int = 0) -> list[int]:

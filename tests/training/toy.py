@@ -19,8 +19,8 @@ from nextscale.data.pictures import Split, from_memory
 from nextscale.features import FeatureNetwork, PerceptualDistance
 from nextscale.training import recipes
 from nextscale.training.recipes import Recipe, TokenizerRecipe, TransformerRecipe
-from nextscale.training.tokenizer import TokenizerStage
-from nextscale.training.transformer import TransformerStage
+from nextscale.training.tokenizer.stage import TokenizerStage
+from nextscale.training.transformer.stage import TransformerStage
 
 TOKENIZER = TokenizerConfig(
     scales=Scales([1, 2, 3, 4]),

@@ -26,13 +26,14 @@ from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.quantizer import Walk, codebook_loss, commitment_loss, usage
-from nextscale.training import adversary, codebook, discriminators, health, losses
-from nextscale.training.adversary import Adversary, Pair
+from nextscale.training import losses
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
 from nextscale.training.order import batch_indices, generator, views
 from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
+from nextscale.training.tokenizer import adversary, codebook, discriminators, health
+from nextscale.training.tokenizer.adversary import Adversary, Pair
 
 SHOWN = 8  # held-out pictures at most in a sample sheet
 VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split

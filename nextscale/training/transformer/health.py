@@ -15,7 +15,7 @@ from torch import Tensor
 from nextscale.config import TransformerConfig
 from nextscale.machine import distributed
 from nextscale.scales import Scales
-from nextscale.training.health import Figures, about_gradients, columns
+from nextscale.training.tokenizer.health import Figures, about_gradients, columns
 
 RISEN = 0.01  # of the lowest held-out cross-entropy: more than that above it is learning by heart
 EARLY = 4  # checks before which a scale need not foretell better than frequencies do

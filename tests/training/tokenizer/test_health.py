@@ -10,8 +10,8 @@ import pytest
 
 from nextscale import Scales
 from nextscale.config import TokenizerConfig
-from nextscale.training import health
-from nextscale.training.health import ScaleUsage, scale_usage, table
+from nextscale.training.tokenizer import health
+from nextscale.training.tokenizer.health import ScaleUsage, scale_usage, table
 
 PICTURES = 1000
 SOUND = {"used": 64, "possible": 64, "perplexity": 50.0, "residual": 0.5, "psnr": 20.0}

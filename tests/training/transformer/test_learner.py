@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale import VAR, Scales
-from nextscale.training.learner import Learner
+from nextscale.training.transformer.learner import Learner
 from nextscale.transformer import DropPath
 
 SCALES = Scales([1, 2, 4, 8])  # the last one is large enough for products of its own

@@ -23,15 +23,15 @@ from nextscale.machine import distributed
 from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.pipeline import Pipeline
 from nextscale.tokenizer import MultiScaleVQVAE
-from nextscale.training import tokens, transformer_health
-from nextscale.training.learner import Learner
 from nextscale.training.loop import Health
 from nextscale.training.losses import unigram_entropy
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
 from nextscale.training.order import batch_indices, generator, views
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.rundir import Stateful
-from nextscale.training.tokenizer import spread
+from nextscale.training.tokenizer.stage import spread
+from nextscale.training.transformer import health, tokens
+from nextscale.training.transformer.learner import Learner
 from nextscale.transformer import VAR, DropPath
 
 SHOWN = 3  # sample pictures a class in a sheet
@@ -98,7 +98,7 @@ class TransformerStage:
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
         self._whole: VAR | None = None
-        self.frequencies = transformer_health.Frequencies(config.scales, config.codebook_size, self.device)
+        self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device)
         self.recipe, self.seed = recipe, seed
         self.settings = known | {
             "data": self.data.train.fingerprint,
@@ -262,10 +262,10 @@ class TransformerStage:
     ) -> Health:
         """A column a scale, what the scaling laws say where they apply, and warnings."""
         config, clip = self.model.config, self.recipe.optimization.clip
-        table = transformer_health.table(config.scales, validation)
-        if transformer_health.is_release_like(config):
-            table.append(transformer_health.expectation(config, config.parameters, self.frequencies.images))
-        told = transformer_health.warnings(config.scales, validation, figures, history, clip=clip)
+        table = health.table(config.scales, validation)
+        if health.is_release_like(config):
+            table.append(health.expectation(config, config.parameters, self.frequencies.images))
+        told = health.warnings(config.scales, validation, figures, history, clip=clip)
         return Health(tuple(table), tuple(told))
 
     def unigram(self) -> float:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nextscale import Scales, presets
-from nextscale.training import transformer_health
-from nextscale.training.transformer_health import Frequencies
+from nextscale.training.transformer import health
+from nextscale.training.transformer.health import Frequencies
 
 SCALES, CPU = Scales([1, 2, 3]), torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_ten_scales_fit_eighty_columns() -> None:
     scales = presets.get("var-d16").transformer.scales
     names = ["", *(f"_scale_{k}" for k in range(1, 11))]
     values = {f"{name}{suffix}": 8.31 for name in ("cross_entropy", "unigram") for suffix in names}
-    lines = transformer_health.table(scales, values | {f"accuracy{suffix}": 0.999 for suffix in names})
+    lines = health.table(scales, values | {f"accuracy{suffix}": 0.999 for suffix in names})
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["scale", *(f"{n}x{n}" for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)), "all"]
     assert lines[1].split() == ["nats", *["8.31"] * 11]
@@ -54,15 +54,15 @@ def test_ten_scales_fit_eighty_columns() -> None:
 def test_scaling_laws_are_the_published_ones(name: str, nats: float, right: float) -> None:
     """What the release's models end near."""
     size = presets.get(name).transformer.parameters
-    assert transformer_health.loss_of_size(size) == pytest.approx(nats, abs=0.01)
-    assert transformer_health.accuracy_of_size(size) == pytest.approx(right, abs=0.003)
+    assert health.loss_of_size(size) == pytest.approx(nats, abs=0.01)
+    assert health.accuracy_of_size(size) == pytest.approx(right, abs=0.003)
 
 
 def test_an_expectation_falls_to_the_size_s_own_and_no_lower() -> None:
     """While little has been computed it is what compute allows."""
     config = presets.get("var-d16").transformer
     first, early, late, longer = (
-        transformer_health.expectation(config, config.parameters, images) for images in (0, 10**6, 256 * 10**6, 10**12)
+        health.expectation(config, config.parameters, images) for images in (0, 10**6, 256 * 10**6, 10**12)
     )
     assert "d16 (310 M) should read about 8.32 nats" in first
     assert "d16 (310 M) should read about 6.89 nats" in early
@@ -72,15 +72,15 @@ def test_an_expectation_falls_to_the_size_s_own_and_no_lower() -> None:
 
 def test_only_models_like_the_release_s_are_expected_anything() -> None:
     """The laws are about its codes, scales and classes."""
-    assert transformer_health.is_release_like(presets.get("var-d20").transformer)
-    assert not transformer_health.is_release_like(presets.get("base-256").transformer)
-    assert not transformer_health.is_release_like(presets.get("var-d36-512").transformer)
+    assert health.is_release_like(presets.get("var-d20").transformer)
+    assert not health.is_release_like(presets.get("base-256").transformer)
+    assert not health.is_release_like(presets.get("var-d36-512").transformer)
 
 
 def warned(now: float, before: list[float], **changes: float) -> list[str]:
     """Warnings at a check after others."""
     history = [{"step": 10.0 * (i + 1), "cross_entropy": nats} for i, nats in enumerate(before)]
-    return transformer_health.warnings(SCALES, figures(now, **changes), [], history, clip=2.0)
+    return health.warnings(SCALES, figures(now, **changes), [], history, clip=2.0)
 
 
 def test_learning_by_heart_is_told_with_the_step_to_go_back_to() -> None:
@@ -104,5 +104,5 @@ def test_guessing_is_told_once_there_was_time_to_learn() -> None:
 def test_a_scale_is_expected_nothing_of_before_it_is_learned() -> None:
     """Progressive training has learned one of three, and half of the second."""
     history = [{"step": step, "cross_entropy": 6.2} for step in (10.0, 20.0, 30.0, 40.0)]
-    (told,) = transformer_health.warnings(SCALES, figures(6.1), [{"scales_learned": 1.5}], history, clip=2.0)
+    (told,) = health.warnings(SCALES, figures(6.1), [{"scales_learned": 1.5}], history, clip=2.0)
     assert "scale 1x1 is foretold no better" in told

@@ -22,8 +22,8 @@ from nextscale.files.checkpoint import fingerprint
 from nextscale.training.loop import Length, train
 from nextscale.training.order import batch_indices
 from nextscale.training.recipes import TransformerRecipe
-from nextscale.training.tokenizer import TokenizerStage
-from nextscale.training.transformer import TransformerStage, fitted
+from nextscale.training.tokenizer.stage import TokenizerStage
+from nextscale.training.transformer.stage import TransformerStage, fitted
 
 
 @pytest.fixture

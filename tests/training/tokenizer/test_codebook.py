@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nextscale import MultiScaleVQVAE, Scales
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
-from nextscale.training import codebook
-from nextscale.training.codebook import (
+from nextscale.training.recipes import Codebook
+from nextscale.training.tokenizer import codebook
+from nextscale.training.tokenizer.codebook import (
     RunningMeans,
     chosen_scales,
     drawn,
@@ -24,7 +25,6 @@ from nextscale.training.codebook import (
     start_from_residuals,
     tallied,
 )
-from nextscale.training.recipes import Codebook
 
 SCALES = Scales([1, 2, 3, 4])
 SIZES = (200, 100, 50, 20, 10, 5)  # of blobs
@@ -89,7 +89,7 @@ def test_kmeans_of_many_vectors_compares_them_in_parts(rows: int, monkeypatch: p
     """With the same result."""
     vectors = torch.randn(40, 4, generator=numbers())
     whole = kmeans(vectors, 6, numbers(1))
-    monkeypatch.setattr("nextscale.training.codebook.ROWS", rows)
+    monkeypatch.setattr("nextscale.training.tokenizer.codebook.ROWS", rows)
     torch.testing.assert_close(kmeans(vectors, 6, numbers(1)), whole)
 
 

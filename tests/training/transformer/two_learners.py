@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from conftest import TRANSFORMER, awaken
 
 from nextscale import VAR
 from nextscale.machine import distributed
-from nextscale.training.learner import Learner
+from nextscale.training.transformer.learner import Learner
 
 
 def main() -> None:

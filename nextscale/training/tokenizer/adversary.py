@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from nextscale.machine import distributed
 from nextscale.machine.precision import lowered
 from nextscale.training import losses
-from nextscale.training.discriminators import DRAWS, diffaug
 from nextscale.training.optimization import Figures, Optimization, Outcome
 from nextscale.training.recipes import Adversarial, Recipe
+from nextscale.training.tokenizer.discriminators import DRAWS, diffaug
 
 MEMORY = 0.99  # decay of LeCam's running means
 

@@ -19,14 +19,15 @@ from training import toy as toys
 from nextscale import MultiScaleVQVAE
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split
-from nextscale.training import losses, tokenizer
-from nextscale.training.adversary import Pair
-from nextscale.training.codebook import chosen_scales
-from nextscale.training.discriminators import diffaug
+from nextscale.training import losses
 from nextscale.training.loop import SKIPS, Length, train
 from nextscale.training.order import batch_indices, generator, views
 from nextscale.training.recipes import names
-from nextscale.training.tokenizer import SHOWN, TokenizerStage, encoded, spread
+from nextscale.training.tokenizer import stage as tokenizer_stage
+from nextscale.training.tokenizer.adversary import Pair
+from nextscale.training.tokenizer.codebook import chosen_scales
+from nextscale.training.tokenizer.discriminators import diffaug
+from nextscale.training.tokenizer.stage import SHOWN, TokenizerStage, encoded, spread
 
 # ---- what it minimises -----------------------------------------------------------------------------------------------
 
@@ -430,7 +431,7 @@ def test_a_large_split_is_looked_at_here_and_there(first_stage, monkeypatch: pyt
         [0, 1, 2, 3, 4, 5],
         [0, 1, 2, 3, 4, 5],
     ]
-    monkeypatch.setattr(tokenizer, "VALIDATED", 3)
+    monkeypatch.setattr(tokenizer_stage, "VALIDATED", 3)
     stage = first_stage()
     pictures, _ = toy.validation.batch([0, 2, 4])
     with torch.no_grad():

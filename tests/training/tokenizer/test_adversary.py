@@ -10,9 +10,9 @@ from torch import Tensor
 from training import toy as toys
 
 from nextscale.training import losses
-from nextscale.training.adversary import MEMORY, Adversary, Pair, draws
-from nextscale.training.discriminators import diffaug, make
 from nextscale.training.recipes import Adversarial, Recipe, changed
+from nextscale.training.tokenizer.adversary import MEMORY, Adversary, Pair, draws
+from nextscale.training.tokenizer.discriminators import diffaug, make
 
 KINDS = ["patch", "features"]
 RECIPE = Recipe(

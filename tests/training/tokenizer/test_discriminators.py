@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from training.toy import Tiny
 
-from nextscale.training.discriminators import (
+from nextscale.training.tokenizer.discriminators import (
     DRAWS,
     PatchDiscriminator,
     diffaug,
