@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nextscale import cli
+from nextscale.training import monitoring
 from nextscale.training.tokenizer import health
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tokenizer.md").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def test_the_commands_parse(line: str) -> None:
         ("a scale uses few codes", f"than {health.USED_SHARE:.0%} of"),
         ("a scale leads away from the features", f"than {health.RESIDUAL_GROWTH:.1%} of"),
         ("the last scale makes pictures worse", f"than {health.DECIBELS_LOST} dB"),
-        ("the gradient was clipped", f"in {health.CLIPPED_SHARE:.0%} of"),
+        ("the gradient was clipped", f"in {monitoring.CLIPPED_SHARE:.0%} of"),
         ("the discriminator has won", f"than {health.TOLD_BY_ALL:.0%} told"),
         ("the discriminator has learned nothing", f"than {health.TOLD_BY_CHANCE:.0%} told"),
         ("the adaptive weight is at its bound", f"in {health.HELD_SHARE:.0%} of"),

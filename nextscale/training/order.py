@@ -6,6 +6,7 @@ Nothing here has a state, so a run that continues after a kill sees exactly what
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sized
 from functools import lru_cache
 
 import torch
@@ -40,3 +41,8 @@ def views(batch: int, step: int, seed: int, *, flip: bool = False) -> Tensor:
     if flip:
         mirrored[torch.rand(batch, generator=generator(seed, "flips", step)) < 0.5] = 0.5
     return torch.cat([crops, mirrored], dim=1)
+
+
+def spread(pictures: Sized, count: int) -> range:
+    """At most `count` indices of a split, evenly spread over it."""
+    return range(0, len(pictures), max(-(-len(pictures) // count), 1))

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nextscale.config import TokenizerConfig
-
-Figures = Mapping[str, float]
+from nextscale.training.monitoring import ENOUGH_STEPS, Figures, about_gradients, columns
 
 HANDFUL = 10  # a scale whose perplexity is below this says little more than a handful of codes could
 USED_SHARE = 0.5  # of the codes it could use that a scale should; as many random draws as codes would use 0.63 of them
@@ -26,8 +25,6 @@ TOLD_BY_CHANCE = 0.55  # share of patches told right up to which the discriminat
 HELD_SHARE = 0.5  # of the steps with the adaptive weight at a bound: then the bound is the weight
 ROUNDING = 1e-6  # of a float32 that was clamped, relative
 PAGE = "docs/tokenizer.md"
-ENOUGH_STEPS = 10  # for a share of steps to be told
-CLIPPED_SHARE = 0.95  # of the steps with the gradient clipped: then the clip decides the step, not the gradient
 
 
 @dataclass(frozen=True)
@@ -89,20 +86,9 @@ def table(rows: Sequence[ScaleUsage]) -> list[str]:
     return columns(cells)
 
 
-def columns(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text from columns of cells, the first of which holds the rows' names."""
-    padded = [_padded(column, right=i > 0) for i, column in enumerate(cells)]
-    return ["  ".join(line) for line in zip(*padded, strict=True)]
-
-
 def _short(value: float) -> str:
     """One decimal while that takes no more than four characters."""
     return "-" if math.isnan(value) else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"
-
-
-def _padded(column: Sequence[str], *, right: bool) -> list[str]:
-    width = max(map(len, column))
-    return [cell.rjust(width) if right else cell.ljust(width) for cell in column]
 
 
 # ---- the words -------------------------------------------------------------------------------------------------------
@@ -133,7 +119,7 @@ def warnings(
     return [
         *_about_codes(config, rows),
         *_about_painting(rows),
-        *about_gradients(figures, clip),
+        *about_gradients(figures, clip, page=PAGE),
         *_about_discriminator(figures),
         *_about_balance(heard, adaptive_range),
         *(_about_price(validation, history) if heard else ()),
@@ -165,24 +151,6 @@ def _about_painting(rows: Sequence[ScaleUsage]) -> Iterator[str]:
             f"the last scale, {rows[-1].size}, makes pictures worse: PSNR {rows[-1].psnr:.2f} dB after it, "
             f"{rows[-2].psnr:.2f} before it; try longer training, then restarts of dead codes or less quantizer "
             f"dropout (docs/tokenizer.md)"
-        )
-
-
-def about_gradients(figures: Sequence[Figures], clip: float, *, page: str = PAGE) -> Iterator[str]:
-    """Of any stage; `page` tells more."""
-    names = ("gradient_norm", "discriminator_gradient_norm")
-    skipped = sum(any(not math.isfinite(step.get(name, 0.0)) for name in names) for step in figures)
-    if skipped:
-        yield (
-            f"{skipped} of {len(figures)} steps were skipped, their gradient not being finite; try a smaller learning "
-            f"rate, a longer warm-up, or float32 ({page})"
-        )
-    norms = [step["gradient_norm"] for step in figures if math.isfinite(step.get("gradient_norm", math.nan))]
-    clipped = sum(norm > clip for norm in norms)
-    if len(norms) >= ENOUGH_STEPS and clipped >= CLIPPED_SHARE * len(norms):
-        yield (
-            f"the gradient was clipped in {clipped} of {len(norms)} steps: its norm is {statistics.median(norms):.3g} "
-            f"as a rule, the clip {clip:g}; try a larger clip or a smaller learning rate ({page})"
         )
 
 

@@ -7,7 +7,7 @@ what this process sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from nextscale.tokenizer.quantizer import Walk, codebook_loss, commitment_loss, 
 from nextscale.training import losses
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
-from nextscale.training.order import batch_indices, generator, views
+from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
 from nextscale.training.tokenizer import adversary, codebook, discriminators, health
@@ -381,11 +381,6 @@ class TokenizerStage:
     def export(self, directory: Path) -> None:
         """The tokenizer as `MultiScaleVQVAE.load` reads it."""
         self.best_model.save(directory)
-
-
-def spread(pictures: Sized, count: int) -> range:
-    """At most `count` indices of a split, evenly spread over it."""
-    return range(0, len(pictures), max(-(-len(pictures) // count), 1))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Is the transformer well? How each scale's tokens are foretold, beside a guess by frequency and the scaling laws.
 
-Figures come in, text goes out, as in `health`; only the frequencies of codes are counted here. The thresholds are the
+Figures come in, text goes out; only the frequencies of codes are counted here. The thresholds are the
 constants below. Shapes: B images, L tokens, K scales, V codes.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from nextscale.config import TransformerConfig
 from nextscale.machine import distributed
 from nextscale.scales import Scales
-from nextscale.training.tokenizer.health import Figures, about_gradients, columns
+from nextscale.training.monitoring import Figures, about_gradients, columns
 
 RISEN = 0.01  # of the lowest held-out cross-entropy: more than that above it is learning by heart
 EARLY = 4  # checks before which a scale need not foretell better than frequencies do

@@ -26,10 +26,9 @@ from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.loop import Health
 from nextscale.training.losses import unigram_entropy
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
-from nextscale.training.order import batch_indices, generator, views
+from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.rundir import Stateful
-from nextscale.training.tokenizer.stage import spread
 from nextscale.training.transformer import health, tokens
 from nextscale.training.transformer.learner import Learner
 from nextscale.transformer import VAR, DropPath

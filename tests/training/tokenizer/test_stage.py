@@ -21,13 +21,13 @@ from nextscale.data import DataSet
 from nextscale.data.pictures import Split
 from nextscale.training import losses
 from nextscale.training.loop import SKIPS, Length, train
-from nextscale.training.order import batch_indices, generator, views
+from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import names
 from nextscale.training.tokenizer import stage as tokenizer_stage
 from nextscale.training.tokenizer.adversary import Pair
 from nextscale.training.tokenizer.codebook import chosen_scales
 from nextscale.training.tokenizer.discriminators import diffaug
-from nextscale.training.tokenizer.stage import SHOWN, TokenizerStage, encoded, spread
+from nextscale.training.tokenizer.stage import SHOWN, TokenizerStage, encoded
 
 # ---- what it minimises -----------------------------------------------------------------------------------------------
 
