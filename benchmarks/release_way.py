@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale import MultiScaleVQVAE, Pipeline
-from nextscale.benchmark import seconds_of
+from nextscale.bench.sampling import seconds_of
 from nextscale.transformer import VAR
 from nextscale.transformer.layers import MAX_TEMPERATURE, Block
 

@@ -13,7 +13,7 @@ from nextscale.cli.output import check_json, console, progress, say, table, writ
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nextscale.benchmark import Sampling
+    from nextscale.bench.sampling import Sampling
     from nextscale.pipeline import Pipeline
 
 
@@ -64,7 +64,7 @@ class BenchSample:
             write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
 
     def _measure(self, pipe: Pipeline) -> list[Sampling]:
-        from nextscale.benchmark import measure_sampling
+        from nextscale.bench.sampling import measure_sampling
 
         measured = []
         with progress() as bar:

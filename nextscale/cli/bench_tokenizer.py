@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from nextscale.benchmark import Tokenizing
+    from nextscale.bench.sampling import Tokenizing
+    from nextscale.bench.training import Training
     from nextscale.pipeline import Pipeline
-    from nextscale.training.speed import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class BenchTokenizer:
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)
         check_json(self.json)
-        from nextscale.benchmark import tokenizer_pipeline
+        from nextscale.bench.sampling import tokenizer_pipeline
         from nextscale.machine.precision import find_device
 
         device = find_device(self.device)
@@ -70,8 +70,8 @@ class BenchTokenizer:
 
     def _time_training(self, device: torch.device) -> None:
         from nextscale import presets
+        from nextscale.bench.training import measure_training
         from nextscale.training.optimization import training_dtype
-        from nextscale.training.speed import measure_training
 
         config, dtype = presets.get(self.preset).tokenizer, training_dtype(self.precision, device)
         measured = []
@@ -93,7 +93,7 @@ class BenchTokenizer:
         self._report(setting, _training_table(measured), measured)
 
     def _measure(self, pipe: Pipeline) -> list[Tokenizing]:
-        from nextscale.benchmark import measure_tokenizer
+        from nextscale.bench.sampling import measure_tokenizer
 
         measured = []
         with progress() as bar:

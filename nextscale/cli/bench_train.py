@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
+    from nextscale.bench.transformer import NaiveStep, TransformerTraining
     from nextscale.presets import Preset
-    from nextscale.training.transformer_speed import NaiveStep, TransformerTraining
 
 Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="(default: 4)")]
 Compared = Annotated[Literal["naive"] | None, tyro.conf.arg(metavar="naive", help_behavior_hint="")]
@@ -88,7 +88,7 @@ class BenchTrain:
         return self.preset if self.depth is None else f"{self.preset} at depth {self.depth}"
 
     def _measure(self, preset: Preset, device: torch.device) -> list[TransformerTraining]:
-        from nextscale.training.transformer_speed import measure_transformer_training
+        from nextscale.bench.transformer import measure_transformer_training
 
         measured = []
         with progress() as bar:

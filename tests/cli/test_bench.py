@@ -16,11 +16,11 @@ QUICK = ["--preset", "emoji-32", "--repeats", 1, "--device", "cpu", "--precision
 @pytest.fixture(scope="module", autouse=True)
 def small_gauge() -> Iterator[None]:
     """Rates of small shapes: what they are does not matter here."""
-    from nextscale import benchmark
+    from nextscale.bench import sampling
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "COPIED", 1 << 16)
-        patch.setattr(benchmark, "ROWS", {"cpu": 8, "accelerator": 8})
+        patch.setattr(sampling, "COPIED", 1 << 16)
+        patch.setattr(sampling, "ROWS", {"cpu": 8, "accelerator": 8})
         yield
 
 

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from nextscale.benchmark import Done, Gauge, Rates, Scope, peak_memory, seconds_of
+from nextscale.bench.sampling import Done, Gauge, Rates, Scope, peak_memory, seconds_of
 from nextscale.config import TokenizerConfig
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split, from_memory

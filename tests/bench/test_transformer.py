@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nextscale import VAR, Scales
+from nextscale.bench.transformer import dense_logits, step_work
 from nextscale.machine import flops
-from nextscale.training.transformer_speed import dense_logits, step_work
 
 SCALES = Scales([1, 2, 4, 8])
 

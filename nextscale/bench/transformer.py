@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from nextscale.benchmark import Done, Gauge, Scope, peak_memory, seconds_of
+from nextscale.bench.sampling import Done, Gauge, Scope, peak_memory, seconds_of
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from nextscale import Pipeline, benchmark
-from nextscale.benchmark import Gauge, Rates, measure_sampling, measure_tokenizer, peak_memory, seconds_of
+from nextscale import Pipeline
+from nextscale.bench import sampling
+from nextscale.bench.sampling import Gauge, Rates, measure_sampling, measure_tokenizer, peak_memory, seconds_of
 from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 
@@ -22,8 +23,8 @@ CPU = torch.device("cpu")
 def small_gauge() -> Any:
     """Rates of small shapes: what they are does not matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "COPIED", 1 << 16)
-        patch.setattr(benchmark, "ROWS", {"cpu": 8, "accelerator": 8})
+        patch.setattr(sampling, "COPIED", 1 << 16)
+        patch.setattr(sampling, "ROWS", {"cpu": 8, "accelerator": 8})
         yield
 
 
@@ -37,7 +38,7 @@ def test_figures_of_sampling_belong_together(pipe: Pipeline, guidance: float) ->
     assert len(measured.seconds_of_repeats) == len(measured.ratios_of_repeats) == 3
     assert measured.seconds_per_image == sorted(measured.seconds_of_repeats)[1] / 2
     assert measured.roofline_ratio == sorted(measured.ratios_of_repeats)[1]
-    work = benchmark.sampling_work(pipe, guided=guidance != 0)
+    work = sampling.sampling_work(pipe, guided=guidance != 0)
     assert (measured.matrix_flop_per_image, measured.convolution_flop_per_image) == (work.matrix, work.convolution)
     assert measured.first_call_seconds > 0
     assert measured.peak_memory_bytes > 10**7
@@ -54,14 +55,14 @@ def test_ratio_is_time_over_work_at_the_rates_around_it(pipe: Pipeline, monkeypa
 
     monkeypatch.setattr(Gauge, "rates", rates)
     measured = measure_sampling(pipe, 1, repeats=2)
-    work = benchmark.sampling_work(pipe, guided=True).total
+    work = sampling.sampling_work(pipe, guided=True).total
     assert measured.roofline_seconds_per_image == work / 2
     assert measured.ratios_of_repeats == pytest.approx([taken * 2 / work for taken in measured.seconds_of_repeats])
 
 
 def test_work_of_an_image_is_the_sum_of_its_parts(pipe: Pipeline) -> None:
     """Class, scales, canvas and decoder; guidance doubles what the transformer does and nothing else."""
-    plain, guided = (benchmark.sampling_work(pipe, guided=guided) for guided in (False, True))
+    plain, guided = (sampling.sampling_work(pipe, guided=guided) for guided in (False, True))
     decoder = flops.decoder_work(pipe.tokenizer.config)
     phi = flops.painting_work(pipe.tokenizer.config).convolution
     assert plain.convolution == guided.convolution == decoder.convolution + 4 * phi
@@ -75,7 +76,7 @@ def test_weights_read_are_the_models_weights(pipe: Pipeline) -> None:
     blocks = sum(size for name, size in sizes.items() if name.startswith("blocks.")) - modulations
     decoder = [*pipe.tokenizer.decoder.parameters(), *pipe.tokenizer.post_quantizer.parameters()]
     expected = 4 * (blocks + sizes["head.weight"]) + modulations + sum(p.numel() * 4 for p in decoder if p.ndim == 4)
-    assert benchmark.weight_bytes(pipe) == expected
+    assert sampling.weight_bytes(pipe) == expected
 
 
 def test_figures_of_the_tokenizer_belong_together(pipe: Pipeline) -> None:
@@ -89,7 +90,7 @@ def test_figures_of_the_tokenizer_belong_together(pipe: Pipeline) -> None:
 
 def test_tokenizer_is_measured_without_its_transformer() -> None:
     """The one beside it is hardly there."""
-    pipe = benchmark.tokenizer_pipeline("emoji-32", device="cpu", precision="fp32")
+    pipe = sampling.tokenizer_pipeline("emoji-32", device="cpu", precision="fp32")
     assert pipe.transformer.config.parameters < 10**5
     assert pipe.tokenizer.config.channels == 32
 
