@@ -48,9 +48,3 @@ def test_every_command_is_shown() -> None:
 def test_the_make_targets_exist(target: str) -> None:
     """Each with the line that `make help` prints."""
     assert re.search(rf"^{target}:.*  ## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-
-
-@pytest.mark.parametrize("entry", re.findall(r"^  (\S+)  ", README, flags=re.MULTILINE))
-def test_the_tree_is_the_tree(entry: str) -> None:
-    """Every file and folder it names is there."""
-    assert (ROOT / "nextscale" / entry).exists()

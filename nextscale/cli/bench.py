@@ -43,7 +43,7 @@ def setting(device: torch.device, dtype: torch.dtype, preset: str, repeats: int)
     """What was measured and on what, as plain JSON values."""
     import torch
 
-    import nextscale
+    from nextscale import __version__
 
     return {
         "preset": preset,
@@ -53,7 +53,7 @@ def setting(device: torch.device, dtype: torch.dtype, preset: str, repeats: int)
         "precision": str(dtype).removeprefix("torch."),
         "repeats": repeats,
         "torch": torch.__version__,
-        "nextscale": nextscale.__version__,
+        "nextscale": __version__,
     }
 
 

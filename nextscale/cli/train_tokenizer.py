@@ -108,7 +108,8 @@ class TrainTokenizer:
 
     def _config(self) -> TokenizerConfig:
         """The preset's with the changes asked for, for pictures of the size asked for."""
-        from nextscale import Scales, presets
+        from nextscale import presets
+        from nextscale.scales import Scales
         from nextscale.training import recipes
 
         settings = [setting for setting in self.set if setting.startswith(ARCHITECTURE)]

@@ -195,6 +195,6 @@ def network_used(network: FeatureNetwork) -> NetworkUsed:
 
 def versions() -> dict[str, str]:
     """Of the libraries that the figures pass through."""
-    import nextscale
+    from nextscale import __version__
 
-    return {"nextscale": nextscale.__version__, **{name: version(name) for name in LIBRARIES}}
+    return {"nextscale": __version__, **{name: version(name) for name in LIBRARIES}}
