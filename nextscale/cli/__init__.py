@@ -46,7 +46,6 @@ LONGEST_SHOWN = 200  # of a path that cannot be used
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 WORDING = (
-    (r"no type matching .* could be instantiated from .* - <class '\w+'>: ", ""),  # for an option that may be left out
     (r"^Error parsing ([^:]+): invalid literal for int\(\) with base 10: ", r"\1: expected an integer, got "),
     (r"^Error parsing ([^:]+): could not convert string to float: ", r"\1: expected a number, got "),
     (r"^Error parsing ([^:]+): Could not find valid parse for arguments: \[(.*)\]", r"\1: expected numbers, got \2"),
@@ -56,10 +55,6 @@ WORDING = (
         r"^invalid choice ('.*') for argument '([^']+)'\. Expected one of \((.*?),?\)\.$",
         r"\2: expected one of \3, got \1",
     ),
-    (r"no type matching INT could be instantiated from \[(.*)\]", r"expected an integer, got \1"),
-    (r"no type matching FLOAT could be instantiated from \[(.*)\]", r"expected a number, got \1"),
-    (r"no type matching (\S+) could be instantiated from \[(.*)\]", r"expected \1, got \2"),
-    (r"(expected one of .*), 'None'|'None', ", r"\1"),  # leaving the option out says that
     (r"\.$", ""),
 )
 
@@ -156,6 +151,8 @@ def parse(arguments: list[str]) -> Any:
     """
     import tyro
 
+    from nextscale.cli.options import REGISTRY
+
     name, arguments = _find(arguments)
     module, kind, _ = COMMANDS[name]
     command = getattr(import_module(f"nextscale.cli.{module}"), kind)
@@ -169,6 +166,7 @@ def parse(arguments: list[str]) -> Any:
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
                 return_unknown_args=True,
+                registry=REGISTRY,
             )
     except SystemExit as stop:
         if not stop.code:

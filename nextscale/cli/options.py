@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union, get_args
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
 Model = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR|HUB|VAE VAR", help_behavior_hint="")]
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
@@ -21,3 +29,26 @@ NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HE
 Threads = Count
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def may_be_left_out(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | UnsupportedTypeAnnotationError | None:
+    """`X | None`, an option that may be left out, parses as X does; None is a default and never typed.
+
+    tyro's own rule for unions puts the choices of X in the order of a set, so that messages differ from run to run.
+    """
+    if info.type_origin not in (Union, types.UnionType) or type(None) not in get_args(info.type):
+        return None
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    if len(kinds) > 1:
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
+    if isinstance(spec, UnsupportedTypeAnnotationError):
+        return spec
+    return dataclasses.replace(
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+    )
