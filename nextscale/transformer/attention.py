@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from nextscale.scales import Scales
 from nextscale.transformer.layers import SCORES, Look
@@ -73,7 +74,7 @@ def fused(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], sca
     return torch.cat(seen, dim=2)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo  # `torch.compiler.disable`, whose second of imports waits for the first call
 def split(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], scale: float) -> Tensor:
     """Each part in plain products whose scores stay in the cache, (B, H, L, d)."""
     with torch.autocast(q_BHLd.device.type, enabled=False):  # which would do the softmax in float32
