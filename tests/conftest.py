@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; for the programs that tests start, too
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,10 @@ TRANSFORMER = TransformerConfig(
     normalized_attention=True,
     shared_modulation=False,
 )
+
+
+# A shell script starts what it puts in the background with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from nextscale.data.folder import visible
 from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress, fingerprint
 from nextscale.data.tokens import INDEX, SPLITS, Meta, Stamp
 from nextscale.errors import InputError
+from nextscale.files import lock
 from nextscale.files.checkpoint import read_json, write_beside, write_json
 from nextscale.machine import distributed
 
@@ -85,11 +86,15 @@ def write(
 
     A picture that turns out unreadable is replaced as `data` replaces it, and named in the cache. Over several
     processes each writes its share of the files, which must be in one place. Raises `InputError` when the directory
-    holds another cache, with the differences, or cannot be written.
+    holds another cache, with the differences, is in use by another process, or cannot be written.
     """
     if batch < 1:
         raise InputError(f"batch: expected at least 1, got {batch}")
-    directory = Path(directory)
+    with lock.held(Path(directory)):
+        return _write(Path(directory), data, encode, meta, batch, progress)
+
+
+def _write(directory: Path, data: DataSet, encode: Encode, meta: Meta, batch: int, progress: Progress | None) -> int:
     if distributed.is_first():
         _claim(directory, meta)
     distributed.barrier()

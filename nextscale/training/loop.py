@@ -24,6 +24,7 @@ from torch import Tensor
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
+from nextscale.files import lock
 from nextscale.machine import distributed
 from nextscale.training.optimization import Outcome
 from nextscale.training.rundir import RunDirectory, State, Stateful
@@ -170,9 +171,9 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
     Over several processes, each runs this on its own stage; the first one writes and validates. A network whose
     gradient is not finite stays as it is, and the step is counted ("skipped").
 
-    Raises `InputError` when the directory holds another run or cannot be written, `Stopped` after a signal (the run is
-    saved by then), `FloatingPointError` after `SKIPS` steps in a row that were not finite (the last checkpoint stays,
-    and the pictures of the last such step lie beside it).
+    Raises `InputError` when the directory holds another run, is in use by another process or cannot be written,
+    `Stopped` after a signal (the run is saved by then), `FloatingPointError` after `SKIPS` steps in a row that were not
+    finite (the last checkpoint stays, and the pictures of the last such step lie beside it).
     """
     settings = {
         "stage": stage.name,
@@ -180,12 +181,18 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         "length": vars(length),
         "recipe": dataclasses.asdict(stage.recipe),
     }
-    run = RunDirectory.open(directory, settings | dict(stage.settings))
-    run.describe(stage.data)
-    run.require_room(stage)
+    with lock.held(directory):
+        run = RunDirectory.open(directory, settings | dict(stage.settings))
+        run.describe(stage.data)
+        run.require_room(stage)
+        yield from _continued(stage, run, length, checks)
+
+
+def _continued(stage: Stage, run: RunDirectory, length: Length, checks: int) -> Iterator[Event]:
+    """From the last checkpoint to the end."""
     state = run.restore(stage)
     if distributed.any_of(state.step != distributed.from_first(state.step)):
-        raise InputError(f"expected one {directory} that all processes read, got checkpoints of different steps")
+        raise InputError(f"expected one {run.path} that all processes read, got checkpoints of different steps")
     if state.step == 0:
         stage.prepare()
     if isinstance(stage, Gathering):
@@ -193,7 +200,7 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
     if state.step != state.total:
         yield from _steps(stage, run, state, length, checks)
     elif distributed.is_first():
-        stage.export(directory)  # whatever has become of the files since
+        stage.export(run.path)  # whatever has become of the files since
     run.finish(state)
 
 

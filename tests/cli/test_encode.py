@@ -165,6 +165,22 @@ def test_an_interrupted_encoding_says_so(started, pictures: Path, run: Path, tmp
     assert "the same command continues" in " ".join(output.split())
 
 
+def test_a_second_encoding_into_the_same_cache_is_refused(
+    nextscale, started: Callable[..., subprocess.Popen[str]], pictures: Path, run: Path, tmp_path: Path
+) -> None:
+    """One line that names the first: process, host and since when. The first one goes on."""
+    out = tmp_path / "cache"
+    command = ["encode", pictures, "--tokenizer", run, "--views", 60, "--shard", 60, "--batch", 2, "--out", out]
+    process = started(*command)
+    wait_for_parts(process, out, 1)
+    process.send_signal(signal.SIGSTOP)  # so that it is not through before the second one has looked
+    refused = nextscale(*command)
+    process.send_signal(signal.SIGCONT)
+    assert (refused.status, refused.errors.count("\n")) == (2, 1)
+    assert re.match(rf"nextscale: error: {out} is in use by process {process.pid} on \S+ since 2", refused.errors)
+    assert process.wait(60) == 0
+
+
 def test_a_finished_cache_is_reused(nextscale, pictures: Path, run: Path, cache: Path) -> None:
     """The second time it says so and changes nothing; another batch or device makes no other cache."""
     before = contents(cache)

@@ -159,6 +159,23 @@ def test_training_leaves_torch_as_it_was(make_stage, tmp_path: Path, untouched) 
         list(begin(make_stage(), tmp_path))
 
 
+def test_a_directory_is_trained_in_by_one_run_at_a_time(toy: DataSet, tmp_path: Path) -> None:
+    """The second is refused before it has written anything; afterwards, and after a run that failed, it may."""
+    running = begin(Slope(toy), tmp_path)
+    next(running)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=f"in use by process {os.getpid()} on "):
+        next(begin(Slope(toy), tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    running.close()
+    stage = Slope(toy)
+    stage.before_step = stop_at(1)
+    with pytest.raises(Stopped):
+        list(begin(stage, tmp_path))
+    assert [event.step for event in begin(Slope(toy), tmp_path)] == [3, 4]
+    assert not list(tmp_path.glob(".lock"))
+
+
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 
