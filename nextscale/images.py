@@ -15,19 +15,21 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from nextscale.errors import InputError
 
 Source = str | Path | BinaryIO
+Given = Tensor | np.ndarray | Image.Image | Sequence["Given"]
 
 # A broken file can raise any of these out of Pillow's decoders.
 _DECODING_ERRORS = (
@@ -45,6 +47,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 
+ROUNDING = 1 / 127.5  # how far floats may leave their range: a level of 8 bits
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,14 +70,19 @@ def open_rgb(source: Source) -> Image.Image:
     (about 179 million pixels).
     """
     with _opened(source) as image:
-        rgb, turn = to_rgb(image), _UPRIGHT.get(_orientation(image))
-        return rgb.transpose(turn) if turn is not None else rgb
+        return upright_rgb(image)
 
 
 def stored_size(source: Source) -> tuple[int, int]:
     """(height, width) by the file's header, before any EXIF rotation. Raises `InputError` like `open_rgb`."""
     with _opened(source) as image:
         return image.height, image.width
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """`to_rgb`, turned as the camera's note says."""
+    rgb, turn = to_rgb(image), _UPRIGHT.get(_orientation(image))
+    return rgb.transpose(turn) if turn is not None else rgb
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,9 +99,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def read(source: Source, *, height: int, width: int) -> Tensor:
     """A file as one picture of a given size: covered, centre-cropped, (3, H, W) float32 in [-1, 1]."""
-    return center_crop(
-        from_pil(resize_to_cover(open_rgb(source), height=height, width=width)), height=height, width=width
-    )
+    return _fitted(open_rgb(source), height=height, width=width)
+
+
+def _fitted(rgb: Image.Image, *, height: int, width: int) -> Tensor:
+    return center_crop(from_pil(resize_to_cover(rgb, height=height, width=width)), height=height, width=width)
 
 
 @contextmanager
@@ -195,8 +205,69 @@ def to_pil(image: Tensor) -> Image.Image:
     """(3, H, W), float in [-1, 1] or uint8, as a Pillow RGB image. Raises `InputError` for another shape."""
     if image.dim() != 3 or image.shape[0] != 3:
         raise InputError(f"expected one picture of shape (3, H, W), got {tuple(image.shape)}")
+    if image.is_meta:
+        raise InputError("expected pixels, got shapes alone, on the meta device")
     levels = image if image.dtype == torch.uint8 else to_uint8(image.detach())
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+# ---- what callers have in their hands --------------------------------------------------------------------------------
+
+
+def as_batch(given: Given, *, height: int, width: int) -> Tensor:
+    """Pictures in any of the usual forms -> (B, 3, H, W) float32 in [-1, 1], on the device they are on.
+
+    Arguments:
+        given: Pillow images of any size, covered and centre-cropped as training data are; tensors or arrays of this
+            very size, (3, H, W) or (B, 3, H, W), arrays with their channels last too, uint8 or floats
+            in [-1, 1]; or a list of these.
+
+    Raises `InputError` for another shape or dtype, and for floats that leave [-1, 1] by more than rounding.
+    """
+    if isinstance(given, Image.Image):
+        try:
+            return _fitted(upright_rgb(given), height=height, width=width)[None]
+        except _DECODING_ERRORS as error:
+            raise InputError(f"images: expected a readable picture, got {given}: {error}") from None
+    if isinstance(given, list | tuple):
+        if not given:
+            raise InputError("images: expected at least one, got none")
+        return torch.cat([as_batch(one, height=height, width=width) for one in given])
+    tensor = _from_array(given) if isinstance(given, np.ndarray) else given
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"images: expected tensors, arrays or Pillow images, got {type(given).__name__}")
+    batch = tensor[None] if tensor.ndim == 3 else tensor
+    floats = batch.is_floating_point()
+    if batch.shape[1:] != (3, height, width) or not (floats or batch.dtype == torch.uint8):
+        got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        wanted = f"(batch, 3, {height}, {width}), float in [-1, 1] or uint8"
+        raise InputError(f"images: expected shape {wanted}, got {got}")
+    if not floats:
+        return from_uint8(batch)
+    check_range(batch)
+    return batch.to(torch.float32)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    """Channels first; copied, so that neither strides nor write protection matter."""
+    last = array.ndim in (3, 4) and array.shape[-1] == 3 and array.shape[-3] != 3
+    try:
+        return torch.from_numpy(np.array(np.moveaxis(array, -1, -3) if last else array))
+    except TypeError:
+        raise InputError(f"images: expected uint8 or floats, got an array of {array.dtype}") from None
+
+
+def check_range(floats: Tensor) -> None:
+    """Raise `InputError` where floats leave [-1, 1] by more than rounding, or are no numbers.
+
+    Waits for the device. Shapes alone, on the meta device, pass.
+    """
+    if floats.is_meta or not floats.numel():
+        return
+    low, high = (float(end) for end in floats.detach().aminmax())
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
+        hint = "; x / 127.5 - 1 brings [0, 255] there" if low >= 0 and 2 < high <= 255 else ""
+        raise InputError(f"images: expected floats in [-1, 1], got {low:.4g} .. {high:.4g}{hint}")
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------
@@ -257,8 +328,10 @@ def psnr(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(path: str | Path, image: Image.Image | Tensor) -> None:
+def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, str] | None = None) -> None:
     """Write one picture, a Pillow image or (3, H, W) in [-1, 1]; the suffix decides the format, parents are made.
+
+    `notes` are text that a PNG carries along (Pillow: `Image.open(path).text`); other formats have no room for them.
 
     The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format and for a place
     that cannot be written.
@@ -272,15 +345,22 @@ def save(path: str | Path, image: Image.Image | Tensor) -> None:
         picture = to_rgb(picture)  # it knows neither transparency nor palettes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, picture, picture_format)
+        _write_whole(path, picture, picture_format, _chunks(notes) if picture_format == "PNG" else {})
     except OSError as error:
         raise InputError(f"expected a place to write {path}, got: {error.strerror or error}") from error
 
 
-def _write_whole(path: Path, picture: Image.Image, picture_format: str) -> None:
+def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
+    chunks = PngInfo()
+    for name, text in (notes or {}).items():
+        chunks.add_itxt(name, text)
+    return {"pnginfo": chunks}
+
+
+def _write_whole(path: Path, picture: Image.Image, picture_format: str, options: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        picture.save(partial, picture_format, quality=95)
+        picture.save(partial, picture_format, quality=95, **options)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

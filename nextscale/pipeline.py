@@ -5,20 +5,24 @@ What people hold in their hands: generate, stream, reconstruct, save, load. Imag
 
 from __future__ import annotations
 
+import json
 import operator
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nextscale import hub, presets
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
-from nextscale.images import to_unit
+from nextscale.images import Given, as_batch, from_unit, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, find_device, find_dtype
 from nextscale.sampling import loop
 from nextscale.sampling.engine import Engine, make_engine, signature
@@ -32,13 +36,63 @@ from nextscale.transformer import model as transformer_files
 
 
 @dataclass(frozen=True)
+class Request:
+    """What one picture was painted from: with the same model it is enough to paint it again."""
+
+    label: int
+    """Number of the class; the number of classes itself is "no class"."""
+    name: str
+    """Of the class."""
+    seed: int
+    guidance: float | tuple[float, ...]
+    """A number as `Pipeline.generate` takes it, or the weight at each scale that a schedule gave."""
+    top_k: int
+    top_p: float
+    temperature: float
+    smooth: bool
+
+    @property
+    def stem(self) -> str:
+        """A file name that tells the label and the seed: `3-food-drink-seed7`."""
+        words = re.sub(r"\W+", "-", self.name.lower()).strip("-")[:40]
+        named = [words] if words and words != str(self.label) else []
+        return "-".join([str(self.label), *named, f"seed{self.seed}"])
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """For a PNG to carry along."""
+        return {"nextscale": json.dumps(vars(self), ensure_ascii=False)}
+
+
+@dataclass(frozen=True)
 class Generated:
-    """What `Pipeline.generate` gives."""
+    """What `Pipeline.generate` gives; `len` of it is B."""
 
     images: Tensor
     """(B, 3, H, W) float32 in [0, 1]."""
     tokens: Tensor
     """(B, L) int64."""
+    requests: tuple[Request, ...]
+    """B of them."""
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def pil(self) -> list[Image.Image]:
+        """The images as B Pillow images, 8-bit RGB."""
+        return [to_pil(from_unit(image)) for image in self.images]
+
+    def save(self, directory: str | Path) -> list[Path]:
+        """Write a PNG an image, named after class and seed, with its request inside; returns their paths.
+
+        A PNG's request is `json.loads(PIL.Image.open(path).text["nextscale"])`. Files of the same names are replaced.
+        Raises `InputError` when the directory cannot be written.
+        """
+        stems = _numbered(request.stem for request in self.requests)
+        paths = [Path(directory) / f"{stem}.png" for stem in stems]
+        for path, image, request in zip(paths, self.pil(), self.requests, strict=True):
+            save(path, image, notes=request.notes)
+        return paths
 
 
 @dataclass(frozen=True)
@@ -49,12 +103,24 @@ class Step:
     """0-based."""
     tokens: Tensor
     """(B, h_k, w_k) int64, the tokens of this scale."""
+    requests: tuple[Request, ...]
+    """B of them."""
     _pipeline: Pipeline
     _canvas: Tensor
 
     def preview(self) -> Tensor:
         """The images so far, (B, 3, H, W) float32 in [0, 1]."""
         return self._pipeline.show(self._canvas)
+
+
+def _numbered(stems: Iterable[str]) -> list[str]:
+    """Equal ones are numbered: the same picture asked for twice, or with other settings in between."""
+    seen: Counter[str] = Counter()
+    told = []
+    for stem in stems:
+        seen[stem] += 1
+        told.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
+    return told
 
 
 class Pipeline:
@@ -78,7 +144,7 @@ class Pipeline:
         precision: Precision = "auto",
     ) -> None:
         check_pair(tokenizer.config, transformer.config)
-        names = tuple(map(str, range(transformer.config.classes))) if classes is None else tuple(classes)
+        names = _numbers(transformer.config.classes) if classes is None else tuple(classes)
         if len(names) != transformer.config.classes:
             raise InputError(f"classes: expected {transformer.config.classes} names, got {len(names)}")
         self.device = find_device(device)
@@ -89,6 +155,30 @@ class Pipeline:
             self.transformer.lower_precision(self.dtype)
         self.classes = names
         self._engine: Engine | None = None
+
+    def __repr__(self) -> str:
+        """One line: model, size, classes, device, precision."""
+        model, size = self.transformer.config, self.tokenizer.config
+        shown = "" if self.classes == _numbers(model.classes) else f": {', '.join(self.classes[:3])}"
+        more = ", ..." if shown and len(self.classes) > 3 else ""
+        return (
+            f"Pipeline(VAR-d{model.depth}, {model.parameters / 1e6:.1f} M parameters, {size.height}x{size.width} px, "
+            f"{model.classes} classes{shown}{more}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
+        )
+
+    def to(self, device: str | torch.device) -> Pipeline:
+        """Move both models to `device`, in the precision they have; returns this pipeline.
+
+        Raises `InputError` for a device that is not there, and for leaving "meta", where there are shapes alone.
+        """
+        device = find_device(device)
+        if self.device.type == "meta" != device.type:
+            raise InputError(f"device: expected weights to move to {device}, got shapes alone, on meta")
+        self._engine = None  # before the models move: not two copies at a time
+        self.tokenizer.to(device)
+        self.transformer.to(device)
+        self.device = device
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the engine, which is made again where it is needed."""
@@ -147,8 +237,8 @@ class Pipeline:
 
     def generate(
         self,
-        labels: Sequence[int | str],
-        seeds: Sequence[int] | None = None,
+        labels: int | str | Sequence[int | str],
+        seeds: int | Sequence[int] | None = None,
         *,
         guidance: float | Guidance = 1.5,
         top_k: int = 900,
@@ -160,8 +250,9 @@ class Pipeline:
         """Sample one image a label.
 
         Arguments:
-            labels: class names or numbers; the number of classes itself means "no class".
-            seeds: one integer an image, 0, 1, 2 ... when None. Seed i and label i alone decide image i.
+            labels: class names or numbers; the number of classes itself means "no class". One alone is for every seed.
+            seeds: one integer an image; one alone counts up from there: s, s + 1 ...; 0, 1, 2 ... when None. Seed i and
+                label i alone decide image i.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
                 `nextscale.sampling.guidance`.
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
@@ -172,16 +263,17 @@ class Pipeline:
         little memory for a single image.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
-        numbers, seeds, weights = self._request(labels, seeds, guidance)
-        size = len(numbers) if memory is None else self._images_within(memory, guided=any(weights))
-        parts = [slice(start, start + size) for start in range(0, len(numbers), size)]
-        done = [self._paint(self._walk(numbers[part], seeds[part], weights, choice)) for part in parts]
-        return Generated(torch.cat([part.images for part in done]), torch.cat([part.tokens for part in done]))
+        requests, weights = self._requests(labels, seeds, guidance, choice)
+        size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
+        parts = [requests[start : start + size] for start in range(0, len(requests), size)]
+        done = [self._paint(self._walk(part, weights, choice)) for part in parts]
+        images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
+        return Generated(images, tokens, requests)
 
     def stream(
         self,
-        labels: Sequence[int | str],
-        seeds: Sequence[int] | None = None,
+        labels: int | str | Sequence[int | str],
+        seeds: int | Sequence[int] | None = None,
         *,
         guidance: float | Guidance = 1.5,
         top_k: int = 900,
@@ -191,22 +283,29 @@ class Pipeline:
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
-        steps = self._walk(*self._request(labels, seeds, guidance), choice)  # mistakes raise at the call
-        return (Step(step.scale, step.tokens, self, step.canvas) for step in steps)
+        requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
+        steps = self._walk(requests, weights, choice)
+        return (Step(step.scale, step.tokens, requests, self, step.canvas) for step in steps)
 
-    def _request(
-        self, labels: Sequence[int | str], seeds: Sequence[int] | None, guidance: float | Guidance
-    ) -> tuple[list[int], Sequence[int], list[float]]:
-        """Numbers of the classes, one seed each, and the weight of guidance at each scale, all checked."""
-        if isinstance(labels, int | str) or isinstance(seeds, int):
-            raise InputError(f"labels and seeds: expected lists, one entry an image, got {labels!r} and {seeds!r}")
-        numbers = [self.label(label) for label in labels]
-        seeds = range(len(numbers)) if seeds is None else seeds
-        if len(seeds) != len(numbers):
-            raise InputError(f"seeds: expected one a label, {len(numbers)}, got {len(seeds)}")
-        if not numbers:
+    def _requests(
+        self,
+        labels: int | str | Sequence[int | str],
+        seeds: int | Sequence[int] | None,
+        guidance: float | Guidance,
+        choice: Choice,
+    ) -> tuple[tuple[Request, ...], list[float]]:
+        """One an image, and the weight of guidance at each scale."""
+        names, numbers = _aligned(labels, seeds)
+        if len(numbers) != len(names):
+            raise InputError(f"seeds: expected one a label, {len(names)}, got {len(numbers)}")
+        if not names:
             raise InputError("labels: expected at least one, got none")
-        return numbers, seeds, weights_of(guidance, len(self.transformer.config.scales))
+        weights = weights_of(guidance, len(self.transformer.config.scales))
+        told = tuple(weights) if callable(guidance) else float(guidance)
+        known = (*self.classes, "no class")
+        places = [self.label(name) for name in names]
+        asked = zip(places, numbers, strict=True)
+        return tuple(Request(label, known[label], seed, told, **vars(choice)) for label, seed in asked), weights
 
     def _images_within(self, memory: int, *, guided: bool) -> int:
         each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)
@@ -214,25 +313,23 @@ class Pipeline:
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
 
-    def _walk(
-        self, numbers: Sequence[int], seeds: Sequence[int], weights: Sequence[float], choice: Choice
-    ) -> Iterator[Painted]:
+    def _walk(self, requests: Sequence[Request], weights: Sequence[float], choice: Choice) -> Iterator[Painted]:
         walk = loop.generate(
             self.engine().transformer,
             self.tokenizer.quantizer,
-            numbers,
-            seeds,
+            [request.label for request in requests],
+            [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
         )
         # copied outside of inference mode, so that callers get tensors they may do anything with
         return (Painted(step.scale, step.tokens.clone(), step.canvas.clone()) for step in walk)
 
-    def _paint(self, walk: Iterator[Painted]) -> Generated:
-        """The tokens of all scales, and the last canvas decoded once the walk has let its cache go."""
+    def _paint(self, walk: Iterator[Painted]) -> tuple[Tensor, Tensor]:
+        """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
         steps = list(walk)
         tokens_BL = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
-        return Generated(self.show(steps[-1].canvas), tokens_BL)
+        return self.show(steps[-1].canvas), tokens_BL
 
     def engine(self) -> Engine:
         """What sampling runs, made on first use and anew whenever weights have changed."""
@@ -248,10 +345,18 @@ class Pipeline:
         return images.clone()
 
     @torch.no_grad()
-    def reconstruct(self, images_B3HW: Tensor, through: int | None = None) -> Tensor:
-        """Images in [-1, 1] through the tokens (of the first `through` scales) and back, in [-1, 1] and float32."""
-        tokens_BL = self.tokenizer.encode(images_B3HW.to(self.device))
-        return self.tokenizer.decode(tokens_BL, through)
+    def reconstruct(self, images: Given, through: int | None = None) -> Tensor:
+        """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [-1, 1].
+
+        Arguments:
+            images: (B, 3, H, W), floats in [-1, 1] or uint8, as tensor or array, or Pillow images: see
+                `images.as_batch`.
+
+        Raises `InputError` for another size, another dtype, and floats out of range.
+        """
+        size = self.tokenizer.config
+        images_B3HW = as_batch(images, height=size.height, width=size.width)
+        return self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through)
 
     def label(self, name: int | str) -> int:
         """The number of a class, from its name or number; the number of classes itself means "no class"."""
@@ -266,6 +371,40 @@ class Pipeline:
                 f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {number}"
             )
         return number
+
+
+def _aligned(labels: Any, seeds: Any) -> tuple[list[int | str], list[int]]:
+    """A label and a seed an image: one label alone is for every seed, one seed alone counts up from there."""
+    start = 0 if seeds is None else _integer(seeds)
+    numbers = [] if start is not None else _listed("seeds: expected integers", seeds)
+    for number in numbers:
+        if _integer(number) is None:
+            raise InputError(f"seeds: expected integers, got {number!r}")
+    if isinstance(labels, str) or _integer(labels) is not None:
+        labels = [labels] * (1 if start is not None else len(numbers))
+    names = _listed("labels: expected names or numbers of classes", labels)
+    return names, list(map(operator.index, numbers)) if start is None else list(range(start, start + len(names)))
+
+
+def _listed(expected: str, values: Any) -> list[Any]:
+    try:
+        if isinstance(values, str):
+            raise TypeError
+        return list(values)
+    except TypeError:
+        raise InputError(f"{expected}, got {values!r}") from None
+
+
+def _integer(value: Any) -> int | None:
+    """`value` as an integer, of NumPy's or torch's kind too; None for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
 
 
 def _names(model: str | Path, value: Any) -> list[str]:

@@ -132,13 +132,13 @@ class Scales:
         return [tokens_BL[:, part].unflatten(1, size) for part, size in zip(self.slices(), self.sizes, strict=True)]
 
     def level_ids(self) -> Tensor:
-        """(L,) int64: the 0-based scale every token belongs to."""
+        """(L,) int64 on the CPU: the 0-based scale every token belongs to."""
         import torch
 
-        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))
+        return torch.repeat_interleave(torch.arange(len(self), device="cpu"), torch.tensor(self.lengths, device="cpu"))
 
     def block_causal_mask(self) -> Tensor:
-        """(L, L) bool: True where the token of a row may attend to the token of a column: scales <= its own."""
+        """(L, L) bool on the CPU: True where the token of a row may attend to that of a column: scales <= its own."""
         level_L = self.level_ids()
         return level_L[:, None] >= level_L[None, :]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,19 +19,10 @@ from nextscale.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nextscale.pipeline import Pipeline
+    from nextscale.pipeline import Pipeline, Request
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
 COLUMNS = 8  # of the grid, unless each label has its own row
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture asked for."""
-
-    label: int
-    seed: int
-    stem: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +67,12 @@ class Sample:
         alone = _is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)
         finished = []
-        for picture, stages in self._paint(pipe, pictures):
+        for request, stages in self._paint(pipe, pictures):
             finished.append(stages[-1])
             if not alone:
-                _save(folder / f"{picture.stem}.png", stages[-1:], columns=1)
+                _save(folder / f"{request.stem}.png", stages[-1:], columns=1, notes=request.notes)
             if self.growing:
-                _save(folder / f"{picture.stem}-growing.png", stages, columns=len(stages))
+                _save(folder / f"{request.stem}-growing.png", stages, columns=len(stages), notes=request.notes)
         sheet = self.out if alone else folder / "grid.png"
         _save(sheet, finished, columns=self.count if self.count > 1 else COLUMNS)
         self._tell(len(pictures), sheet, alone=alone)
@@ -95,25 +85,26 @@ class Sample:
         if self.growing and _is_file(self.out):
             raise InputError(f"--growing: expected a directory as --out, for the strips, got {self.out}")
 
-    def _pictures(self, pipe: Pipeline) -> list[Picture]:
-        """Label by label; picture i of the request has seed `seed` + i."""
+    def _pictures(self, pipe: Pipeline) -> list[tuple[int, int]]:
+        """Label and seed of each, label by label; picture i of all has seed `seed` + i."""
         asked = self.label or range(len(pipe.classes))[:UNASKED]
         labels = [pipe.label(label) for label in asked for _ in range(self.count)]
-        return [Picture(label, seed, _stem(pipe, label, seed)) for seed, label in enumerate(labels, start=self.seed)]
+        return [(label, seed) for seed, label in enumerate(labels, start=self.seed)]
 
-    def _paint(self, pipe: Pipeline, pictures: list[Picture]) -> Iterator[tuple[Picture, list[Tensor]]]:
+    def _paint(self, pipe: Pipeline, pictures: list[tuple[int, int]]) -> Iterator[tuple[Request, list[Tensor]]]:
         """Each picture with its stages (3, H, W) in [0, 1]; only the last stage unless they are to be saved growing."""
         with progress() as bar:
             task = bar.add_task("painting", total=len(pictures))
             for start in range(0, len(pictures), self.batch):
                 part = pictures[start : start + self.batch]
-                yield from zip(part, self._stages(pipe, part), strict=True)
+                yield from self._stages(pipe, part)
                 bar.advance(task, len(part))
 
-    def _stages(self, pipe: Pipeline, part: list[Picture]) -> list[list[Tensor]]:
+    def _stages(self, pipe: Pipeline, part: list[tuple[int, int]]) -> Iterator[tuple[Request, list[Tensor]]]:
+        labels, seeds = zip(*part, strict=True)
         steps = pipe.stream(
-            labels=[picture.label for picture in part],
-            seeds=[picture.seed for picture in part],
+            labels,
+            seeds,
             guidance=self.guidance,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -121,8 +112,9 @@ class Sample:
             smooth=self.smooth,
         )
         last = len(pipe.transformer.config.scales) - 1
-        stages = [step.preview() for step in steps if self.growing or step.scale == last]
-        return [list(pictures) for pictures in zip(*stages, strict=True)]
+        shown = [(step.requests, step.preview()) for step in steps if self.growing or step.scale == last]
+        stages = zip(*(pictures for _, pictures in shown), strict=True)
+        return zip(shown[-1][0], map(list, stages), strict=True)
 
     def _tell(self, count: int, sheet: Path, *, alone: bool) -> None:
         """What was written, and the command that writes it again."""
@@ -135,21 +127,13 @@ def _is_file(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _stem(pipe: Pipeline, label: int, seed: int) -> str:
-    """A file name that tells the label and the seed: `3-food-drink-seed7`."""
-    name = pipe.classes[label] if label < len(pipe.classes) else "no class"
-    words = re.sub(r"\W+", "-", name.lower()).strip("-")[:40]
-    named = [words] if words and words != str(label) else []
-    return "-".join([str(label), *named, f"seed{seed}"])
-
-
-def _save(file: Path, images: list[Tensor], *, columns: int) -> None:
+def _save(file: Path, images: list[Tensor], *, columns: int, notes: Mapping[str, str] | None = None) -> None:
     """Images (3, H, W) in [0, 1] side by side."""
     import torch
 
     from nextscale import images as pictures
 
-    pictures.save(file, pictures.from_unit(pictures.grid(torch.stack(images), columns=columns)))
+    pictures.save(file, pictures.from_unit(pictures.grid(torch.stack(images), columns=columns)), notes=notes)
 
 
 def _options(command: Sample) -> list[str]:

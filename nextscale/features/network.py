@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
+from nextscale.machine.precision import as_held
 
 
 class FeatureNetwork(nn.Module):
@@ -54,13 +55,13 @@ class FeatureNetwork(nn.Module):
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Images of any size, float in [-1, 1], -> features (B, D), computed in float32 whatever autocast says."""
         check_images(images_B3HW)
-        with torch.autocast(images_B3HW.device.type, enabled=False):
+        with as_held(images_B3HW.device):
             return self.embed(self.pixels(images_B3HW.float(), self.side, self.side))
 
     def features_and_map(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`'s features, and the last inner map (B, C, h, w) on the way to them, in one walk where it can be."""
         check_images(images_B3HW)
-        with torch.autocast(images_B3HW.device.type, enabled=False):
+        with as_held(images_B3HW.device):
             return self.embed_and_tap(self.pixels(images_B3HW.float(), self.side, self.side))
 
     def maps(self, images_B3HW: Tensor, side: int | None = None) -> list[Tensor]:
@@ -71,7 +72,7 @@ class FeatureNetwork(nn.Module):
         check_images(images_B3HW)
         height, width = images_B3HW.shape[2:]
         larger = max(1.0, (side or 0) / min(height, width))
-        with torch.autocast(images_B3HW.device.type, enabled=False):  # bfloat16 was no faster on a CPU that has it
+        with as_held(images_B3HW.device):  # bfloat16 was no faster on a CPU that has it
             return self.activations(self.pixels(images_B3HW.float(), round(height * larger), round(width * larger)))
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:

@@ -85,6 +85,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise InputError("expected weights to write, got shapes alone, on the meta device")
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 

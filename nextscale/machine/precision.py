@@ -5,6 +5,7 @@ Only asked, never set: no global of torch is changed here.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -49,6 +50,13 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def lowered(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+def lowered(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """A context in which convolutions and matrix products of float32 weights run in `dtype`; nothing for float32."""
+    if device.type == "meta":  # shapes alone: torch knows no autocast for it
+        return nullcontext()
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def as_held(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which everything runs in the dtype it is held in, whatever autocast the caller is in."""
+    return lowered(device, torch.float32)

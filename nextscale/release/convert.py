@@ -153,9 +153,12 @@ def _rename(name: str, table: Table, last: int) -> str:
 def _buffers(config: TransformerConfig, device: torch.device) -> dict[str, Tensor]:
     """What the release stores although the architecture determines it."""
     level_L = config.scales.level_ids().to(device)
-    bias_LL = torch.zeros(config.scales.total, config.scales.total, device=device)
+    bias_LL = torch.zeros(config.scales.total, config.scales.total, dtype=torch.float32, device=device)
     bias_LL.masked_fill_(~config.scales.block_causal_mask().to(device), -torch.inf)
-    zeros = {f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.width, device=device) for i in range(config.depth)}
+    zeros = {
+        f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.width, dtype=torch.float32, device=device)
+        for i in range(config.depth)
+    }
     return {"lvl_1L": level_L[None], "attn_bias_for_masking": bias_LL[None, None], **zeros}
 
 
@@ -254,7 +257,7 @@ def _scales(level_1L: Tensor, given: Scales | Iterable[int | Iterable[int]] | No
     """From the level of every position: how many tokens each scale has; squares unless `given` says otherwise."""
     levels, counts = torch.unique_consecutive(level_1L.flatten().long(), return_counts=True)
     lengths = tuple(counts.tolist())
-    if not torch.equal(levels, torch.arange(len(levels))):
+    if not torch.equal(levels, torch.arange(len(levels), device=levels.device)):
         raise InputError(f"transformer: expected levels 0, 1, 2 ... in lvl_1L, got {levels.tolist()[:12]}")
     if given is not None:
         scales = given if isinstance(given, Scales) else Scales(given)

@@ -31,7 +31,7 @@ def release_mask(scales: Scales, box: Box, *, inside: bool) -> Tensor:
     top, left, bottom, right = box
     if not (0 <= top <= bottom <= 1 and 0 <= left <= right <= 1):
         raise InputError(f"box: expected (top, left, bottom, right) in order and within 0 .. 1, got {box}")
-    keep = torch.full((scales.height, scales.width), float(not inside))
+    keep = torch.full((scales.height, scales.width), float(not inside), dtype=torch.float32, device="cpu")
     rows = slice(round(top * scales.height), round(bottom * scales.height))
     keep[rows, round(left * scales.width) : round(right * scales.width)] = float(inside)
     return keep

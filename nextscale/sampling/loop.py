@@ -153,8 +153,8 @@ _GOLDEN = -7046029254386353131  # 2^64 / golden ratio as int64: the increment of
 
 def random_keys(seeds: Sequence[int], total: int) -> Tensor:
     """A stream for each position of each image: (B, total) int64."""
-    seeds_B1 = torch.tensor([_wrap(seed) for seed in seeds], dtype=torch.int64)[:, None]
-    return _mix(_mix(seeds_B1 + _GOLDEN) + torch.arange(1, total + 1) * _GOLDEN)
+    seeds_B1 = torch.tensor([_wrap(seed) for seed in seeds], dtype=torch.int64, device="cpu")[:, None]
+    return _mix(_mix(seeds_B1 + _GOLDEN) + torch.arange(1, total + 1, device="cpu") * _GOLDEN)
 
 
 def gumbel(keys: Tensor, codes: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from nextscale import config
 from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
+from nextscale.images import Given, as_batch, check_range
 from nextscale.tokenizer.convnet import Decoder, Encoder
 from nextscale.tokenizer.quantizer import (
     MultiScaleQuantizer,
@@ -44,15 +45,28 @@ class MultiScaleVQVAE(nn.Module):
             self.quantizer = MultiScaleQuantizer(config)
             self.post_quantizer = nn.Conv2d(config.code_channels, config.code_channels, 3, padding=1)
             self.decoder = Decoder(config)
+        self.float()  # whatever torch's default is
         if seed is not None:
             self.to_empty(device="cpu")
             initialize(self, torch.Generator().manual_seed(seed % 2**63))
 
     # -- doors ---------------------------------------------------------------------------------------------------------
 
-    def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Images, float in [-1, 1], -> tokens (B, L) int64. Raises `InputError` when the size is not the scales'."""
-        return self.quantizer.encode(self.features(images_B3HW))
+    def encode(self, images: Given) -> Tensor:
+        """Images -> tokens (B, L) int64.
+
+        Arguments:
+            images: (B, 3, H, W) in [-1, 1], of any float dtype; or arrays or Pillow images, as `images.as_batch` takes
+                them.
+
+        Raises `InputError` for another size than the scales', another dtype, and floats out of range.
+        """
+        if not isinstance(images, Tensor):
+            size, device = self.config, self.quantizer.codebook.weight.device
+            images = as_batch(images, height=size.height, width=size.width).to(device)
+        f_BCHW = self.features(images)
+        check_range(images)
+        return self.quantizer.encode(f_BCHW)
 
     def decode(self, tokens_BL: Tensor, through: int | None = None) -> Tensor:
         """Tokens (B, L) int64 -> images (B, 3, H, W) in [-1, 1]; `through=k` paints the first k scales only (1 .. K).
@@ -88,7 +102,7 @@ class MultiScaleVQVAE(nn.Module):
         if images_B3HW.shape[1:] != (3, height, width) or not images_B3HW.is_floating_point():
             got = f"{tuple(images_B3HW.shape)} {str(images_B3HW.dtype).removeprefix('torch.')}"
             raise InputError(f"images: expected shape (batch, 3, {height}, {width}), float in [-1, 1], got {got}")
-        return self.pre_quantizer(self.encoder(images_B3HW)).float()
+        return self.pre_quantizer(self.encoder(images_B3HW.float())).float()
 
     def paint(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat (B, C, h_K, w_K) -> the image it shows, (B, 3, H, W) float32 in [-1, 1]."""
@@ -131,6 +145,6 @@ def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
         elif isinstance(module, MultiScaleQuantizer):
             codes = module.codebook.weight
             codes.normal_(std=codes.shape[1] ** -0.5, generator=generator)
-            shortening = torch.rand(len(codes), 1, generator=generator, device=codes.device)
+            shortening = torch.rand(len(codes), 1, generator=generator, dtype=codes.dtype, device=codes.device)
             codes.mul_((shortening * math.log(1 / 20)).exp())
             module.hits_KV.zero_()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
+from nextscale.machine.precision import as_held
 from nextscale.scales import Scales
 
 ROWS = 1 << 16  # vectors compared with all codes at a time: 1 GB of distances for 4,096 codes
@@ -68,7 +69,7 @@ class Phi(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        with torch.autocast(h.device.type, enabled=False):
+        with as_held(h.device):
             return h.mul(0.5) + super().forward(h).mul(0.5)
 
 
@@ -102,7 +103,7 @@ class MultiScaleQuantizer(nn.Module):
         if len(z_NC) > ROWS:
             return torch.cat([self.nearest(part_NC) for part_NC in z_NC.split(ROWS)])
         e_VC = self.codebook.weight.detach()
-        with torch.autocast(z_NC.device.type, enabled=False):
+        with as_held(z_NC.device):
             if self.distance == "cosine":
                 return (F.normalize(z_NC, dim=-1) @ F.normalize(e_VC, dim=-1).T).argmax(dim=-1)
             return torch.addmm(e_VC.square().sum(dim=-1), z_NC, e_VC.T, alpha=-2).argmin(dim=-1)
@@ -126,7 +127,7 @@ class MultiScaleQuantizer(nn.Module):
     def blank(self, batch: int) -> Tensor:
         """The canvas before the first scale: zeros (B, C, H, W) float32 on the codebook's device."""
         weight = self.codebook.weight
-        return torch.zeros(batch, weight.shape[1], *self.scales.sizes[-1], device=weight.device)
+        return torch.zeros(batch, weight.shape[1], *self.scales.sizes[-1], dtype=weight.dtype, device=weight.device)
 
     # -- the walks over scales -----------------------------------------------------------------------------------------
 
@@ -211,6 +212,8 @@ def check_tokens(tokens_BL: Tensor, total: int, codes: int) -> None:
     if tokens_BL.ndim != 2 or tokens_BL.shape[1] != total or tokens_BL.dtype != torch.int64:
         got = f"{tuple(tokens_BL.shape)} {tokens_BL.dtype}"
         raise InputError(f"tokens: expected shape (batch, {total}) int64, got {got}")
-    if tokens_BL.numel() and not 0 <= int(tokens_BL.min()) <= int(tokens_BL.max()) < codes:
+    if tokens_BL.is_meta or not tokens_BL.numel():
+        return
+    if not 0 <= int(tokens_BL.min()) <= int(tokens_BL.max()) < codes:
         got = f"{int(tokens_BL.min())} .. {int(tokens_BL.max())}"
         raise InputError(f"tokens: expected values in 0 .. {codes - 1}, got {got}")

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextscale.machine.precision import as_held
+
 # ---- pixels ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +113,7 @@ def chunked_cross_entropy(
     token, (B, L) float32 in nats, without smoothing and detached; and (B, L) bool, whether it is the likeliest.
     """
     rows = chunk or max(1, LOGITS["cpu" if h_BLD.device.type == "cpu" else "accelerator"] // (4 * len(weight_VD)))
-    with torch.autocast(h_BLD.device.type, enabled=False):
+    with as_held(h_BLD.device):
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h_BLD, weight_VD, bias_V))
         return _ChunkedCrossEntropy.apply(
             h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, rows, dtype, learns

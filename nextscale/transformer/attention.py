@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from nextscale.machine.precision import as_held
 from nextscale.scales import Scales
 from nextscale.transformer.layers import SCORES, Look
 
@@ -77,7 +78,7 @@ def fused(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], sca
 @_disable_dynamo  # `torch.compiler.disable`, whose second of imports waits for the first call
 def split(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], scale: float) -> Tensor:
     """Each part in plain products whose scores stay in the cache, (B, H, L, d)."""
-    with torch.autocast(q_BHLd.device.type, enabled=False):  # which would do the softmax in float32
+    with as_held(q_BHLd.device):  # which would do the softmax in float32
         q = q_BHLd * scale if scale != 1 else q_BHLd
         flat = (x.contiguous().flatten(0, 1) for x in (q, k_BHLd, v_BHLd))
         out: Tensor = _Split.apply(*flat, parts)

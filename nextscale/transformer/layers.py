@@ -169,5 +169,5 @@ class DropPath:
 
     def _drop(self, gate_B1D: Tensor, keep: float) -> Tensor:
         shape = (self.batch or len(gate_B1D), 1, 1)
-        draw = torch.rand(shape, generator=self.generator, device=gate_B1D.device)[self.part]
+        draw = torch.rand(shape, generator=self.generator, dtype=torch.float32, device=gate_B1D.device)[self.part]
         return gate_B1D * ((draw < keep).to(gate_B1D.dtype) / keep)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nextscale.config import TransformerConfig
 from nextscale.errors import InputError
+from nextscale.machine.precision import as_held
 from nextscale.scales import Scales
 from nextscale.transformer.attention import block_causal
 from nextscale.transformer.cache import KeyValueCache
@@ -60,6 +61,7 @@ class VAR(nn.Module):
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
             self.head_modulation = nn.Linear(width, 2 * width)
             self.head = nn.Linear(width, config.codebook_size)
+        self.float()  # whatever torch's default is
         if seed is not None:
             self.to_empty(device="cpu")
             initialize(self, torch.Generator().manual_seed(seed % 2**63))
@@ -118,7 +120,7 @@ class VAR(nn.Module):
         shared = self.shared_modulation
         six = shared(F.silu(c_BD).to(shared.weight.dtype)).unflatten(-1, (6, -1)).unsqueeze(1) if shared else None
         blocks = [cast(Block, block).modulations(c_BD, six) for block in self.blocks]
-        with torch.autocast(c_BD.device.type, enabled=False):
+        with as_held(c_BD.device):
             scale, shift = self.head_modulation(F.silu(c_BD)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
         return Condition(c_BD.unsqueeze(1), blocks, scale, shift)
 
@@ -128,18 +130,18 @@ class VAR(nn.Module):
 
     def embed_codes(self, codes_BlC: Tensor, first: int, end: int) -> Tensor:
         """Linear(codes) + position + level, of scales first .. end - 1."""
-        with torch.autocast(codes_BlC.device.type, enabled=False):
+        with as_held(codes_BlC.device):
             x_BlD = self.code_projection(codes_BlC.float())
         return self._place(x_BlD, first, end)
 
     def before_head(self, x_BLD: Tensor, condition: Condition) -> Tensor:
         """Modulated norm, in float32."""
-        with torch.autocast(x_BLD.device.type, enabled=False):
+        with as_held(x_BLD.device):
             return modulate(x_BLD.float(), condition.head_shift, condition.head_scale)
 
     def through_head(self, h_BLD: Tensor) -> Tensor:
         """The linear head, in the dtype it is held in: (B, L, V) float32."""
-        with torch.autocast(h_BLD.device.type, enabled=False):
+        with as_held(h_BLD.device):
             return linear(h_BLD.to(self.head.weight.dtype), self.head.weight, self.head.bias).float()
 
     def _place(self, x_BlD: Tensor, first: int, end: int) -> Tensor:

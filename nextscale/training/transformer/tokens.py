@@ -49,7 +49,9 @@ class Encoded:
         originals, labels = self.pictures.batch(indices, views=views)
         device = self.tokenizer.quantizer.codebook.weight.device
         with lowered(device, self.dtype):
-            parts = [self.tokenizer.encode(part.to(device)) for part in originals.split(TOGETHER)]
+            # past the door of `encode`, whose look at their range would wait for the device
+            features = (self.tokenizer.features(part.to(device)) for part in originals.split(TOGETHER))
+            parts = [self.tokenizer.quantizer.encode(f_BCHW) for f_BCHW in features]
         return torch.cat(parts), labels
 
 
