@@ -14,13 +14,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; for the programs that tests start, too
 
 import dataclasses
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
@@ -72,6 +75,25 @@ def awaken(transformer: VAR, *, seed: int = 1) -> VAR:
         else:
             parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5, generator=generator)
     return transformer
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once("runs", make)`: a directory that `make` fills, once for all processes that share the tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def find(name: str, make: Callable[[Path], object]) -> Path:
+        directory, unfinished = shared / name, shared / f"{name} unfinished"
+        with FileLock(shared / f"{name}.lock"):
+            if not directory.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(directory)
+        return directory
+
+    return find
 
 
 @pytest.fixture(scope="session")

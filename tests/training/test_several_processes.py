@@ -18,15 +18,17 @@ from nextscale import MultiScaleVQVAE, Pipeline
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(once) -> Path:
     """All runs in one start, since it takes seconds."""
-    directory = tmp_path_factory.mktemp("two processes")
+    return once("several processes", start)
+
+
+def start(directory: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     script = str(Path(__file__).with_name("two_processes.py"))
     command = [*launcher, sys.executable, "-W", "error", script, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    return directory
 
 
 def kept(out: Path, name: str, rank: int = 0) -> dict[str, Any]:

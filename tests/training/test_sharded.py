@@ -19,22 +19,24 @@ from nextscale.training.optimization import WeightAverage, running_average
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(once) -> Path:
     """All runs in one start, since it takes seconds; "from one" has begun in one process."""
-    directory = tmp_path_factory.mktemp("shares")
+    return once("shares", start)
+
+
+def start(directory: Path) -> None:
     run(TinyStage("copies"), directory / "from one", 3)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     script = str(Path(__file__).with_name("sharded.py"))
     command = [*launcher, sys.executable, "-W", "error", script, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return directory
 
 
 @pytest.fixture(scope="module")
-def alone(out: Path) -> dict[str, Any]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same run in one process."""
-    return run(TinyStage("copies"), out / "alone")
+    return run(TinyStage("copies"), tmp_path_factory.mktemp("alone"))
 
 
 def told(out: Path, name: str, rank: int = 0) -> dict[str, Any]:
@@ -85,14 +87,15 @@ def test_two_processes_go_on_with_what_one_began(out: Path, alone: dict[str, Any
     assert_the_same_run(alone, told(out, "from one"))
 
 
-def test_one_process_goes_on_with_what_two_began(out: Path, alone: dict[str, Any]) -> None:
+def test_one_process_goes_on_with_what_two_began(out: Path, alone: dict[str, Any], tmp_path: Path) -> None:
     """Shares are put together; what it saves itself is one file again."""
-    assert sorted(path.name for path in (out / "to one").glob("state*")) == ["state-0000002", "state.pt"]
-    gone_on = run(TinyStage("copies"), out / "to one")
+    begun = shutil.copytree(out / "to one", tmp_path / "run")
+    assert sorted(path.name for path in begun.glob("state*")) == ["state-0000002", "state.pt"]
+    gone_on = run(TinyStage("copies"), begun)
     assert len(gone_on["losses"]) == 4
     assert_the_same_run(alone, gone_on)
-    assert [path.name for path in (out / "to one").glob("state*")] == ["state.pt"]
-    assert "shares" not in torch.load(out / "to one" / "state.pt", weights_only=True)
+    assert [path.name for path in begun.glob("state*")] == ["state.pt"]
+    assert "shares" not in torch.load(begun / "state.pt", weights_only=True)
 
 
 def test_one_process_tells_of_damaged_shares(out: Path, tmp_path: Path) -> None:
@@ -136,9 +139,9 @@ def test_shares_in_bf16_learn_as_copies_under_autocast(out: Path, alone: dict[st
     assert all(tensor.dtype == torch.float32 for tensor in shares["weights"].values())
 
 
-def test_a_shared_modulation_is_shared_out_too(out: Path) -> None:
+def test_a_shared_modulation_is_shared_out_too(out: Path, tmp_path: Path) -> None:
     """Its tables are used outside their blocks."""
-    whole = run(TinyStage("copies", shared_modulation=True), out / "shared modulation alone")
+    whole = run(TinyStage("copies", shared_modulation=True), tmp_path)
     shares = told(out, "shared modulation")
     assert shares["losses"] == pytest.approx(whole["losses"], rel=1e-4)
 
