@@ -11,8 +11,8 @@ help:  ## this list
 demo: $(READY)  ## train both stages on the embedded pictures and sample from them, into runs/demo
 	@.venv/bin/nextscale demo --out runs/demo
 
-test: $(READY)  ## the tests
-	@.venv/bin/python -m pytest -q
+test: $(READY)  ## the tests, on all cores
+	@.venv/bin/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(READY)  ## format, lint and types
 	@.venv/bin/ruff format --check --quiet .
