@@ -29,6 +29,7 @@ from torch import Tensor
 from nextscale.errors import InputError
 
 Source = str | Path | BinaryIO
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are taken for pictures
 Given = Tensor | np.ndarray | Image.Image | Sequence["Given"]
 
 # A broken file can raise any of these out of Pillow's decoders.

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nextscale.data.labels import NONE, Groups, Labels, one_class, read_table
-from nextscale.data.listing import SUFFIXES, VALIDATION, Listing, hold_out
+from nextscale.data.listing import VALIDATION, Listing, hold_out
 from nextscale.errors import InputError
+from nextscale.images import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nextscale.data.listing import SUFFIXES
 from nextscale.errors import InputError
+from nextscale.images import SUFFIXES
 
 NONE = "none"  # one class; `./none` is a file of that name
 COLUMNS = ("file", "label")

@@ -13,7 +13,6 @@ from typing import BinaryIO, Protocol
 
 from nextscale.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VALIDATION = ("val", "validation", "test")  # what the held-out part may be called; the first that is there is taken
 HELD_OUT = 0.05
 

@@ -28,10 +28,11 @@ from typing import Any, BinaryIO
 
 from nextscale.data.folder import pictures_below, visible
 from nextscale.data.labels import Labels, no_classes
-from nextscale.data.listing import SUFFIXES, VALIDATION, Listing, hold_out
+from nextscale.data.listing import VALIDATION, Listing, hold_out
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.tar import Member, members
 from nextscale.errors import InputError
+from nextscale.images import SUFFIXES
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 STATED = (".cls", ".json")  # the files that may state a class
