@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -320,8 +321,12 @@ def _mark(path: Path) -> str:
 
 
 def default_cache() -> Path:
-    """`nextscale/references` in `XDG_CACHE_HOME`, or else in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextscale" / "references"
+    """`nextscale/references` in `XDG_CACHE_HOME`, else in `~/.cache`; of a user without a home, among temporaries."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user may stand in no list of users
+        folder = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return folder / "nextscale" / "references"
 
 
 def _write(path: Path, seen: Gathered) -> None:

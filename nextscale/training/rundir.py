@@ -343,7 +343,7 @@ def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any]) -> None:
     if not isinstance(stored, dict):
         raise InputError(f"{path}/run.json: expected the settings of a run, got something else")
     ours, theirs = _flat(wanted), _flat(stored)
-    names = [name for name in (*ours, *(theirs.keys() - ours.keys())) if ours.get(name) != theirs.get(name)]
+    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]  # in one order, unlike a set's
     if names:
         shown = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
         raise InputError(f"{path} holds another run ({shown}): choose another --out, or ask for the same run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,9 @@ def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert reference.default_cache() == tmp_path / "home" / ".cache" / "nextscale" / "references"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # of a container, in no list of users
+    assert tempfile.gettempdir() in str(reference.default_cache())
 
 
 def test_what_is_seen_does_not_depend_on_the_cache_file_that_follows(

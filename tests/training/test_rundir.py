@@ -111,6 +111,17 @@ def test_another_length_seed_stage_or_data_is_refused(first_stage, second_stage,
             case()
 
 
+def test_differences_are_told_in_the_order_of_the_settings(first_stage, finished: Path) -> None:
+    """Whatever the hash seed; what only the run there has comes last."""
+    file = finished / "run.json"
+    values = json.loads(file.read_text())
+    values["settings"] |= dict.fromkeys("qwertyuiop", 1)
+    file.write_text(json.dumps(values))
+    told = r"\(seed is 0 there, 7 here; q is 1 there, None here; w is 1 there, None here; e is 1 there, None here\)"
+    with pytest.raises(InputError, match=told):
+        run(first_stage(), finished, seed=7)
+
+
 def test_a_finished_run_s_model_is_mended(first_stage, finished: Path) -> None:
     """The same command writes what was lost of it once more."""
     before = contents(finished)
