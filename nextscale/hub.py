@@ -17,12 +17,16 @@ from nextscale.transformer.model import WEIGHTS as TRANSFORMER
 
 RELEASE_TOKENIZER = "vae_ch160v4096z32.pth"
 RELEASE_TRANSFORMER = "var_d{depth}.pth"
+LONGEST = 96  # characters of a hub name
+FILES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".json", ".npz", ".tar", ".zip")  # no name ends like these
+PATIENCE = 5.0  # seconds for the hub to answer
 
 
 def is_name(model: str | Path) -> bool:
-    """Whether this is a hub name rather than a path: `owner/name`, and no such folder or folder `owner` here."""
+    """Whether this is a hub name rather than a path: `owner/name`, no file's, and no such folder or `owner` here."""
     text = str(model)
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text)) and not Path(text).parent.exists()
+    words = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None and len(text) <= LONGEST
+    return words and Path(text).suffix not in FILES and not Path(text).parent.exists()
 
 
 def directory(name: str) -> Path:
@@ -69,15 +73,31 @@ def download(url: str, *, sha256: str) -> Path:
     return path
 
 
+def _answers(name: str, file: str) -> bool:
+    """Whether the hub says anything, even no, within `PATIENCE`: its own client tries for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file), timeout=PATIENCE)
+    except (HfHubHTTPError, HFValidationError):
+        return True
+    except Exception:  # whatever its HTTP client raises when nobody answers
+        return False
+    return True
+
+
 def _fetch(name: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    offline = not _answers(name, file)
 
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.CRITICAL)  # its retries take many lines, ours is one
     try:
-        return Path(hf_hub_download(name, file))
+        return Path(hf_hub_download(name, file, local_files_only=offline))
     except LocalEntryNotFoundError:
         reason = "it is not in the local cache and the hub cannot be asked"
     except EntryNotFoundError:

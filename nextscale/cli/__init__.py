@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import io
-import os
 import re
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from importlib import import_module
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from nextscale.cli.terminal import discard, tolerant
 from nextscale.errors import InputError
 
 #   name: (module under nextscale.cli, dataclass, help line)
@@ -62,11 +62,21 @@ WORDING = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `nextscale` with these arguments (default: the process's own).
 
-    Returns the exit status: 0; 2 after a mistake of the user's, told in one line on stderr; 130 when interrupted;
-    141 when whoever read the output went away.
+    Returns the exit status: 0; 2 after a mistake of the user's, told in one line on stderr, and when the output could
+    not be written; 130 when interrupted; 141 when whoever read the output went away.
     """
+    with tolerant() as output:
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        if output.failed is None or status:
+            return status
+        print(f"nextscale: error: cannot write to stdout: {output.failed.strerror}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit status."""
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        _dispatch(arguments)
         sys.stdout.flush()
     except InputError as error:
         print("nextscale: error:", " ".join(str(error).split()), file=sys.stderr)
@@ -75,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nextscale: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return READER_GONE
     except OSError as error:  # even asking whether there is a file raises these
         if error.filename is None or error.errno not in OUT_OF_REACH:
@@ -151,7 +160,7 @@ def parse(arguments: list[str]) -> Any:
     """
     import tyro
 
-    from nextscale.cli.options import REGISTRY
+    from nextscale.cli.options import REGISTRY, expanded
 
     name, arguments = _find(arguments)
     module, kind, _ = COMMANDS[name]
@@ -174,7 +183,7 @@ def parse(arguments: list[str]) -> Any:
         raise InputError(f"{_one_line(complaint.getvalue())}; see nextscale {name} --help") from None
     if unknown:
         raise InputError(f"{_unknown(command, unknown)}; see nextscale {name} --help")
-    return parsed
+    return expanded(parsed)
 
 
 def _refuse_repeats(arguments: list[str]) -> None:

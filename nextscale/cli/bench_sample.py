@@ -57,11 +57,11 @@ class BenchSample:
             measured = self._measure(pipe)
             setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
         setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
+        if self.json is not None:
+            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
         if str(self.json) != "-":
             console().print(_totals(measured), "", _scales(pipe, measured), "", sep="\n")
             _tell(setting, measured)
-        if self.json is not None:
-            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
 
     def _measure(self, pipe: Pipeline) -> list[Sampling]:
         from nextscale.bench.sampling import measure_sampling

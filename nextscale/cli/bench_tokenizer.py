@@ -62,11 +62,11 @@ class BenchTokenizer:
         self._report(setting, _table(measured), measured)
 
     def _report(self, setting: dict[str, Any], drawn: Table, measured: Sequence[Tokenizing | Training]) -> None:
+        if self.json is not None:
+            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
         if str(self.json) != "-":
             console().print(drawn, "", sep="\n")
             bench.tell(setting)
-        if self.json is not None:
-            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
 
     def _time_training(self, device: torch.device) -> None:
         from nextscale import presets

@@ -72,6 +72,8 @@ class BenchTrain:
             measured = self._measure(dataclasses.replace(preset, transformer=config), device)
             setting = bench.setting(device, dtype, self._name, self.repeats)
         setting |= {"compile": self.compile, "recompute": self.recompute, "parameters": config.parameters}
+        if self.json is not None:
+            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
         if str(self.json) != "-":
             _show(measured)
             bench.tell(setting)
@@ -80,8 +82,6 @@ class BenchTrain:
                 f"rate: matrix products {last.matrix_flop_per_second / 1e9:,.0f} GFLOP/s; work: "
                 f"{last.matrix_flop_per_image / 1e9:,.1f} GFLOP an image, forward and backward"
             )
-        if self.json is not None:
-            write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
 
     @property
     def _name(self) -> str:

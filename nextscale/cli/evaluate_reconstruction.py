@@ -105,27 +105,28 @@ class EvaluateReconstruction:
         return Source(tokenizer=name, data=self.data, split=self.split, left_out=left_out)
 
     def _give(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures) -> None:
-        """All that was asked for."""
-        if str(self.json) != "-":
-            tell(figures.figures.values())
-            console().print(_scales(figures.scales), "", sep="\n")
-            say("residual: share of the features' energy that is left after the scale; PSNR: painted up to the scale")
-            tell_card(figures.card, figures.card.warnings())
-        if self.out is not None:
-            self._draw(tokenizer, pictures, figures)
+        """All that was asked for, files first: what is printed may have nowhere to go."""
+        sheet = None if self.out is None else self._draw(self.out / SHEET, tokenizer, pictures, figures)
         if self.json is not None:
             write_json(self.json, figures.to_json())
+        if str(self.json) == "-":
+            return
+        tell(figures.figures.values())
+        console().print(_scales(figures.scales), "", sep="\n")
+        say("residual: share of the features' energy that is left after the scale; PSNR: painted up to the scale")
+        tell_card(figures.card, figures.card.warnings())
+        if sheet is not None:
+            say(f"the worst and the best by perceptual distance, originals above: {sheet}")
 
-    def _draw(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures) -> None:
+    def _draw(
+        self, sheet: Path, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures
+    ) -> Path:
         from nextscale import images
 
-        assert self.out is not None
         order = figures.each.perceptual_distance.argsort(descending=True, stable=True)
         rows = [row for chosen in (order[:COLUMNS], order[-COLUMNS:]) for row in _pair(tokenizer, pictures, chosen)]
-        sheet = self.out / SHEET
         images.save(sheet, images.grid(_joined(rows), columns=len(rows[0])))
-        if str(self.json) != "-":
-            say(f"the worst and the best by perceptual distance, originals above: {sheet}")
+        return sheet
 
 
 def _pair(tokenizer: MultiScaleVQVAE, pictures: Pictures, indices: Tensor) -> tuple[Tensor, Tensor]:

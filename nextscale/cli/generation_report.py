@@ -23,20 +23,20 @@ PLOT = "sweep.png"
 
 
 def give(results: Sequence[Result], classes: Sequence[str], json: Path | None, out: Path | None) -> None:
-    """All that was asked for."""
+    """All that was asked for, files first: what is printed may have nowhere to go."""
     from nextscale.evaluation.generation import best
 
     chosen = best(results)
+    if out is not None and len(results) > 1 and "precision" in results[0].figures:
+        _plot(out / PLOT, results, chosen)
+    if json is not None:
+        write_json(json, {"best": chosen, "results": [result.to_json() for result in results]})
     if str(json) != "-":
         if len(results) > 1:
             console().print(_rows(results, chosen), "", sep="\n")
         _block(results[chosen], classes)
-    if out is not None and len(results) > 1 and "precision" in results[0].figures:
-        _plot(out / PLOT, results, chosen)
     if out is not None and str(json) != "-":
         say(f"pictures{' and plot' if len(results) > 1 else ''} in {out}")
-    if json is not None:
-        write_json(json, {"best": chosen, "results": [result.to_json() for result in results]})
 
 
 def named(file: str, setting: Setting | None, seed: int | None) -> str:

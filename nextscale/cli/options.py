@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
@@ -52,3 +53,19 @@ def may_be_left_out(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
     )
+
+
+def expanded(command: Any) -> Any:
+    """The command with `~` and `$VAR` in its paths replaced, as a shell does not after `=` or inside quotes."""
+    values = {field.name: _expanded(getattr(command, field.name)) for field in dataclasses.fields(command)}
+    return dataclasses.replace(command, **values)
+
+
+def _expanded(value: Any) -> Any:
+    """Of a path, or of text that is one: it begins with `~` or has `$` in it; what is there as it was typed stays."""
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    text = str(value)
+    if not isinstance(value, str | Path) or not (text.startswith("~") or "$" in text) or os.path.lexists(text):
+        return value
+    return type(value)(os.path.expandvars(os.path.expanduser(text)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Directory, Model, Pictures, TokenizerRun
-from nextscale.cli.output import directory
+from nextscale.cli.output import bar, directory
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,11 +47,15 @@ class Reconstruct:
         size = tokenizer.config
         originals = [images.read(file, height=size.height, width=size.width) for file in self.pictures]
         folder = directory("--out", self.out)
-        for file, stem, original in zip(self.pictures, _stems(self.pictures), originals, strict=True):
-            stages = _stages(tokenizer, original.to(device))
-            strip = folder / f"{stem}.png"
-            images.save(strip, images.grid(stages, columns=len(stages)))
-            print(f"{file}: {images.psnr(stages[-1:], stages[:1]).item():.2f} dB, {strip}")
+        lines = []
+        with bar("reconstructing") as told:
+            for file, stem, original in zip(self.pictures, _stems(self.pictures), originals, strict=True):
+                stages = _stages(tokenizer, original.to(device))
+                strip = folder / f"{stem}.png"
+                images.save(strip, images.grid(stages, columns=len(stages)))
+                lines.append(f"{file}: {images.psnr(stages[-1:], stages[:1]).item():.2f} dB, {strip}")
+                told(len(lines), len(originals))
+        print("\n".join(lines))
 
 
 def _stems(files: Iterable[Path]) -> list[str]:

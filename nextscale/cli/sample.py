@@ -56,7 +56,7 @@ class Sample:
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it, else fp32."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("samples")
-    """Directory for pictures and grid, or a file for the grid alone."""
+    """Directory for pictures and grid; or a file, .png or another picture format, for the picture or a grid alone."""
     growing: bool = False
     """Also save each picture's strip, from the first scale to the last."""
 
@@ -74,7 +74,8 @@ class Sample:
             if self.growing:
                 _save(folder / f"{request.stem}-growing.png", stages, columns=len(stages), notes=request.notes)
         sheet = self.out if alone else folder / "grid.png"
-        _save(sheet, finished, columns=self.count if self.count > 1 else COLUMNS)
+        notes = request.notes if len(pictures) == 1 else None
+        _save(sheet, finished, columns=self.count if self.count > 1 else COLUMNS, notes=notes)
         self._tell(len(pictures), sheet, alone=alone)
 
     def _check(self) -> None:
@@ -124,7 +125,10 @@ class Sample:
 
 
 def _is_file(path: Path) -> bool:
-    return path.suffix.lower() == ".png"
+    """Whether a picture is meant rather than a directory, by its suffix."""
+    from nextscale.images import SUFFIXES
+
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _save(file: Path, images: list[Tensor], *, columns: int, notes: Mapping[str, str] | None = None) -> None:

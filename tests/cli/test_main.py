@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from nextscale.cli import COMMANDS
+from nextscale.cli import COMMANDS, parse
 
 PROGRAM = [sys.executable, "-m", "nextscale"]
 HELPS = [["--help"], ["train", "--help"], *([*name.split(), "--help"] for name in COMMANDS)]
@@ -157,3 +158,30 @@ def test_a_bug_keeps_its_traceback(nextscale, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Presets, "run", broken)
     with pytest.raises(ValueError, match="ours"):
         nextscale("presets")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("~/pictures", "HOME/pictures"),
+        ("$PLACE/pictures", "PLACE/pictures"),
+        ("${PLACE}/pictures", "PLACE/pictures"),
+        ("a/$PLACE", "a/PLACE"),
+        ("$NOWHERE/pictures", "$NOWHERE/pictures"),
+        ("pictures~", "pictures~"),
+        ("cost 5$", "cost 5$"),
+    ],
+)
+def test_homes_and_variables_in_paths_are_expanded(
+    typed: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves them behind `=` and in quotes; what is there under the name as typed stays."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "PLACE"):
+        monkeypatch.setenv(name, name)
+    monkeypatch.delenv("NOWHERE", raising=False)
+    sample = parse(["sample", f"--out={typed}", "--model", typed, "--label", "3"])
+    assert (str(sample.out), sample.model, sample.label) == (meant, (meant,), ("3",))
+    assert str(parse(["encode", typed, "--tokenizer", typed]).tokenizer) == meant
+    (tmp_path / "$PLACE").mkdir()
+    assert str(parse(["sample", "--out", "$PLACE"]).out) == "$PLACE"

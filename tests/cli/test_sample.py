@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nextscale import images
 
@@ -54,6 +55,20 @@ def test_a_file_holds_the_grid_alone(nextscale, model: Path, tmp_path: Path) -> 
     assert done.status == 0
     assert names(tmp_path) == {"two.png"}
     assert images.open_rgb(tmp_path / "two.png").size == (66, 32)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".PNG"])
+def test_a_file_of_one_picture_is_that_picture(nextscale, model: Path, tmp_path: Path, suffix: str) -> None:
+    """In the format of its suffix, no folder of that name; a folder that has such a name stays one."""
+    file = tmp_path / f"one{suffix}"
+    assert nextscale("sample", "--model", model, "--label", "1", "--out", file).status == 0
+    with Image.open(file) as picture:
+        assert picture.size == (32, 32)
+        assert picture.format == {".jpg": "JPEG", ".webp": "WEBP", ".PNG": "PNG"}[suffix]
+    assert list(tmp_path.iterdir()) == [file]
+    (tmp_path / "folder.jpg").mkdir()
+    assert nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path / "folder.jpg").status == 0
+    assert {path.name for path in (tmp_path / "folder.jpg").iterdir()} == {"1-class-1-seed0.png", "grid.png"}
 
 
 def test_the_printed_command_paints_the_same_pictures(nextscale, model: Path, tmp_path: Path) -> None:
