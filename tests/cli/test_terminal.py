@@ -55,7 +55,7 @@ def test_a_console_shows_what_it_can(encoding: str, tmp_path: Path) -> None:
     done = shell("presets", PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, b"")
     assert "emoji-32" in done.stdout.decode(encoding)
-    refused = shell("sample --model 'ö\N{PILE OF POO}'", PYTHONIOENCODING=encoding)
+    refused = shell("'ö\N{PILE OF POO}'", PYTHONIOENCODING=encoding)
     assert (refused.returncode, refused.stderr.count(b"\n")) == (2, 1)
     assert "\\U0001f4a9" in refused.stderr.decode(encoding)
 
