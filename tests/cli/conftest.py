@@ -26,8 +26,9 @@ class Run:
 
 
 @pytest.fixture
-def nextscale(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    """`nextscale("sample", "--count", 3)`."""
+def nextscale(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """`nextscale("sample", "--count", 3)`, on a terminal of 80 columns whatever the tests run on."""
+    monkeypatch.setenv("COLUMNS", "80")
 
     def call(*arguments: object) -> Run:
         status = main([str(argument) for argument in arguments])

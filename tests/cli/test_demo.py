@@ -219,7 +219,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
 def test_ctrl_c_leaves_what_can_be_loaded_and_continued(nextscale, started, tmp_path: Path) -> None:
     """Stopped while the transformer trains: both models load; the same command ends the work and writes the page."""
-    command = ["demo", "--minutes", 0.06, "--out", tmp_path / "demo"]
+    command = ["demo", "--minutes", 0.1, "--out", tmp_path / "demo"]
     process = started(*command)
     for line in process.stdout:
         if line.startswith("transformer: step"):
