@@ -2,9 +2,9 @@
 
 A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models.
 Whatever a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`;
-colour profiles are not applied. Files are judged by content, never by name, and only by decoders that can neither start
-a program nor fetch anything. One picture at a time takes at most 24 bytes for each of its pixels, of which
-Pillow's limit allows 179 million; several threads share that room (`_Room`).
+colour profiles are not applied. A file is judged by its content, by decoders that start no program and fetch nothing,
+and takes at most 32 bytes a stored pixel beside its own; `MOST_BYTES` and Pillow's limit of 179 million pixels bound
+both, and threads share the room (`_Room`).
 
 Shapes: B pictures, H height, W width in pixels; channels come first and are red, green, blue.
 """
@@ -68,6 +68,7 @@ FORMATS = {
 }
 _COMMON = (".jpg", ".jpeg", ".png", ".webp")  # named first in messages
 SUFFIXES = tuple(dict.fromkeys(_COMMON + sum(FORMATS.values(), ())))  # of the files that are taken for pictures
+MOST_BYTES = 2**31  # of a file: some decoders read it whole
 LONGEST = 16  # times the target's area: what a scaled picture may take before its ends are cut off
 Given = Tensor | np.ndarray | Image.Image | Sequence["Given"]
 
@@ -133,8 +134,8 @@ def open_rgb(source: Source) -> Image.Image:
     """The picture of a file as upright 8-bit RGB; transparency shows white, of an animation the first frame is taken.
 
     Raises `PictureError`, an `InputError`, for a file that is missing, is no regular file or no picture in one of
-    `FORMATS`, is cut short or damaged, holds floats, does not fit into memory, or is larger than Pillow's limit (about
-    179 million pixels by the header).
+    `FORMATS`, is cut short or damaged, holds floats, does not fit into memory, or is larger than 2 GiB or, by its
+    header, than Pillow's limit (about 179 million pixels).
     """
     with _opened(source) as image, _room.taken(image.width * image.height):
         return upright_rgb(image)
@@ -219,6 +220,8 @@ def _stream(source: Source) -> Iterator[BinaryIO]:
         with open(source, "rb") as stream, _stream(stream) as same:
             yield same
         return
+    if source.seekable() and (length := source.seek(0, io.SEEK_END)) > MOST_BYTES:
+        raise ValueError(f"its {length:,} bytes are more than the {MOST_BYTES:,} that a picture may have")
     try:
         yield source
     except UnidentifiedImageError:
@@ -311,7 +314,7 @@ class _Room:
                 self._changed.notify_all()
 
 
-_room = _Room(2**26)
+_room = _Room(2**26)  # 2 GiB at 32 bytes a pixel
 
 
 class _Quiet:

@@ -305,6 +305,15 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             images.open_rgb(path)
 
 
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    """Some decoders would read it whole; this one takes no room on the disk."""
+    with (tmp_path / "a.webp").open("wb") as stream:
+        stream.write(b"RIFF\xff\xff\xff\x7fWEBPVP8 ")
+        stream.truncate(2**31 + 1)
+    with pytest.raises(PictureError, match="its 2,147,483,649 bytes are more than"):
+        images.open_rgb(tmp_path / "a.webp")
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RecursionError("too deep"), struct.error("odd"), OverflowError(), AssertionError()]
 )
