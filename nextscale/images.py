@@ -177,10 +177,6 @@ def read(source: Source, *, height: int, width: int) -> Tensor:
     return center_crop(from_pil(covering), height=height, width=width)
 
 
-def _fitted(rgb: Image.Image, *, height: int, width: int) -> Tensor:
-    return center_crop(from_pil(resize_to_cover(rgb, height=height, width=width)), height=height, width=width)
-
-
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever decoding raises inside the block becomes an `PictureError`."""
@@ -226,7 +222,7 @@ def _stream(source: Source) -> Iterator[BinaryIO]:
         yield source
     except UnidentifiedImageError:
         source.seek(0)
-        raise UnidentifiedImageError(_foreign(source.read(64))) from None
+        raise UnidentifiedImageError(_unopened(source.read(64))) from None
 
 
 @cache
@@ -236,22 +232,26 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _foreign(head: bytes) -> str:
-    """What a file is that no decoder takes, by its first bytes."""
+def foreign(head: bytes) -> str | None:
+    """What a file is that people take for another, by its first bytes; None if that is not known."""
     if not head:
         return "empty"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), None)
+
+
+def _unopened(head: bytes) -> str:
+    """What a file is that no decoder takes, by its first bytes."""
     if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
         return _BOXED.get(head[8:12], "a film or the like") + ", which is not read; convert it to PNG or JPEG"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    told = [what for magic, what in _FOREIGN.items() if start.startswith(magic)]
-    told += [what for name in _formats() if (what := _damaged(name, head)) is not None]
-    return told[0] if told else "in no known format"
+    damaged = (what for name in _formats() if (what := _damaged(name, head)) is not None)
+    return foreign(head) or next(damaged, "in no known format")
 
 
 def _damaged(name: str, head: bytes) -> str | None:
     """What to say of a file that begins as this format does, and yet was not opened."""
     accepts = Image.OPEN[name][1]
-    known = accepts(head[:16]) if accepts is not None else False
+    known = accepts(head[:16].ljust(16, b"\xff")) if accepts is not None else False
     if isinstance(known, str):  # Pillow was built without the format's library
         return f"an {name} picture, which this Pillow was built without"
     return f"a damaged or unusual {name} picture" if known else None
@@ -402,17 +402,14 @@ def as_batch(given: Given, *, height: int, width: int) -> Tensor:
     Raises `InputError` for another shape or dtype, and for floats that leave [-1, 1] by more than rounding.
     """
     if isinstance(given, Image.Image):
-        try:
-            return _fitted(upright_rgb(given), height=height, width=width)[None]
-        except _DECODING_ERRORS as error:
-            raise InputError(f"images: expected a readable picture, got {given}: {error}") from None
+        return _from_image(given, height=height, width=width)
     if isinstance(given, list | tuple):
-        if not given:
-            raise InputError("images: expected at least one, got none")
-        return torch.cat([as_batch(one, height=height, width=width) for one in given])
+        return _from_list(given, height=height, width=width)
     tensor = _from_array(given) if isinstance(given, np.ndarray) else given
     if not isinstance(tensor, Tensor):
         raise InputError(f"images: expected tensors, arrays or Pillow images, got {type(given).__name__}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise InputError(f"images: expected a plain tensor, got {'nested' if tensor.is_nested else tensor.layout}")
     batch = tensor[None] if tensor.ndim == 3 else tensor
     floats = batch.is_floating_point()
     if batch.shape[1:] != (3, height, width) or not (floats or batch.dtype == torch.uint8):
@@ -421,15 +418,43 @@ def as_batch(given: Given, *, height: int, width: int) -> Tensor:
         raise InputError(f"images: expected shape {wanted}, got {got}")
     if not floats:
         return from_uint8(batch)
+    batch = batch.to(torch.float32)
     check_range(batch)
-    return batch.to(torch.float32)
+    return batch
+
+
+def _from_image(image: Image.Image, *, height: int, width: int) -> Tensor:
+    try:
+        _check_header(image)
+        covering = resize_to_cover(upright_rgb(image), height=height, width=width)
+    except _DECODING_ERRORS as error:
+        raise InputError(
+            f"images: expected a readable picture, got one of mode {image.mode}: {reason(error)}"
+        ) from None
+    return center_crop(from_pil(covering), height=height, width=width)[None]
+
+
+def _from_list(given: Sequence[Given], *, height: int, width: int) -> Tensor:
+    if not given:
+        raise InputError("images: expected at least one, got none")
+    try:
+        parts = [as_batch(one, height=height, width=width) for one in given]
+    except RecursionError:
+        raise InputError("images: expected a list of pictures, got lists within lists without end") from None
+    devices = sorted({str(part.device) for part in parts})
+    if len(devices) > 1:
+        raise InputError(f"images: expected all on one device, got some on {' and '.join(devices)}")
+    return torch.cat(parts)
 
 
 def _from_array(array: np.ndarray) -> Tensor:
-    """Channels first; copied, so that neither strides nor write protection matter."""
+    """Channels first; copied, so that neither strides, the order of bytes nor write protection matter."""
+    if (hidden := np.ma.count_masked(array) if isinstance(array, np.ma.MaskedArray) else 0) > 0:
+        raise InputError(f"images: expected every pixel, got an array in which {hidden:,} values are masked")
     last = array.ndim in (3, 4) and array.shape[-1] == 3 and array.shape[-3] != 3
+    native = np.array(np.moveaxis(array, -1, -3) if last else array, dtype=array.dtype.newbyteorder("="))
     try:
-        return torch.from_numpy(np.array(np.moveaxis(array, -1, -3) if last else array))
+        return torch.from_numpy(native)
     except TypeError:
         raise InputError(f"images: expected uint8 or floats, got an array of {array.dtype}") from None
 

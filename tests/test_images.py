@@ -416,6 +416,84 @@ def test_to_pil_names_a_wrong_shape() -> None:
         images.to_pil(torch.zeros(2, 3, 4, 4))
 
 
+# ---- what callers have in their hands --------------------------------------------------------------------------------
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (3, 6, 8), dtype=np.uint8)
+FLOATS = LEVELS / 127.5 - 1
+ITSELF: list[object] = []
+ITSELF.append(ITSELF)
+
+
+def as_batch(given: object) -> torch.Tensor:
+    """At 6 x 8 pixels."""
+    return images.as_batch(given, height=6, width=8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        LEVELS,
+        LEVELS.transpose(1, 2, 0),
+        LEVELS[None],
+        np.asfortranarray(LEVELS),
+        LEVELS[:, ::-1][:, ::-1],
+        np.broadcast_to(LEVELS, (1, *LEVELS.shape)),
+        np.ma.masked_array(LEVELS),
+        np.rec.array(LEVELS),
+        LEVELS.astype(">u1"),
+        FLOATS,
+        FLOATS.astype(">f8"),
+        FLOATS.astype("<f4"),
+        torch.from_numpy(FLOATS).requires_grad_(),
+        torch.from_numpy(LEVELS)[None].to(memory_format=torch.channels_last),
+        [[LEVELS]],
+        (Image.fromarray(LEVELS.transpose(1, 2, 0)),),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_the_same_picture_in_any_form_is_the_same_batch(given: object) -> None:
+    """Whatever the strides, the order of bytes and the nesting; a picture that may not be written stays as it is."""
+    expected = images.from_uint8(torch.from_numpy(LEVELS))[None]
+    torch.testing.assert_close(as_batch(given).detach(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_floats_are_taken(dtype: torch.dtype) -> None:
+    """Their range is looked at in float32."""
+    assert torch.equal(as_batch(torch.full((3, 6, 8), 0.5).to(dtype)), torch.full((1, 3, 6, 8), 0.5))
+    with pytest.raises(InputError, match=r"floats in \[-1, 1\], got 2 \.\. 2"):
+        as_batch(torch.full((3, 6, 8), 2.0).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.array(0.0), r"got \(\) float64"),
+        (iter([LEVELS]), "got list_iterator"),
+        ([[]], "expected at least one"),
+        (ITSELF, "lists within lists without end"),
+        ([LEVELS, torch.zeros(3, 6, 8, device="meta")], "all on one device, got some on cpu and meta"),
+        ([LEVELS, LEVELS[:, :5]], r"got \(3, 5, 8\) uint8"),
+        (np.ma.masked_array(LEVELS, LEVELS > 200), "values are masked"),
+        (torch.zeros(3, 6, 8).to_sparse(), "a plain tensor, got torch.sparse_coo"),
+        (LEVELS > 100, "bool"),
+        (LEVELS.astype(np.uint16), "uint16"),
+        (FLOATS.astype(complex), "complex128"),
+        (np.where(LEVELS > 200, np.nan, FLOATS), "got nan"),
+        (np.zeros((3, 6, 8), [("red", "u1")]), "array of .*red"),
+        (Image.new("F", (8, 6)), "of mode F: floating-point pixels"),
+        (Image.new("RGB", (0, 6)), "it has no pixels"),
+    ],
+    ids=str,
+)
+def test_what_is_no_batch_of_pictures_is_told_in_one_line(given: object, told: str) -> None:
+    """Nothing is guessed: neither masked pixels, nor the range of other integers."""
+    with pytest.raises(InputError, match=told) as caught:
+        as_batch(given)
+    assert str(caught.value).startswith("images: expected")
+    assert "\n" not in str(caught.value)
+
+
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
