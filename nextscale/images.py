@@ -69,7 +69,7 @@ FORMATS = {
 _COMMON = (".jpg", ".jpeg", ".png", ".webp")  # named first in messages
 SUFFIXES = tuple(dict.fromkeys(_COMMON + sum(FORMATS.values(), ())))  # of the files that are taken for pictures
 MOST_BYTES = 2**31  # of a file: some decoders read it whole
-LONGEST = 16  # times the target's area: what a scaled picture may take before its ends are cut off
+LONGEST = 16  # of pictures longer than 1:16 the ends are cut off before they are scaled
 Given = Tensor | np.ndarray | Image.Image | Sequence["Given"]
 
 # A broken file can raise any of these out of Pillow's decoders.
@@ -482,9 +482,9 @@ def cover_size(image_size: tuple[int, int], *, height: int, width: int, margin: 
 
 
 def kept_size(image_size: tuple[int, int], *, height: int, width: int, margin: float = 1.0) -> tuple[int, int]:
-    """(height, width) of what `resize_to_cover` gives: `cover_size`, cut to `LONGEST` times the target's area."""
+    """(height, width) of what `resize_to_cover` gives: `cover_size`, cut where that is longer than 1:16."""
     tall, wide = cover_size(image_size, height=height, width=width, margin=margin)
-    most = LONGEST * math.ceil(margin * height) * math.ceil(margin * width)
+    most = LONGEST * math.ceil(margin * max(height, width)) ** 2
     if tall * wide <= most:
         return tall, wide
     # what is cut off is an even number, so that the middle of the rest is the middle of the whole
@@ -496,8 +496,8 @@ def kept_size(image_size: tuple[int, int], *, height: int, width: int, margin: f
 def resize_to_cover(image: Image.Image, *, height: int, width: int, margin: float = 1.0) -> Image.Image:
     """The picture scaled with Lanczos so that it just covers `margin` times the target.
 
-    Nothing is cut off, unless the result would be more than 16 times (`LONGEST`) as large as that: of a picture so long
-    only the middle is scaled, since 1 × 30,000 pixels would otherwise take gigabytes.
+    Nothing is cut off, unless the result would have more pixels than 16 squares (`LONGEST`) of the target's longer
+    side: of a picture so long only the middle is scaled, since 1 × 30,000 pixels would otherwise take gigabytes.
     """
     stored = image.height, image.width
     whole = cover_size(stored, height=height, width=width, margin=margin)

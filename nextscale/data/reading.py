@@ -1,7 +1,7 @@
 """A listing of pictures as a data set: the reading, which is the same wherever the bytes lie.
 
 The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room; of very long
-pictures the ends are cut off (`images.resize_to_cover`), so that none takes more than 16 times a square one.
+pictures, above 1:16, the ends are cut off (`images.resize_to_cover`), so that none takes much room.
 What fits in 2 GiB is decoded once and kept; a larger set is decoded batch by batch, after the headers were checked.
 
 Whatever goes wrong with one picture, a lack of memory included, makes it an unreadable one: it is left out or replaced,
