@@ -11,6 +11,7 @@ from __future__ import annotations
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,8 @@ MOST_CLASSES = 10**6  # labels are counted one class after the other
 _DAMAGED = (
     OSError,
     EOFError,
+    SyntaxError,
+    tokenize.TokenError,
     ValueError,
     TypeError,
     LookupError,
@@ -195,7 +198,7 @@ def _labels(path: Path, count: int) -> tuple[Tensor | None, str | None]:
     with _reading(path), _member(path, LABELS) as (stream, shape, _, dtype):
         got = f"{shape} {dtype}"
         if shape == (count,) and dtype.kind in "iu":
-            labels = np.frombuffer(stream.read(count * dtype.itemsize), dtype)
+            labels = np.frombuffer(_whole(stream, count * dtype.itemsize, LABELS), dtype)
             if labels.min() >= 0 and labels.max() < MOST_CLASSES:
                 return torch.from_numpy(labels.astype(np.int64)), None
             got += f" of {labels.min()} to {labels.max()}"
@@ -235,9 +238,11 @@ def _gaussian(path: Path, mean: str, covariance: str) -> Gaussian:
         got = f"{m.shape} {m.dtype} and {s.shape} {s.dtype}"
         raise InputError(f"{path}: expected {mean} (D,) and {covariance} (D, D), floating point, got {got}")
     m, s = m.astype(np.float64), s.astype(np.float64)
-    if not (np.isfinite(m).all() and np.isfinite(s).all() and np.allclose(s, s.T, atol=1e-6 * abs(s).max())):
+    with np.errstate(over="ignore"):  # of finite numbers too large to subtract, which are not close
+        close = np.isfinite(m).all() and np.isfinite(s).all() and np.allclose(s, s.T, atol=1e-6 * abs(s).max())
+    if not close:
         raise InputError(f"{path}: expected finite {mean} and {covariance}, the latter symmetric, got others")
-    return Gaussian(torch.from_numpy(m), torch.from_numpy((s + s.T) / 2))
+    return Gaussian(torch.from_numpy(m), torch.from_numpy(s / 2 + s.T / 2))
 
 
 # ---- arrays in a zip -------------------------------------------------------------------------------------------------
@@ -263,10 +268,17 @@ def _array(path: Path, name: str) -> np.ndarray:
         if dtype.hasobject or min(shape, default=0) < 0 or size > MOST_BYTES:
             wanted = f"numbers or text of at most {MOST_BYTES:,} bytes"
             raise InputError(f"{path}: expected {name} to be {wanted}, got {shape} {dtype}")
-        content = stream.read(size + 1)
-        if len(content) != size:
-            raise InputError(f"{path}: expected {size:,} bytes of {name} {shape}, got another number")
-        return np.ndarray(shape, dtype, bytearray(content), order="F" if fortran else "C")
+        return np.ndarray(shape, dtype, _whole(stream, size, name), order="F" if fortran else "C")
+
+
+def _whole(stream: IO[bytes], size: int, name: str) -> bytearray:
+    """The bytes of an array, which must be as many as its header says; `ValueError` otherwise."""
+    content = bytearray(stream.read(size + 1))
+    if len(content) != size:
+        raise ValueError(
+            f"{'more' if len(content) > size else 'fewer'} than the {size:,} bytes that {name} should have"
+        )
+    return content
 
 
 @contextmanager
@@ -291,6 +303,8 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
+    if version not in ((2, 0), (3, 0)):
+        raise ValueError(f"an array in version {version[0]}.{version[1]} of the format")
     return np.lib.format.read_array_header_2_0(stream)
 
 
