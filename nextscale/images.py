@@ -1,7 +1,10 @@
 """Pictures in and out: the only room that knows pixel ranges.
 
 A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models.
-Whatever a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`.
+Whatever a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`;
+colour profiles are not applied. A file is judged by its content, by decoders that start no program and fetch nothing,
+and takes at most 32 bytes a stored pixel beside its own; `MOST_BYTES` and Pillow's limit of 179 million pixels bound
+both, and threads share the room (`_Room`).
 
 Shapes: B pictures, H height, W width in pixels; channels come first and are red, green, blue.
 """
@@ -10,13 +13,16 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
+import stat
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,12 +30,46 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from nextscale.errors import InputError
 
 Source = str | Path | BinaryIO
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are taken for pictures
+# Pillow's pure decoders, tried in this order, and the suffixes of their files. Left out: EPS (runs Ghostscript), WMF,
+# FITS, BUFR, GRIB and HDF5 (call what others registered), IPTC (opens any format inside), MPEG (decodes nothing), and
+# rare ones without a signature to tell them by; TGA, which has none either, comes last.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),  # not .pfm, which holds floats
+    "MPO": (".mpo",),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "PSD": (".psd",),
+    "DDS": (".dds",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "MSP": (".msp",),
+    "DIB": (".dib",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+}
+_COMMON = (".jpg", ".jpeg", ".png", ".webp")  # named first in messages
+SUFFIXES = tuple(dict.fromkeys(_COMMON + sum(FORMATS.values(), ())))  # of the files that are taken for pictures
+MOST_BYTES = 2**31  # of a file: some decoders read it whole
+LONGEST = 16  # of pictures longer than 1:16 the ends are cut off before they are scaled
 Given = Tensor | np.ndarray | Image.Image | Sequence["Given"]
 
 # A broken file can raise any of these out of Pillow's decoders.
@@ -39,10 +79,13 @@ _DECODING_ERRORS = (
     SyntaxError,
     ValueError,
     TypeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ArithmeticError,
+    BufferError,
+    MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -50,6 +93,8 @@ _DECODING_ERRORS = (
 
 ROUNDING = 1 / 127.5  # how far floats may leave their range: a level of 8 bits
 _ORIENTATION = 0x0112  # the EXIF tag
+_TILE = 322, 323  # the TIFF tags of a tile's width and height
+_BITS = 258  # the TIFF tag of the bits a sample
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,6 +104,27 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BAND = 2**20  # pixels that are converted at a time, so that conversions take hardly any memory of their own
+_FOREIGN = {  # how other files begin that people find among their pictures
+    b"version https://git-lfs": "a Git-LFS pointer, not the file (git lfs pull fetches it)",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an XML or SVG text",
+    b"<svg": "an SVG drawing",
+    b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript document",
+    b"pk\3\4": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+_BOXED = {b"heic": "a HEIC picture", b"heix": "a HEIC picture", b"mif1": "a HEIF picture"}  # by the brand behind `ftyp`
+
+
+class PictureError(InputError):
+    """A file that is no picture, or none that can be read; `reason` says why without its name."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -67,15 +133,22 @@ _UPRIGHT = {
 def open_rgb(source: Source) -> Image.Image:
     """The picture of a file as upright 8-bit RGB; transparency shows white, of an animation the first frame is taken.
 
-    Raises `InputError` for a file that is missing, is no picture, is cut short, or is larger than Pillow's limit
-    (about 179 million pixels).
+    Raises `PictureError`, an `InputError`, for a file that is missing, is no regular file or no picture in one of
+    `FORMATS`, is cut short or damaged, holds floats, does not fit into memory, or is larger than 2 GiB or, by its
+    header, than Pillow's limit (about 179 million pixels).
     """
-    with _opened(source) as image:
+    with _opened(source) as image, _room.taken(image.width * image.height):
         return upright_rgb(image)
 
 
+def open_covering(source: Source, *, height: int, width: int, margin: float = 1.0) -> Image.Image:
+    """`resize_to_cover` of `open_rgb`, without two large pictures side by side. Raises like `open_rgb`."""
+    with _opened(source) as image, _room.taken(image.width * image.height):
+        return resize_to_cover(upright_rgb(image), height=height, width=width, margin=margin)
+
+
 def stored_size(source: Source) -> tuple[int, int]:
-    """(height, width) by the file's header, before any EXIF rotation. Raises `InputError` like `open_rgb`."""
+    """(height, width) by the file's header, before any EXIF rotation. Raises like `open_rgb`."""
     with _opened(source) as image:
         return image.height, image.width
 
@@ -89,42 +162,109 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as 8-bit RGB: transparency on white, 16 bits scaled to 8. `ValueError` for float pixels."""
     if image.mode.startswith("I"):
-        return _from_16_bits(image)
+        twelve = isinstance(image, TiffImageFile) and image.tag_v2.get(_BITS) == (12,)  # Pillow does not scale these
+        return _in_bands(image, partial(_from_16_bits, white=4095 if twelve else 65535))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return _in_bands(image, _on_white)
 
 
 def read(source: Source, *, height: int, width: int) -> Tensor:
     """A file as one picture of a given size: covered, centre-cropped, (3, H, W) float32 in [-1, 1]."""
-    return _fitted(open_rgb(source), height=height, width=width)
-
-
-def _fitted(rgb: Image.Image, *, height: int, width: int) -> Tensor:
-    return center_crop(from_pil(resize_to_cover(rgb, height=height, width=width)), height=height, width=width)
+    covering = open_covering(source, height=height, width=width)
+    return center_crop(from_pil(covering), height=height, width=width)
 
 
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
-    """The file opened by Pillow; whatever decoding raises inside the block becomes an `InputError` that names it."""
+    """The file opened by Pillow; whatever decoding raises inside the block becomes an `PictureError`."""
     name = getattr(source, "name", "the given bytes") if not isinstance(source, str | Path) else source
     try:
-        with _quiet, Image.open(source) as image:
-            if 0 in image.size:
-                raise ValueError("it has no pixels")
+        with _quiet, _stream(source) as stream, Image.open(stream, formats=_formats()) as image:
+            _check_header(image)
             yield image
     except FileNotFoundError:
-        raise InputError(f"expected a picture, found no file at {name}") from None
+        raise PictureError(f"expected a picture, found no file at {name}", reason="no such file") from None
     except IsADirectoryError:
-        raise InputError(f"expected a picture, got the folder {name}") from None
-    except UnidentifiedImageError:
-        raise InputError(f"expected a picture, got {name}, which is in no known format") from None
+        raise PictureError(f"expected a picture, got the folder {name}", reason="a folder") from None
+    except UnidentifiedImageError as error:
+        raise PictureError(f"expected a picture, got {name}, which is {error}", reason=str(error)) from None
     except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"expected a readable picture, got {name}: {reason}") from error
+        why = reason(error)
+        raise PictureError(f"expected a readable picture, got {name}: {why}", reason=why) from error
+
+
+def _check_header(image: Image.Image) -> None:
+    """`ValueError` for what would be found out too late, or cost much more memory than the picture's size tells."""
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    if isinstance(image, TiffImageFile):
+        tile = [int(image.tag_v2.get(tag, 0)) for tag in _TILE]
+        if math.prod(tile) > max(image.width * image.height, _BAND):
+            raise ValueError(f"its tiles of {tile[0]} × {tile[1]} pixels are larger than the picture")
+
+
+@contextmanager
+def _stream(source: Source) -> Iterator[BinaryIO]:
+    """The bytes of a source. What Pillow does not know is looked at, and the error says what it is."""
+    if isinstance(source, str | Path):
+        kind = os.stat(source).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # a named pipe would wait for ever
+            raise UnidentifiedImageError("no regular file")
+        with open(source, "rb") as stream, _stream(stream) as same:
+            yield same
+        return
+    if source.seekable() and (length := source.seek(0, io.SEEK_END)) > MOST_BYTES:
+        raise ValueError(f"its {length:,} bytes are more than the {MOST_BYTES:,} that a picture may have")
+    try:
+        yield source
+    except UnidentifiedImageError:
+        source.seek(0)
+        raise UnidentifiedImageError(_unopened(source.read(64))) from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """`FORMATS`, but for those that an older Pillow has never heard of."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def foreign(head: bytes) -> str | None:
+    """What a file is that people take for another, by its first bytes; None if that is not known."""
+    if not head:
+        return "empty"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), None)
+
+
+def _unopened(head: bytes) -> str:
+    """What a file is that no decoder takes, by its first bytes."""
+    if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
+        return _BOXED.get(head[8:12], "a film or the like") + ", which is not read; convert it to PNG or JPEG"
+    damaged = (what for name in _formats() if (what := _damaged(name, head)) is not None)
+    return foreign(head) or next(damaged, "in no known format")
+
+
+def _damaged(name: str, head: bytes) -> str | None:
+    """What to say of a file that begins as this format does, and yet was not opened."""
+    accepts = Image.OPEN[name][1]
+    known = accepts(head[:16].ljust(16, b"\xff")) if accepts is not None else False
+    if isinstance(known, str):  # Pillow was built without the format's library
+        return f"an {name} picture, which this Pillow was built without"
+    return f"a damaged or unusual {name} picture" if known else None
+
+
+def reason(error: BaseException) -> str:
+    """One line that says why a picture cannot be read, without its name."""
+    if isinstance(error, PictureError):
+        return error.reason
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _orientation(image: Image.Image) -> int:
@@ -134,11 +274,47 @@ def _orientation(image: Image.Image) -> int:
         return 1  # a spoilt note of the camera does not spoil the pixels
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` applied to some rows after the other; it must give RGB, and look at each pixel alone."""
+    rgb, rows = Image.new("RGB", image.size), max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        rgb.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return rgb
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    straight = image.convert("LA") if image.mode == "La" else image  # Pillow does not convert the former to RGBA
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, *, white: int) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > white:
         raise ValueError(f"expected grey values of 16 bits, got {values.min()} to {values.max()}")
-    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")  # 257 · 255 = 65535
+    return Image.fromarray((values * 255 / white).round().astype(np.uint8)).convert("RGB")
+
+
+class _Room:
+    """Threads decode side by side while their pictures have `pixels` at most together; a larger one comes alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels, self._taken, self._changed = pixels, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room(2**26)  # 2 GiB at 32 bytes a pixel
 
 
 class _Quiet:
@@ -226,17 +402,14 @@ def as_batch(given: Given, *, height: int, width: int) -> Tensor:
     Raises `InputError` for another shape or dtype, and for floats that leave [-1, 1] by more than rounding.
     """
     if isinstance(given, Image.Image):
-        try:
-            return _fitted(upright_rgb(given), height=height, width=width)[None]
-        except _DECODING_ERRORS as error:
-            raise InputError(f"images: expected a readable picture, got {given}: {error}") from None
+        return _from_image(given, height=height, width=width)
     if isinstance(given, list | tuple):
-        if not given:
-            raise InputError("images: expected at least one, got none")
-        return torch.cat([as_batch(one, height=height, width=width) for one in given])
+        return _from_list(given, height=height, width=width)
     tensor = _from_array(given) if isinstance(given, np.ndarray) else given
     if not isinstance(tensor, Tensor):
         raise InputError(f"images: expected tensors, arrays or Pillow images, got {type(given).__name__}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise InputError(f"images: expected a plain tensor, got {'nested' if tensor.is_nested else tensor.layout}")
     batch = tensor[None] if tensor.ndim == 3 else tensor
     floats = batch.is_floating_point()
     if batch.shape[1:] != (3, height, width) or not (floats or batch.dtype == torch.uint8):
@@ -245,15 +418,43 @@ def as_batch(given: Given, *, height: int, width: int) -> Tensor:
         raise InputError(f"images: expected shape {wanted}, got {got}")
     if not floats:
         return from_uint8(batch)
+    batch = batch.to(torch.float32)
     check_range(batch)
-    return batch.to(torch.float32)
+    return batch
+
+
+def _from_image(image: Image.Image, *, height: int, width: int) -> Tensor:
+    try:
+        _check_header(image)
+        covering = resize_to_cover(upright_rgb(image), height=height, width=width)
+    except _DECODING_ERRORS as error:
+        raise InputError(
+            f"images: expected a readable picture, got one of mode {image.mode}: {reason(error)}"
+        ) from None
+    return center_crop(from_pil(covering), height=height, width=width)[None]
+
+
+def _from_list(given: Sequence[Given], *, height: int, width: int) -> Tensor:
+    if not given:
+        raise InputError("images: expected at least one, got none")
+    try:
+        parts = [as_batch(one, height=height, width=width) for one in given]
+    except RecursionError:
+        raise InputError("images: expected a list of pictures, got lists within lists without end") from None
+    devices = sorted({str(part.device) for part in parts})
+    if len(devices) > 1:
+        raise InputError(f"images: expected all on one device, got some on {' and '.join(devices)}")
+    return torch.cat(parts)
 
 
 def _from_array(array: np.ndarray) -> Tensor:
-    """Channels first; copied, so that neither strides nor write protection matter."""
+    """Channels first; copied, so that neither strides, the order of bytes nor write protection matter."""
+    if (hidden := np.ma.count_masked(array) if isinstance(array, np.ma.MaskedArray) else 0) > 0:
+        raise InputError(f"images: expected every pixel, got an array in which {hidden:,} values are masked")
     last = array.ndim in (3, 4) and array.shape[-1] == 3 and array.shape[-3] != 3
+    native = np.array(np.moveaxis(array, -1, -3) if last else array, dtype=array.dtype.newbyteorder("="))
     try:
-        return torch.from_numpy(np.array(np.moveaxis(array, -1, -3) if last else array))
+        return torch.from_numpy(native)
     except TypeError:
         raise InputError(f"images: expected uint8 or floats, got an array of {array.dtype}") from None
 
@@ -280,10 +481,44 @@ def cover_size(image_size: tuple[int, int], *, height: int, width: int, margin: 
     return max(height, round(image_size[0] * scale)), max(width, round(image_size[1] * scale))
 
 
+def kept_size(image_size: tuple[int, int], *, height: int, width: int, margin: float = 1.0) -> tuple[int, int]:
+    """(height, width) of what `resize_to_cover` gives: `cover_size`, cut where that is longer than 1:16."""
+    tall, wide = cover_size(image_size, height=height, width=width, margin=margin)
+    most = LONGEST * math.ceil(margin * max(height, width)) ** 2
+    if tall * wide <= most:
+        return tall, wide
+    # what is cut off is an even number, so that the middle of the rest is the middle of the whole
+    if tall * width > wide * height:
+        return most // wide - (tall - most // wide) % 2, wide
+    return tall, most // tall - (wide - most // tall) % 2
+
+
 def resize_to_cover(image: Image.Image, *, height: int, width: int, margin: float = 1.0) -> Image.Image:
-    """The picture scaled with Lanczos so that it just covers `margin` times the target; nothing is cut off yet."""
-    tall, wide = cover_size((image.height, image.width), height=height, width=width, margin=margin)
-    return image.resize((wide, tall), Image.Resampling.LANCZOS)
+    """The picture scaled with Lanczos so that it just covers `margin` times the target.
+
+    Nothing is cut off, unless the result would have more pixels than 16 squares (`LONGEST`) of the target's longer
+    side: of a picture so long only the middle is scaled, since 1 × 30,000 pixels would otherwise take gigabytes.
+    """
+    stored = image.height, image.width
+    whole = cover_size(stored, height=height, width=width, margin=margin)
+    kept = kept_size(stored, height=height, width=width, margin=margin)
+    if kept == whole:
+        return image.resize((whole[1], whole[0]), Image.Resampling.LANCZOS)
+    (top, bottom, *down), (left, right, *across) = map(_seen, stored, whole, kept)
+    part = image.crop((left, top, right, bottom))
+    return part.resize((kept[1], kept[0]), Image.Resampling.LANCZOS, box=(across[0], down[0], across[1], down[1]))
+
+
+def _seen(stored: int, whole: int, kept: int) -> tuple[int, int, float, float]:
+    """Of one side: the stored pixels that make the middle `kept` of `whole` scaled ones, and where it lies in them.
+
+    They reach as far beyond it as Lanczos looks, and are cut out first because Pillow rounds the place to float32.
+    """
+    begin, end = (whole - kept) // 2, (whole + kept) // 2
+    start, stop = stored * begin / whole, stored * end / whole
+    reach = 3 * max(1, stored / whole) + 1
+    first, last = max(0, math.floor(start - reach)), min(stored, math.ceil(stop + reach))
+    return first, last, start - first, stop - first
 
 
 def crop(images: Tensor, *, height: int, width: int, position: tuple[float, float] = (0.5, 0.5)) -> Tensor:

@@ -4,10 +4,13 @@ import base64
 import contextlib
 import io
 import math
+import os
 import struct
 import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from nextscale import images
 from nextscale.errors import InputError
+from nextscale.images import PictureError
 
 
 def gradient(*, height: int = 24, width: int = 16) -> Image.Image:
@@ -66,8 +70,8 @@ def test_camera_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
     stored = upright.transpose(turn_back[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for suffix in ("png", "jpg"):
-        stored.save(tmp_path / f"turned.{suffix}", exif=exif, quality=100, subsampling=0)
+    for suffix in ("png", "jpg", "webp", "tiff"):
+        stored.save(tmp_path / f"turned.{suffix}", exif=exif, quality=100, subsampling=0, lossless=True)
         opened = images.open_rgb(tmp_path / f"turned.{suffix}")
         assert opened.size == upright.size
         difference = np.asarray(opened).astype(int) - np.asarray(upright).astype(int)
@@ -102,13 +106,14 @@ def test_grey_with_transparency_shows_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
 def test_palette_with_transparency_shows_white(tmp_path: Path, transparency: int | bytes) -> None:
-    """A clear palette entry is white, whether one index or a table of alphas names it."""
+    """A clear palette entry is white, whether one index or a table of alphas names it, in PNG and in GIF."""
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 200, 100, 50])
     picture.putpixel((1, 0), 1)
-    picture.save(tmp_path / "palette.png", transparency=transparency)
-    opened = images.open_rgb(tmp_path / "palette.png")
-    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (200, 100, 50)]
+    for suffix in ("png", "gif") if transparency == 0 else ("png",):
+        picture.save(tmp_path / f"palette.{suffix}", transparency=transparency)
+        opened = images.open_rgb(tmp_path / f"palette.{suffix}")
+        assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (200, 100, 50)]
 
 
 def test_one_bit_and_grey_files_open(tmp_path: Path) -> None:
@@ -152,12 +157,73 @@ def test_print_colours_become_screen_colours(tmp_path: Path) -> None:
         assert max(abs(got - want) for got, want in zip(opened, expected, strict=True)) <= 2
 
 
-@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
 def test_first_frame_stands_for_an_animation(tmp_path: Path, suffix: str) -> None:
-    """An animation is the picture it begins with."""
+    """An animation is the picture it begins with, and several pages are the first one."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     assert images.open_rgb(tmp_path / f"film.{suffix}").getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_suffixes_are_those_of_the_formats_that_are_read() -> None:
+    """All that Pillow knows of them and no others, but for .pfm; the common ones come first."""
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in images.FORMATS}
+    assert set(images.SUFFIXES) == known - {".pfm"}
+    assert images.SUFFIXES[:4] == (".jpg", ".jpeg", ".png", ".webp")
+    assert len(set(images.SUFFIXES)) == len(images.SUFFIXES)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(images.FORMATS) - {"CUR", "DCX", "ICNS", "PSD", "SUN", "XPM", "XBM", "MSP"})
+)
+def test_every_format_is_read_by_its_content(name: str) -> None:
+    """Whatever the file is called: all formats that Pillow can write come back, nearly the same in those that lose."""
+    buffer = io.BytesIO()
+    gradient(height=32, width=32).save(buffer, name)
+    opened = images.open_rgb(buffer)
+    difference = np.asarray(opened).astype(int) - np.asarray(gradient(height=32, width=32)).astype(int)
+    assert abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"]
+)
+def test_every_mode_becomes_rgb(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """White is white and black is black in all of them, and rows converted in bands are the rows of the whole."""
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (6, 4)))
+    through = {"La": "LA", "PA": "P"}.get(mode, "RGB")
+    given = _to_lab(stripes) if mode == "LAB" else stripes.convert(through).convert(mode)
+    whole = np.asarray(images.to_rgb(given)).astype(int)
+    assert abs(whole - np.asarray(stripes.convert("RGB")).astype(int)).max() <= 1
+    monkeypatch.setattr(images, "_BAND", 17)
+    np.testing.assert_array_equal(np.asarray(images.to_rgb(given)), whole)
+
+
+def _to_lab(picture: Image.Image) -> Image.Image:
+    lab = ImageCms.createProfile("LAB")
+    converted = ImageCms.profileToProfile(picture.convert("RGB"), ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    assert converted is not None
+    return converted
+
+
+def test_twelve_bits_are_scaled_too(tmp_path: Path) -> None:
+    """A TIFF of medical or astronomical pictures: 4095 is white."""
+    entries = [
+        (256, 4, 2),
+        (257, 4, 1),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 200),
+        (277, 3, 1),
+        (279, 4, 3),
+    ]
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    header = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4)
+    (tmp_path / "deep.tiff").write_bytes(header.ljust(200, b"\0") + b"\xff\xf8\x00")
+    opened = images.open_rgb(tmp_path / "deep.tiff")
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255,) * 3, (128,) * 3]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -198,6 +264,91 @@ def test_decompression_bomb_is_refused(tmp_path: Path) -> None:
     bomb = png_bytes(width=50_000, height=50_000, depth=8, colour=2, rows=b"")
     with pytest.raises(InputError, match="exceeds limit"):
         images.open_rgb(io.BytesIO(bomb))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git-LFS pointer, not the file"),
+        (b"\n<!DOCTYPE HTML><html>404</html>", "a web page"),
+        (b"\xef\xbb\xbf<html lang=en>", "a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "a PostScript document"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC picture, which is not read"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "a film or the like"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "a damaged or unusual AVIF"),
+        (b"GIF89a\1\0\1\0\0\0\0;", "a damaged or unusual GIF"),
+        (b"II*\0\x08\0\0\0\0\0\0\0\0\0", "a damaged or unusual TIFF"),
+    ],
+)
+def test_other_files_called_jpg_are_told_for_what_they_are(tmp_path: Path, content: bytes, told: str) -> None:
+    """Nothing is handed to a program that could open it."""
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PictureError, match=rf"got .*a\.jpg, which is {told}") as caught:
+        images.open_rgb(tmp_path / "a.jpg")
+    assert f"which is {caught.value.reason}" in str(caught.value)
+
+
+def test_a_format_that_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its decoders are a matter of how it was built."""
+    monkeypatch.setattr("PIL.AvifImagePlugin.SUPPORTED", False)
+    with pytest.raises(PictureError, match="an AVIF picture, which this Pillow was built without"):
+        images.open_rgb(io.BytesIO(b"\0\0\0\x18ftypavif\0\0\0\0"))
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """A named pipe would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(PictureError, match="no regular file"):
+            images.open_rgb(path)
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    """Some decoders would read it whole; this one takes no room on the disk."""
+    with (tmp_path / "a.webp").open("wb") as stream:
+        stream.write(b"RIFF\xff\xff\xff\x7fWEBPVP8 ")
+        stream.truncate(2**31 + 1)
+    with pytest.raises(PictureError, match="its 2,147,483,649 bytes are more than"):
+        images.open_rgb(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RecursionError("too deep"), struct.error("odd"), OverflowError(), AssertionError()]
+)
+def test_whatever_a_decoder_raises_is_an_unreadable_picture(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line that says something, whether the exception does or not."""
+    gradient().save(tmp_path / "a.png")
+
+    def failing(self: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", failing)
+    with pytest.raises(PictureError, match=r"expected a readable picture, got .*a\.png: .+"):
+        images.read(tmp_path / "a.png", height=8, width=8)
+
+
+def test_tiles_larger_than_the_picture_are_refused() -> None:
+    """A TIFF of 16 × 16 pixels may claim a tile of gigabytes."""
+    entries = [
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 5),
+        (262, 1),
+        (277, 1),
+        (322, 40000),
+        (323, 40000),
+        (324, 8),
+        (325, 9),
+    ]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    with pytest.raises(PictureError, match="its tiles of 40000 × 40000 pixels"):
+        images.open_rgb(io.BytesIO(b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(400)))
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
@@ -266,6 +417,84 @@ def test_to_pil_names_a_wrong_shape() -> None:
         images.to_pil(torch.zeros(2, 3, 4, 4))
 
 
+# ---- what callers have in their hands --------------------------------------------------------------------------------
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (3, 6, 8), dtype=np.uint8)
+FLOATS = LEVELS / 127.5 - 1
+ITSELF: list[object] = []
+ITSELF.append(ITSELF)
+
+
+def as_batch(given: object) -> torch.Tensor:
+    """At 6 x 8 pixels."""
+    return images.as_batch(given, height=6, width=8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        LEVELS,
+        LEVELS.transpose(1, 2, 0),
+        LEVELS[None],
+        np.asfortranarray(LEVELS),
+        LEVELS[:, ::-1][:, ::-1],
+        np.broadcast_to(LEVELS, (1, *LEVELS.shape)),
+        np.ma.masked_array(LEVELS),
+        np.rec.array(LEVELS),
+        LEVELS.astype(">u1"),
+        FLOATS,
+        FLOATS.astype(">f8"),
+        FLOATS.astype("<f4"),
+        torch.from_numpy(FLOATS).requires_grad_(),
+        torch.from_numpy(LEVELS)[None].to(memory_format=torch.channels_last),
+        [[LEVELS]],
+        (Image.fromarray(LEVELS.transpose(1, 2, 0)),),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_the_same_picture_in_any_form_is_the_same_batch(given: object) -> None:
+    """Whatever the strides, the order of bytes and the nesting; a picture that may not be written stays as it is."""
+    expected = images.from_uint8(torch.from_numpy(LEVELS))[None]
+    torch.testing.assert_close(as_batch(given).detach(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_floats_are_taken(dtype: torch.dtype) -> None:
+    """Their range is looked at in float32."""
+    assert torch.equal(as_batch(torch.full((3, 6, 8), 0.5).to(dtype)), torch.full((1, 3, 6, 8), 0.5))
+    with pytest.raises(InputError, match=r"floats in \[-1, 1\], got 2 \.\. 2"):
+        as_batch(torch.full((3, 6, 8), 2.0).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.array(0.0), r"got \(\) float64"),
+        (iter([LEVELS]), "got list_iterator"),
+        ([[]], "expected at least one"),
+        (ITSELF, "lists within lists without end"),
+        ([LEVELS, torch.zeros(3, 6, 8, device="meta")], "all on one device, got some on cpu and meta"),
+        ([LEVELS, LEVELS[:, :5]], r"got \(3, 5, 8\) uint8"),
+        (np.ma.masked_array(LEVELS, LEVELS > 200), "values are masked"),
+        (torch.zeros(3, 6, 8).to_sparse(), "a plain tensor, got torch.sparse_coo"),
+        (LEVELS > 100, "bool"),
+        (LEVELS.astype(np.uint16), "uint16"),
+        (FLOATS.astype(complex), "complex128"),
+        (np.where(LEVELS > 200, np.nan, FLOATS), "got nan"),
+        (np.zeros((3, 6, 8), [("red", "u1")]), "array of .*red"),
+        (Image.new("F", (8, 6)), "of mode F: floating-point pixels"),
+        (Image.new("RGB", (0, 6)), "it has no pixels"),
+    ],
+    ids=str,
+)
+def test_what_is_no_batch_of_pictures_is_told_in_one_line(given: object, told: str) -> None:
+    """Nothing is guessed: neither masked pixels, nor the range of other integers."""
+    with pytest.raises(InputError, match=told) as caught:
+        as_batch(given)
+    assert str(caught.value).startswith("images: expected")
+    assert "\n" not in str(caught.value)
+
+
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +515,62 @@ def test_resizing_keeps_the_aspect() -> None:
     """A picture twice as wide as high stays so, whatever rectangle it covers."""
     scaled = images.resize_to_cover(Image.new("RGB", (200, 100)), height=32, width=32, margin=1.125)
     assert scaled.size == (72, 36)
+
+
+@pytest.mark.parametrize("margin", [1.0, 1.125])
+@pytest.mark.parametrize("stored", [(1, 300), (300, 1), (5, 700), (1001, 12), (3, 2000)])
+@pytest.mark.parametrize("target", [(1, 1), (8, 8), (3, 11), (9, 2)])
+def test_of_a_very_long_picture_the_middle_is_kept(
+    stored: tuple[int, int], target: tuple[int, int], margin: float
+) -> None:
+    """The same, but for rounding, as the middle of the whole picture scaled; and the middle of both is the same."""
+    noise = np.random.default_rng(0).integers(90, 166, (*stored, 3), dtype=np.uint8)  # Lanczos does not leave 0 .. 255
+    height, width = target
+    picture = Image.fromarray(noise)
+    kept = images.uint8_from_pil(images.resize_to_cover(picture, height=height, width=width, margin=margin))
+    assert kept.shape[1:] == images.kept_size(stored, height=height, width=width, margin=margin)
+    assert kept.shape[1] * kept.shape[2] <= 16 * (margin * max(target) + 1) ** 2
+    tall, wide = images.cover_size(stored, height=height, width=width, margin=margin)
+    whole = images.uint8_from_pil(picture.resize((wide, tall), Image.Resampling.LANCZOS))
+    for size in (kept.shape[1:], target):
+        cut = [images.center_crop(one, height=size[0], width=size[1]).int() for one in (kept, whole)]
+        assert (cut[0] - cut[1]).abs().max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (50, 800), (800, 50), (50, 37)])
+@pytest.mark.parametrize("target", [(16, 16), (7, 90), (20, 10)])
+def test_ordinary_shapes_are_scaled_whole(shape: tuple[int, int], target: tuple[int, int]) -> None:
+    """Up to 1:16, whatever shape is asked for, to the last bit what Pillow makes of them."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    height, width = target
+    tall, wide = images.cover_size(shape, height=height, width=width, margin=1.125)
+    scaled = picture.resize((wide, tall), Image.Resampling.LANCZOS)
+    assert images.resize_to_cover(picture, height=height, width=width, margin=1.125).tobytes() == scaled.tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_a_line_of_pixels_becomes_a_picture(tmp_path: Path, size: tuple[int, int]) -> None:
+    """It was 11 GB when it was scaled whole; even at 256 pixels it is read at once."""
+    Image.new("1", size, 1).save(tmp_path / "line.png")
+    assert images.read(tmp_path / "line.png", height=256, width=256).min() == 1
+
+
+def test_large_pictures_are_decoded_one_after_the_other() -> None:
+    """Threads share the room: what does not fit beside the others waits, and what is larger than it comes alone."""
+    room, together, most, lock = images._Room(100), [0], [0], threading.Lock()
+
+    def decode(pixels: int) -> None:
+        with room.taken(pixels):
+            with lock:
+                together[0] += pixels
+                most[0] = max(most[0], together[0])
+            time.sleep(0.001)
+            with lock:
+                together[0] -= pixels
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [40, 70, 30, 250, 60] * 6))
+    assert most[0] == 250
 
 
 def test_crops_reach_both_ends_and_the_middle() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -231,10 +232,13 @@ class EvaluateGeneration:
     def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> tuple[ReferenceUsed, ReferenceFeatures]:
         from nextscale.evaluation import reference
         from nextscale.evaluation.generation import has_classes, reference_used
+        from nextscale.machine import distributed
 
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with bar("finding the reference") as told:
             found = reference.load(self.reference, size=size, split=self.split, progress=told).ordered(pipe.classes)
+        if found.note is not None and distributed.is_first():
+            print("nextscale: note:", found.note, file=sys.stderr)
         with bar("looking at the reference") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
         if self.per_class and not has_classes(seen, classes):

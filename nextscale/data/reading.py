@@ -1,14 +1,20 @@
 """A listing of pictures as a data set: the reading, which is the same wherever the bytes lie.
 
-The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room. What fits in
-2 GiB is decoded once and kept; a larger set is decoded batch by batch, after the headers were checked.
+The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room; of very long
+pictures, above 1:16, the ends are cut off (`images.resize_to_cover`), so that none takes much room.
+What fits in 2 GiB is decoded once and kept; a larger set is decoded batch by batch, after the headers were checked.
+
+Whatever goes wrong with one picture, a lack of memory included, makes it an unreadable one: it is left out or replaced,
+counted and named, and the run goes on.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +27,8 @@ from nextscale.errors import InputError
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -29,25 +37,32 @@ class Size:
     height: int
     width: int
 
-    def decode(self, item: Item) -> Tensor | None:
-        """One picture as (3, h, w) uint8 covering 1.125 times the size, or None if it cannot be read."""
-        try:
-            with item.open() as stream:
-                picture = images.open_rgb(stream)
-        except (InputError, OSError):
-            return None
-        scaled = images.resize_to_cover(picture, height=self.height, width=self.width, margin=MARGIN)
-        return images.uint8_from_pil(scaled)
+    def decode(self, item: Item) -> Tensor | str:
+        """One picture as (3, h, w) uint8 covering 1.125 times the size, or why it cannot be read."""
 
-    def decoded_bytes(self, item: Item) -> int | None:
-        """What `decode` will take, by the header alone; None if that is unreadable."""
-        try:
-            with item.open() as stream:
-                stored = images.stored_size(stream)
-        except (InputError, OSError):
-            return None
-        tall, wide = images.cover_size(stored, height=self.height, width=self.width, margin=MARGIN)
-        return 3 * tall * wide
+        def scaled(stream: BinaryIO) -> Tensor:
+            picture = images.open_covering(stream, height=self.height, width=self.width, margin=MARGIN)
+            return images.uint8_from_pil(picture)
+
+        return _tried(scaled, item)
+
+    def decoded_bytes(self, item: Item) -> int | str:
+        """What `decode` will take, by the header alone; or why that is unreadable."""
+
+        def needed(stream: BinaryIO) -> int:
+            stored = images.stored_size(stream)
+            return 3 * math.prod(images.kept_size(stored, height=self.height, width=self.width, margin=MARGIN))
+
+        return _tried(needed, item)
+
+
+def _tried(function: Callable[[BinaryIO], _Result], item: Item) -> _Result | str:
+    """What the function makes of a picture's bytes, or in a few words why it could not."""
+    try:
+        with item.open() as stream:
+            return function(stream)
+    except (InputError, OSError, MemoryError) as error:
+        return images.reason(error)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +78,7 @@ class OnDemand:
         """See `nextscale.data.pictures.Fetch`. Raises `InputError` when the whole split has become unreadable."""
         first_tries = in_threads(lambda index: self.size.decode(self.items[index]), wanted)
         found = [
-            (index, picture) if picture is not None else self._next_after(index)
+            (index, picture) if isinstance(picture, Tensor) else self._next_after(index)
             for index, picture in zip(wanted, first_tries, strict=True)
         ]
         return [index for index, _ in found], [picture for _, picture in found]
@@ -73,7 +88,7 @@ class OnDemand:
         for candidate in (*range(index + 1, len(self.items)), *range(index)):
             if candidate not in self.failed:
                 picture = self.size.decode(self.items[candidate])
-                if picture is not None:
+                if isinstance(picture, Tensor):
                     return candidate, picture
                 self._report(candidate)
         raise InputError(f"expected a readable picture among {len(self.items)} such as {self.items[0].name}, got none")
@@ -92,14 +107,16 @@ def load(
     """
     size = Size(height=height, width=width)
     needed = list(in_threads(size.decoded_bytes, listing.items, progress=progress))
-    good = [item for item, count in zip(listing.items, needed, strict=True) if count is not None]
+    reasons = _reasons(listing.items, needed)
+    good = [item for item in listing.items if item.name not in reasons]
     decoded: dict[str, Tensor] | None = None
-    if sum(count or 0 for count in needed) <= MEMORY:
-        decoded = dict(_decode_all(good, size, progress=progress))
+    if sum(count for count in needed if isinstance(count, int)) <= MEMORY:
+        pictures = list(in_threads(size.decode, good, progress=progress))
+        decoded = {item.name: one for item, one in zip(good, pictures, strict=True) if isinstance(one, Tensor)}
+        reasons |= _reasons(good, pictures)
         good = [item for item in good if item.name in decoded]
-    readable = {item.name for item in good}
-    unreadable = [item.name for item in listing.items if item.name not in readable]
-    _refuse_too_many(unreadable, listing, max_broken=max_broken)
+    unreadable = [item.name for item in listing.items if item.name in reasons]
+    _refuse_too_many(unreadable, reasons, listing, max_broken=max_broken)
 
     def split(name: str, items: Sequence[Item]) -> Split:
         on_demand = OnDemand(items=items, size=size, unreadable=unreadable)
@@ -115,21 +132,19 @@ def load(
     )
 
 
-def _decode_all(items: Sequence[Item], size: Size, *, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
-    pictures = in_threads(size.decode, items, progress=progress)
-    for item, picture in zip(items, pictures, strict=True):
-        if picture is not None:
-            yield item.name, picture
+def _reasons(items: Sequence[Item], found: Sequence[object]) -> dict[str, str]:
+    """By name why pictures cannot be read: of those for which a reason was found in place of what was wanted."""
+    return {item.name: reason for item, reason in zip(items, found, strict=True) if isinstance(reason, str)}
 
 
-def _refuse_too_many(unreadable: list[str], listing: Listing, *, max_broken: float) -> None:
+def _refuse_too_many(unreadable: list[str], reasons: Mapping[str, str], listing: Listing, *, max_broken: float) -> None:
     count = len(listing.items)
     share = len(unreadable) / count
     if share > max_broken:
         some = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         raise InputError(
             f"expected at most {max_broken:.1%} unreadable pictures in {listing.root}, "
-            f"got {len(unreadable)} of {count} ({share:.1%}): {some}"
+            f"got {len(unreadable)} of {count} ({share:.1%}): {some}; the first: {reasons[unreadable[0]]}"
         )
 
 
@@ -167,9 +182,12 @@ def _split(name: str, items: Sequence[Item], *, listing: Listing, size: Size, fe
 
 def _mark(item: Item) -> str:
     """Tells an edited picture from the old one without reading all of it: its length, and 4 KiB from either end."""
-    with item.open() as stream:
-        length = stream.seek(0, io.SEEK_END)
-        stream.seek(0)
-        start = stream.read(4096)
-        stream.seek(max(0, length - 4096))
-        return fingerprint([length, start, stream.read(4096)])
+    try:
+        with item.open() as stream:
+            length = stream.seek(0, io.SEEK_END)
+            stream.seek(0)
+            start = stream.read(4096)
+            stream.seek(max(0, length - 4096))
+            return fingerprint([length, start, stream.read(4096)])
+    except OSError:
+        return "gone"  # since it was listed; a batch that wants it finds that too, and names it

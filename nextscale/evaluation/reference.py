@@ -81,6 +81,8 @@ class Reference:
     statistics: Statistics | None
     classes: tuple[str, ...] | None = None
     """The name of each label; None when they are not known."""
+    note: str | None = None
+    """What of it is not used and why, in one line."""
 
     def ordered(self, classes: Sequence[str]) -> Reference:
         """The same with its labels numbered as in `classes`, if these are its own by name; otherwise as it is."""
@@ -281,7 +283,7 @@ def of_file(path: str | Path) -> Reference:
     """A `.npz` of samples, of statistics, or of both. Raises `InputError` for a damaged file, or one of neither."""
     path, names = Path(path), samples.holds(path)
     if samples.PICTURES not in names and "mu" not in names:
-        held = ", ".join(sorted(names)) or "nothing"
+        held = samples.listed(names)
         raise InputError(f"{path}: expected samples {samples.PICTURES}, or statistics mu and sigma, found {held}")
     stored = samples.read(path) if samples.PICTURES in names else None
     return Reference(
@@ -292,6 +294,7 @@ def of_file(path: str | Path) -> Reference:
         labels=stored.labels if stored else None,
         batches=stored.batches if stored else None,
         statistics=samples.read_statistics(path) if "mu" in names else None,
+        note=stored.note if stored else None,
     )
 
 

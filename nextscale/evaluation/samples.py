@@ -1,13 +1,17 @@
 """The `.npz` files of ADM's evaluator: samples, written and read a few pictures at a time, and stored statistics.
 
 Samples are `arr_0`, (N, H, W, 3) uint8, and perhaps labels `arr_1`; statistics are `mu` and `sigma`, and of spatial
-features `mu_s` and `sigma_s`; `network` is ours. A file may hold both. Nothing pickled is read.
+features `mu_s` and `sigma_s`; `network` is ours. A file may hold both, and other arrays, which are not looked at.
+Nothing pickled is read, no array above 2 GiB is read whole, and no picture above 4096² pixels at all.
 Shapes: N samples, B of a batch, H W pixels, D features.
 """
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +32,25 @@ from nextscale.files.checkpoint import beside
 
 PICTURES, LABELS = "arr_0", "arr_1"
 Add = Callable[[Tensor], None]
-_DAMAGED = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+MOST_BYTES = 2**31  # of an array that is read whole, by its header: a few kilobytes can unpack to as much as they like
+MOST_PIXELS = 4096**2  # of a picture
+MOST_CLASSES = 10**6  # labels are counted one class after the other
+_DAMAGED = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class Statistics(NamedTuple):
@@ -56,7 +78,9 @@ class Samples:
     width: int
     """Pixels."""
     labels: Tensor | None
-    """(N,) int64."""
+    """(N,) int64; None without `arr_1`, or where it holds something else."""
+    note: str | None = None
+    """What `arr_1` is if it holds something else, in one line."""
 
     def batches(self, wanted: Iterable[range]) -> Iterator[Tensor]:
         """The pictures of some stretches, which must not go back: (B, 3, H, W) float32 in [-1, 1] of each.
@@ -93,20 +117,24 @@ def content(path: str | Path) -> str:
 
 
 def read(path: str | Path) -> Samples:
-    """The samples of a file. Raises `InputError` unless it holds `arr_0` as it should be, and labels that fit it."""
-    path = Path(path)
-    if PICTURES not in holds(path):
-        raise InputError(f"{path}: expected samples {PICTURES}, found {', '.join(sorted(holds(path))) or 'nothing'}")
+    """The samples of a file. Raises `InputError` unless it holds `arr_0` as it should be."""
+    path, names = Path(path), holds(path)
+    if PICTURES not in names:
+        raise InputError(f"{path}: expected samples {PICTURES}, found {listed(names)}")
     with _reading(path), zipfile.ZipFile(path) as archive, archive.open(f"{PICTURES}.npy") as stream:
         shape, fortran, dtype = _header(stream)
         stored = archive.getinfo(f"{PICTURES}.npy").file_size - stream.tell()
-    if len(shape) != 4 or shape[3] != 3 or 0 in shape or dtype != np.uint8 or fortran:
+    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or dtype != np.uint8 or fortran:
         order = " in Fortran's order" if fortran else ""
         raise InputError(f"{path}: expected {PICTURES} of shape (N, H, W, 3) uint8, got {shape} {dtype}{order}")
     if stored != math.prod(shape):
         raise InputError(f"{path}: expected {math.prod(shape):,} bytes of {PICTURES} {shape}, got {stored:,}")
-    labels = _labels(path, shape[0]) if LABELS in holds(path) else None
-    return Samples(path=path, count=shape[0], height=shape[1], width=shape[2], labels=labels)
+    if shape[1] * shape[2] > MOST_PIXELS:
+        raise InputError(
+            f"{path}: expected pictures of at most {MOST_PIXELS:,} pixels, got {shape[1]:,} × {shape[2]:,}"
+        )
+    labels, note = _labels(path, shape[0]) if LABELS in names else (None, None)
+    return Samples(path=path, count=shape[0], height=shape[1], width=shape[2], labels=labels, note=note)
 
 
 def write(path: str | Path, batches: Iterable[Tensor], *, count: int, labels: Sequence[int] | None = None) -> None:
@@ -165,11 +193,17 @@ class _Member:
             raise InputError(f"expected {max(self.count, 1)} samples to write, got {self.done}")
 
 
-def _labels(path: Path, count: int) -> Tensor:
-    labels = _array(path, LABELS)
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise InputError(f"{path}: expected labels {LABELS} ({count},) of integers, got {labels.shape} {labels.dtype}")
-    return torch.from_numpy(labels.astype(np.int64))
+def _labels(path: Path, count: int) -> tuple[Tensor | None, str | None]:
+    """Labels, or else what stands in their place: other programs keep what they like there, and pictures do without."""
+    with _reading(path), _member(path, LABELS) as (stream, shape, _, dtype):
+        got = f"{shape} {dtype}"
+        if shape == (count,) and dtype.kind in "iu":
+            labels = np.frombuffer(_whole(stream, count * dtype.itemsize, LABELS), dtype)
+            if labels.min() >= 0 and labels.max() < MOST_CLASSES:
+                return torch.from_numpy(labels.astype(np.int64)), None
+            got += f" of {labels.min()} to {labels.max()}"
+    wanted = f"({count},) of integers from 0 to {MOST_CLASSES - 1:,}"
+    return None, f"{path}: without labels, since {LABELS} is not {wanted} but {got}"
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
@@ -179,9 +213,9 @@ def read_statistics(path: str | Path) -> Statistics:
     """The Gaussians of a file. Raises `InputError` unless it holds `mu` and `sigma` that fit each other."""
     path, names = Path(path), holds(path)
     if not {"mu", "sigma"} <= names:
-        raise InputError(f"{path}: expected statistics mu and sigma, found {', '.join(sorted(names)) or 'nothing'}")
+        raise InputError(f"{path}: expected statistics mu and sigma, found {listed(names)}")
     spatial = _gaussian(path, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= names else None
-    network = str(_array(path, "network")) if "network" in names else None
+    network = _text(path, "network") if "network" in names else None
     return Statistics(_gaussian(path, "mu", "sigma"), spatial, network)
 
 
@@ -204,17 +238,54 @@ def _gaussian(path: Path, mean: str, covariance: str) -> Gaussian:
         got = f"{m.shape} {m.dtype} and {s.shape} {s.dtype}"
         raise InputError(f"{path}: expected {mean} (D,) and {covariance} (D, D), floating point, got {got}")
     m, s = m.astype(np.float64), s.astype(np.float64)
-    if not (np.isfinite(m).all() and np.isfinite(s).all() and np.allclose(s, s.T, atol=1e-6 * abs(s).max())):
+    with np.errstate(over="ignore"):  # of finite numbers too large to subtract, which are not close
+        close = np.isfinite(m).all() and np.isfinite(s).all() and np.allclose(s, s.T, atol=1e-6 * abs(s).max())
+    if not close:
         raise InputError(f"{path}: expected finite {mean} and {covariance}, the latter symmetric, got others")
-    return Gaussian(torch.from_numpy(m), torch.from_numpy((s + s.T) / 2))
+    return Gaussian(torch.from_numpy(m), torch.from_numpy(s / 2 + s.T / 2))
 
 
 # ---- arrays in a zip -------------------------------------------------------------------------------------------------
 
 
+def listed(names: set[str]) -> str:
+    """Names of arrays for a message: a few of them, in one line."""
+    some = [" ".join(name.split())[:40] for name in sorted(names)[:6]]
+    return ", ".join(some + (["…"] if len(names) > 6 else [])) or "nothing"
+
+
+def _text(path: Path, name: str) -> str:
+    array = _array(path, name)
+    if array.ndim or array.dtype.kind != "U" or not array.item().isprintable():
+        raise InputError(f"{path}: expected {name} to be one line of text, got {array.shape} {array.dtype}")
+    return str(array)
+
+
 def _array(path: Path, name: str) -> np.ndarray:
-    with _reading(path), np.load(path, allow_pickle=False) as arrays:
-        return arrays[name]
+    """One array, whole; checked by its header before anything is read."""
+    with _reading(path), _member(path, name) as (stream, shape, fortran, dtype):
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or min(shape, default=0) < 0 or size > MOST_BYTES:
+            wanted = f"numbers or text of at most {MOST_BYTES:,} bytes"
+            raise InputError(f"{path}: expected {name} to be {wanted}, got {shape} {dtype}")
+        return np.ndarray(shape, dtype, _whole(stream, size, name), order="F" if fortran else "C")
+
+
+def _whole(stream: IO[bytes], size: int, name: str) -> bytearray:
+    """The bytes of an array, which must be as many as its header says; `ValueError` otherwise."""
+    content = bytearray(stream.read(size + 1))
+    if len(content) != size:
+        raise ValueError(
+            f"{'more' if len(content) > size else 'fewer'} than the {size:,} bytes that {name} should have"
+        )
+    return content
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+    """An array's bytes as a stream behind its header, and what that says: shape, whether in Fortran's order, dtype."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+        yield stream, *_header(stream)
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
@@ -232,6 +303,8 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
+    if version not in ((2, 0), (3, 0)):
+        raise ValueError(f"an array in version {version[0]}.{version[1]} of the format")
     return np.lib.format.read_array_header_2_0(stream)
 
 
@@ -243,5 +316,14 @@ def _reading(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except _DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: expected a readable .npz, got: {reason}") from None
+        raise InputError(f"{path}: expected a readable .npz, got: {images.reason(error)}{_instead(path)}") from None
+
+
+def _instead(path: Path) -> str:
+    """What a file is that is no zip at all, where that is known."""
+    try:
+        with path.open("rb") as stream:
+            what = images.foreign(stream.read(64))
+    except OSError:
+        return ""
+    return f"; it is {what}" if what not in (None, "a zip archive") else ""

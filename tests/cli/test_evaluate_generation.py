@@ -191,6 +191,19 @@ def test_stored_samples_are_a_reference(nextscale: Callable[..., Any], tiny: Pat
     assert figures["precision"]["value"] == figures["coverage"]["value"] == 1
 
 
+def test_a_reference_whose_labels_are_none_says_so(nextscale: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
+    """In one line beside the figures, which need none."""
+    levels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "logits.npz", arr_0=levels, arr_1=np.zeros((24, 5)))
+    given = [*COMMAND, "--model", tiny, "--reference", tmp_path / "logits.npz", "--per-class-count", 2, "--json", "-"]
+    done = nextscale(*given)
+    assert done.errors.startswith(
+        f"nextscale: note: {tmp_path / 'logits.npz'}: without labels, since arr_1 is not (24,)"
+    )
+    assert (done.status, done.errors.count("\n")) == (0, 1)
+    assert json.loads(done.output)["results"]
+
+
 def test_a_mistake_is_one_line_and_status_2(
     nextscale: Callable[..., Any], tiny: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,164 @@
+"""Laws of reading: whatever is wrong with a picture it is one unreadable picture, and none takes much room."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nextscale import data, images
+from nextscale.data import reading
+from nextscale.data.folder import File
+from nextscale.errors import InputError
+
+
+def put(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
+    """A small file of noise; `size` is (width, height) like Pillow's."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def folder(root: Path, *, count: int = 6) -> Path:
+    """Readable pictures, z00.png and so on."""
+    for index in range(count):
+        put(root / f"z{index:02}.png", seed=index)
+    return root
+
+
+def load(root: Path, *, max_broken: float = 0.5) -> data.DataSet:
+    """A folder at 16 px."""
+    return data.load(root, height=16, width=16, max_broken=max_broken)
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    """One bit a pixel, written by hand."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+SPOILT = {
+    "empty": b"",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "web page": b"<!doctype html><html></html>",
+    "a gigapixel in the header": png(10**9, 10**9, b""),
+    "a screen of gigapixels": b"GIF89a\xff\xff\xff\xff\0\0\0",
+    "a directory out of the file": b"II*\0\xff\xff\xff\x7f",
+    "icons without end": struct.pack("<HHH", 0, 1, 65535) + b"\xff" * 64,
+    "rows missing": png(64, 64, b"\0\xff"),
+}
+
+
+@pytest.mark.parametrize("memory", [0, reading.MEMORY])
+@pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT.keys())
+def test_any_file_that_is_no_picture_is_one_unreadable_picture(
+    tmp_path: Path, content: bytes, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left out and named, or where the header is good replaced when its turn comes."""
+    monkeypatch.setattr(reading, "MEMORY", memory)
+    (folder(tmp_path) / "a.jpg").write_bytes(content)
+    loaded = load(tmp_path)
+    for split in (loaded.train, loaded.validation):
+        assert split.batch(range(len(split)))[0].shape == (len(split), 3, 16, 16)
+    assert loaded.broken == ("a.jpg",)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError(), struct.error("odd"), OSError(5, "disk")])
+def test_a_picture_that_does_not_fit_into_memory_is_unreadable(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is noticed; the others are read."""
+    whole = images.resize_to_cover
+
+    def scarce(image: Image.Image, **size: float) -> Image.Image:
+        if image.width == 50:
+            raise error
+        return whole(image, **size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(images, "resize_to_cover", scarce)
+    put(folder(tmp_path) / "a.png", size=(50, 30))
+    assert load(tmp_path).broken == ("a.png",)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (SPOILT["pointer"], "a Git-LFS pointer, not the file"),
+        (SPOILT["web page"], "a web page"),
+        (SPOILT["rows missing"], "image file is truncated"),
+    ],
+)
+def test_too_many_are_refused_with_the_reason_of_the_first(tmp_path: Path, content: bytes, told: str) -> None:
+    """In one line: a data set that was not fetched is known by it."""
+    (folder(tmp_path) / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=rf"got 1 of 7 \(14\.3%\): a\.jpg; the first: {told}") as caught:
+        load(tmp_path, max_broken=0.01)
+    assert "\n" not in str(caught.value)
+
+
+def _on_open(self: File, then: Callable[[Path, int], None], opened: dict[Path, int], plain: Callable) -> object:
+    opened[self.path] = opened.get(self.path, 0) + 1
+    then(self.path, opened[self.path])
+    return plain(self)
+
+
+@pytest.mark.parametrize("memory", [0, reading.MEMORY])
+@pytest.mark.parametrize("time", [1, 2, 3, 4])
+def test_a_file_may_vanish_at_any_time(tmp_path: Path, memory: int, time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its header is read, before it is decoded, before its mark is taken, and before a batch wants it."""
+    monkeypatch.setattr(reading, "MEMORY", memory)
+    gone, opened, plain = put(folder(tmp_path) / "a.png"), {}, File.open
+
+    def vanish(path: Path, count: int) -> None:
+        if path == gone and count == time:
+            path.unlink()
+
+    monkeypatch.setattr(File, "open", lambda self: _on_open(self, vanish, opened, plain))
+    loaded = load(tmp_path)
+    pictures = [split.batch(range(len(split)))[0] for split in (loaded.train, loaded.validation)]
+    assert sum(map(len, pictures)) in (6, 7)
+    assert loaded.broken in ((), ("a.png",))
+    assert loaded.broken or "a.png" in loaded.train.names + loaded.validation.names
+
+
+def test_a_picture_of_any_shape_takes_little_room(tmp_path: Path) -> None:
+    """1:20,000 was hundreds of megabytes at 16 pixels; now it is 16 squares at most, decoded or by its header."""
+    Image.new("1", (20_000, 1)).save(tmp_path / "line.png")
+    item, size = (
+        File(path=tmp_path / "line.png", name="line", label=0, held_out=False),
+        reading.Size(height=16, width=16),
+    )
+    tracemalloc.start()
+    picture = size.decode(item)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(picture, torch.Tensor)
+    assert picture.numel() == size.decoded_bytes(item) <= 3 * 16 * 18 * 18
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("memory", [0, reading.MEMORY])
+def test_crops_of_a_very_long_picture_are_its_middle(
+    tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random ones too, within what is kept; the centred one is that of `images.read`, but for the margin."""
+    monkeypatch.setattr(reading, "MEMORY", memory)
+    ramp = np.linspace(0, 255, 5000).astype(np.uint8)[None].repeat(4, axis=0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(ramp).save(tmp_path / name)
+    split = load(tmp_path).train
+    centre = split.batch([0])[0]
+    ends = split.batch([0, 0], views=torch.tensor([[0.5, 0.0, 0.0], [0.5, 0.999, 0.0]]))[0]
+    torch.testing.assert_close(centre[0], images.read(tmp_path / "a.png", height=16, width=16), atol=0.02, rtol=0)
+    assert ends[0].mean() < centre.mean() < ends[1].mean()
