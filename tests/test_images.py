@@ -485,7 +485,7 @@ def test_narrow_floats_are_taken(dtype: torch.dtype) -> None:
         (Image.new("F", (8, 6)), "of mode F: floating-point pixels"),
         (Image.new("RGB", (0, 6)), "it has no pixels"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_batch_of_pictures_is_told_in_one_line(given: object, told: str) -> None:
     """Nothing is guessed: neither masked pixels, nor the range of other integers."""
