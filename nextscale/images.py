@@ -292,6 +292,7 @@ def _from_16_bits(image: Image.Image, *, white: int) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > white:
         raise ValueError(f"expected grey values of 16 bits, got {values.min()} to {values.max()}")
+    values[values == image.info.get("transparency")] = white  # the one clear level that a PNG may name
     return Image.fromarray((values * 255 / white).round().astype(np.uint8)).convert("RGB")
 
 
