@@ -316,6 +316,22 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             images.open_rgb(path)
 
 
+@pytest.mark.parametrize("name", ["two\nlines.png", "nul\0.png", "\udcff.png", "x" * 5000 + ".png"])
+def test_names_that_cannot_be_printed_stay_one_line(tmp_path: Path, name: str) -> None:
+    """Linux allows nearly any bytes in a name."""
+    with pytest.raises(PictureError) as caught:
+        images.open_rgb(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_neither_path_nor_stream_is_told() -> None:
+    """The bytes of a file most of all; a size below one pixel is no picture's fault."""
+    with pytest.raises(PictureError, match="it is bytes, neither a path nor a binary stream"):
+        images.open_rgb(b"\x89PNG")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a size of at least 1 × 1 pixels, got 0 × 5"):
+        images.read(io.BytesIO(), height=0, width=5)
+
+
 def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     """Some decoders would read it whole; this one takes no room on the disk."""
     with (tmp_path / "a.webp").open("wb") as stream:
