@@ -1,6 +1,6 @@
 """A listing of pictures as a data set: the reading, which is the same wherever the bytes lie.
 
-The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room; of pictures longer
+The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room; of those longer
 than 1:16 the ends are cut off (`images.resize_to_cover`). What fits in 2 GiB is decoded once and kept; a larger set is
 decoded batch by batch, after the headers were checked. Whatever goes wrong with a picture, a lack of memory included,
 makes it an unreadable one: it is left out or replaced, counted and named, and the run goes on.
