@@ -172,7 +172,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read(source: Source, *, height: int, width: int) -> Tensor:
-    """A file as one picture of a given size: covered, centre-cropped, (3, H, W) float32 in [-1, 1]."""
+    """A file as one picture of a given size: covered, centre-cropped, (3, H, W) float32 in [-1, 1].
+
+    Raises like `open_rgb`, and `InputError` for a size below one pixel.
+    """
+    if min(height, width) < 1:
+        raise InputError(f"expected a size of at least 1 × 1 pixels, got {height} × {width}")
     covering = open_covering(source, height=height, width=width)
     return center_crop(from_pil(covering), height=height, width=width)
 
@@ -180,7 +185,7 @@ def read(source: Source, *, height: int, width: int) -> Tensor:
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever decoding raises inside the block becomes an `PictureError`."""
-    name = getattr(source, "name", "the given bytes") if not isinstance(source, str | Path) else source
+    name = shown(source if isinstance(source, str | Path) else getattr(source, "name", "the given bytes"))
     try:
         with _quiet, _stream(source) as stream, Image.open(stream, formats=_formats()) as image:
             _check_header(image)
@@ -216,6 +221,8 @@ def _stream(source: Source) -> Iterator[BinaryIO]:
         with open(source, "rb") as stream, _stream(stream) as same:
             yield same
         return
+    if not hasattr(source, "seekable"):
+        raise ValueError(f"it is {type(source).__name__}, neither a path nor a binary stream")
     if source.seekable() and (length := source.seek(0, io.SEEK_END)) > MOST_BYTES:
         raise ValueError(f"its {length:,} bytes are more than the {MOST_BYTES:,} that a picture may have")
     try:
@@ -267,6 +274,11 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def shown(name: object) -> str:
+    """A file's name for a message: itself, or in ASCII where it would break the line or cannot be printed."""
+    return text if (text := str(name)).isprintable() else ascii(text)
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
@@ -292,6 +304,7 @@ def _from_16_bits(image: Image.Image, *, white: int) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > white:
         raise ValueError(f"expected grey values of 16 bits, got {values.min()} to {values.max()}")
+    values[values == image.info.get("transparency")] = white  # the one clear level that a PNG may name
     return Image.fromarray((values * 255 / white).round().astype(np.uint8)).convert("RGB")
 
 

@@ -32,14 +32,15 @@ def gradient(*, height: int = 24, width: int = 16) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8))
 
 
-def png_bytes(*, width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG written by hand: Pillow itself cannot write 16-bit colour."""
+def png_bytes(*, width: int, height: int, depth: int, colour: int, rows: bytes, clear: bytes = b"") -> bytes:
+    """A PNG written by hand: Pillow itself cannot write 16-bit colour. `clear` is the colour that is transparent."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    transparency = chunk(b"tRNS", clear) if clear else b""
+    data = chunk(b"IHDR", header) + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
 
@@ -142,6 +143,15 @@ def test_sixteen_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
     (tmp_path / "deep.png").write_bytes(png_bytes(width=2, height=1, depth=16, colour=2, rows=rows))
     opened = images.open_rgb(tmp_path / "deep.png")
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(0, 128, 255), (10, 20, 30)]
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3)])
+def test_a_clear_level_of_sixteen_bits_shows_white(colour: int, channels: int) -> None:
+    """One grey level or one colour of a PNG may be transparent."""
+    rows = b"\0" + struct.pack(f">{2 * channels}H", *[257 * 9] * channels, *[257 * 77] * channels)
+    clear = struct.pack(f">{channels}H", *[257 * 9] * channels)
+    opened = images.open_rgb(io.BytesIO(png_bytes(width=2, height=1, depth=16, colour=colour, rows=rows, clear=clear)))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255,) * 3, (77,) * 3]
 
 
 def test_print_colours_become_screen_colours(tmp_path: Path) -> None:
@@ -304,6 +314,22 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
         with pytest.raises(PictureError, match="no regular file"):
             images.open_rgb(path)
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "nul\0.png", "\udcff.png", "x" * 5000 + ".png"])
+def test_names_that_cannot_be_printed_stay_one_line(tmp_path: Path, name: str) -> None:
+    """Linux allows nearly any bytes in a name."""
+    with pytest.raises(PictureError) as caught:
+        images.open_rgb(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_neither_path_nor_stream_is_told() -> None:
+    """The bytes of a file most of all; a size below one pixel is no picture's fault."""
+    with pytest.raises(PictureError, match="it is bytes, neither a path nor a binary stream"):
+        images.open_rgb(b"\x89PNG")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a size of at least 1 × 1 pixels, got 0 × 5"):
+        images.read(io.BytesIO(), height=0, width=5)
 
 
 def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:

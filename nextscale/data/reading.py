@@ -1,11 +1,9 @@
 """A listing of pictures as a data set: the reading, which is the same wherever the bytes lie.
 
-The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room; of very long
-pictures, above 1:16, the ends are cut off (`images.resize_to_cover`), so that none takes much room.
-What fits in 2 GiB is decoded once and kept; a larger set is decoded batch by batch, after the headers were checked.
-
-Whatever goes wrong with one picture, a lack of memory included, makes it an unreadable one: it is left out or replaced,
-counted and named, and the run goes on.
+The short side is scaled with Lanczos to 1.125 times the target, which leaves random crops their room; of those longer
+than 1:16 the ends are cut off (`images.resize_to_cover`). What fits in 2 GiB is decoded once and kept; a larger set is
+decoded batch by batch, after the headers were checked. Whatever goes wrong with a picture, a lack of memory included,
+makes it an unreadable one: it is left out or replaced, counted and named, and the run goes on.
 """
 
 from __future__ import annotations
@@ -91,7 +89,9 @@ class OnDemand:
                 if isinstance(picture, Tensor):
                     return candidate, picture
                 self._report(candidate)
-        raise InputError(f"expected a readable picture among {len(self.items)} such as {self.items[0].name}, got none")
+        raise InputError(
+            f"expected a readable picture among {len(self.items)} such as {images.shown(self.items[0].name)}, got none"
+        )
 
     def _report(self, index: int) -> None:
         self.failed.add(index)
@@ -141,7 +141,7 @@ def _refuse_too_many(unreadable: list[str], reasons: Mapping[str, str], listing:
     count = len(listing.items)
     share = len(unreadable) / count
     if share > max_broken:
-        some = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+        some = ", ".join(map(images.shown, unreadable[:3])) + (", …" if len(unreadable) > 3 else "")
         raise InputError(
             f"expected at most {max_broken:.1%} unreadable pictures in {listing.root}, "
             f"got {len(unreadable)} of {count} ({share:.1%}): {some}; the first: {reasons[unreadable[0]]}"
