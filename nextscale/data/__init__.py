@@ -45,7 +45,7 @@ def load(
         return emoji.load(height=height, width=width, labels=labels)
     found = shards.find(source)
     if found is None:
-        listing = folder.survey(Path(source), labels=labels)
+        listing = folder.survey(Path(source), labels=labels, progress=progress)
     else:
         listing = shards.survey(found, labels=labels, progress=progress)
     return reading.load(listing, height=height, width=width, max_broken=max_broken, progress=progress)

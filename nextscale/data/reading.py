@@ -16,7 +16,7 @@ from torch import Tensor
 from nextscale import images
 from nextscale.data.listing import Item, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
-from nextscale.errors import InputError
+from nextscale.errors import InputError, printable
 
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
@@ -80,7 +80,7 @@ class OnDemand:
 
     def _report(self, index: int) -> None:
         self.failed.add(index)
-        self.unreadable.append(self.items[index].name)
+        self.unreadable.append(printable(self.items[index].name))
 
 
 def load(
@@ -98,7 +98,7 @@ def load(
         decoded = dict(_decode_all(good, size, progress=progress))
         good = [item for item in good if item.name in decoded]
     readable = {item.name for item in good}
-    unreadable = [item.name for item in listing.items if item.name not in readable]
+    unreadable = [printable(item.name) for item in listing.items if item.name not in readable]
     _refuse_too_many(unreadable, listing, max_broken=max_broken)
 
     def split(name: str, items: Sequence[Item]) -> Split:
@@ -112,6 +112,9 @@ def load(
         validation=split("validation", validation),
         classes=listing.classes,
         unreadable=unreadable,
+        held_out=listing.held_out,
+        left_out=listing.left_out,
+        notes=listing.notes,
     )
 
 
@@ -157,7 +160,7 @@ def _split(name: str, items: Sequence[Item], *, listing: Listing, size: Size, fe
     return Split(
         classes=listing.classes,
         labels=torch.tensor(labels, dtype=torch.int64),
-        names=names,
+        names=tuple(map(printable, names)),
         fingerprint=fingerprint([listing.kind, name, size, MARGIN, *listing.classes, *names, *labels, *marks]),
         fetch=fetch,
         height=size.height,

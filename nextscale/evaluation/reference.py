@@ -20,9 +20,9 @@ from torch import Tensor
 
 from nextscale import data, images
 from nextscale.data import Pictures, Progress
-from nextscale.data.folder import pictures_below
-from nextscale.data.listing import VALIDATION
 from nextscale.data.pictures import fingerprint, in_threads
+from nextscale.data.splits import role_of_folder
+from nextscale.data.walk import pictures_below
 from nextscale.errors import InputError
 from nextscale.evaluation import samples
 from nextscale.evaluation.card import INCEPTION
@@ -297,7 +297,7 @@ def of_file(path: str | Path) -> Reference:
 def _folder_classes(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """The first folders, or those inside them if they are splits; none unless every picture lies in one."""
     folders = [name.split("/")[:-1] for name in names]
-    if all(inside and inside[0] in ("train", *VALIDATION) for inside in folders):
+    if all(inside and role_of_folder(inside[0]) for inside in folders):
         folders = [inside[1:] for inside in folders]
     if not all(folders):
         return None, None
