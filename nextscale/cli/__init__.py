@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit status: 0; 2 after a mistake of the user's, told in one line on stderr; 130 when interrupted;
     141 when whoever read the output went away.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -13,7 +13,7 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Json, Model, Precision
-from nextscale.cli.output import at_least, bar, check_json, directory
+from nextscale.cli.output import at_least, bar, check_json, directory, say
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
@@ -235,6 +235,8 @@ class EvaluateGeneration:
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with bar("finding the reference") as told:
             found = reference.load(self.reference, size=size, split=self.split, progress=told).ordered(pipe.classes)
+        for line in found.told if str(self.json) != "-" else ():
+            say(f"reference: {line}")
         with bar("looking at the reference") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
         if self.per_class and not has_classes(seen, classes):

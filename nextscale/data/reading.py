@@ -7,7 +7,7 @@ The short side is scaled with Lanczos to 1.125 times the target, which leaves ra
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,8 @@ from nextscale import images
 from nextscale.data.listing import Item, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
 from nextscale.errors import InputError, printable
+
+Broken = Callable[[str, str], None]  # called with the name of an unreadable picture and the reason
 
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
@@ -28,13 +30,16 @@ class Size:
 
     height: int
     width: int
+    reasons: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Why pictures cannot be read, by their names; not in `repr`, which fingerprints hold."""
 
     def decode(self, item: Item) -> Tensor | None:
         """One picture as (3, h, w) uint8 covering 1.125 times the size, or None if it cannot be read."""
         try:
             with item.open() as stream:
                 picture = images.open_rgb(stream)
-        except (InputError, OSError):
+        except (InputError, OSError) as error:
+            self.reasons[item.name] = printable(str(error))
             return None
         scaled = images.resize_to_cover(picture, height=self.height, width=self.width, margin=MARGIN)
         return images.uint8_from_pil(scaled)
@@ -44,7 +49,8 @@ class Size:
         try:
             with item.open() as stream:
                 stored = images.stored_size(stream)
-        except (InputError, OSError):
+        except (InputError, OSError) as error:
+            self.reasons[item.name] = printable(str(error))
             return None
         tall, wide = images.cover_size(stored, height=self.height, width=self.width, margin=MARGIN)
         return 3 * tall * wide
@@ -56,7 +62,7 @@ class OnDemand:
 
     items: Sequence[Item]
     size: Size
-    unreadable: list[str]
+    report: Callable[[str], None]
     failed: set[int] = field(default_factory=set)
 
     def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
@@ -79,12 +85,19 @@ class OnDemand:
         raise InputError(f"expected a readable picture among {len(self.items)} such as {self.items[0].name}, got none")
 
     def _report(self, index: int) -> None:
-        self.failed.add(index)
-        self.unreadable.append(printable(self.items[index].name))
+        if index not in self.failed:
+            self.failed.add(index)
+            self.report(self.items[index].name)
 
 
 def load(
-    listing: Listing, *, height: int, width: int, max_broken: float = 0.01, progress: Progress | None = None
+    listing: Listing,
+    *,
+    height: int,
+    width: int,
+    max_broken: float = 0.01,
+    broken: Broken | None = None,
+    progress: Progress | None = None,
 ) -> DataSet:
     """The pictures of a listing; `nextscale.data.load` tells arguments and errors.
 
@@ -98,11 +111,20 @@ def load(
         decoded = dict(_decode_all(good, size, progress=progress))
         good = [item for item in good if item.name in decoded]
     readable = {item.name for item in good}
-    unreadable = [printable(item.name) for item in listing.items if item.name not in readable]
+    unreadable: list[str] = []
+
+    def report(name: str) -> None:
+        unreadable.append(printable(name))
+        if broken is not None:
+            broken(printable(name), size.reasons[name])
+
+    for item in listing.items:
+        if item.name not in readable:
+            report(item.name)
     _refuse_too_many(unreadable, listing, max_broken=max_broken)
 
     def split(name: str, items: Sequence[Item]) -> Split:
-        on_demand = OnDemand(items=items, size=size, unreadable=unreadable)
+        on_demand = OnDemand(items=items, size=size, report=report)
         fetch: Fetch = on_demand if decoded is None else from_memory([decoded[item.name] for item in items])
         return _split(name, items, listing=listing, size=size, fetch=fetch)
 

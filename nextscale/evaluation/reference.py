@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from nextscale import data, images
 from nextscale.data import Pictures, Progress
+from nextscale.data.listing import told_apart
 from nextscale.data.pictures import fingerprint, in_threads
 from nextscale.data.splits import role_of_folder
-from nextscale.data.walk import pictures_below
-from nextscale.errors import InputError
+from nextscale.data.walk import LeftOut, Tree, pictures_below
+from nextscale.errors import InputError, printable
 from nextscale.evaluation import samples
 from nextscale.evaluation.card import INCEPTION
 from nextscale.evaluation.gathering import KEPT, Gathered, gather, kept, shares, spatial_dimensions
@@ -80,6 +82,8 @@ class Reference:
     statistics: Statistics | None
     classes: tuple[str, ...] | None = None
     """The name of each label; None when they are not known."""
+    told: tuple[str, ...] = ()
+    """What should be said of the pictures, such as what was left out: a line each."""
 
     def ordered(self, classes: Sequence[str]) -> Reference:
         """The same with its labels numbered as in `classes`, if these are its own by name; otherwise as it is."""
@@ -220,12 +224,15 @@ def load(
     held_out = split == "validation"
     return of_split(
         pictures.validation if held_out else pictures.train,
-        name=f"{source}, {split or 'train'} split",
+        name=f"{printable(str(source))}, {split or 'train'} split",
         classes=pictures.classes,
+        told=tuple(pictures.told),
     )
 
 
-def of_split(pictures: Pictures, *, name: str, classes: Sequence[str] | None = None) -> Reference:
+def of_split(
+    pictures: Pictures, *, name: str, classes: Sequence[str] | None = None, told: tuple[str, ...] = ()
+) -> Reference:
     """A split of a data set, seen as `Pictures.batch` gives it. Raises `InputError` for one without pictures."""
     if not len(pictures):
         raise InputError(f"{name}: expected at least one picture, got none")
@@ -243,6 +250,7 @@ def of_split(pictures: Pictures, *, name: str, classes: Sequence[str] | None = N
         batches=batches,
         statistics=None,
         classes=tuple(classes) if classes is not None else None,
+        told=told,
     )
 
 
@@ -253,7 +261,8 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
     pictures; one that is damaged raises it when its turn comes.
     """
     root = Path(root)
-    paths = list(pictures_below(root)) if root.is_dir() else []
+    found, left = Tree(root).names() if root.is_dir() else ([], Counter())
+    paths = [root / name for name in found]
     if not paths:
         raise InputError(f"expected a folder of pictures, found none in {root}")
 
@@ -265,7 +274,7 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
     names = [path.relative_to(root).as_posix() for path in paths]
     labels, classes = _folder_classes(names)
     return Reference(
-        name=str(root),
+        name=printable(str(root)),
         fingerprint=fingerprint(["folder", *size, *names, *in_threads(_mark, paths)]),
         count=len(paths),
         size=size,
@@ -273,6 +282,7 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
         batches=batches,
         statistics=None,
         classes=classes,
+        told=(f"left out: {LeftOut(left)}",) if left else (),
     )
 
 
@@ -296,14 +306,23 @@ def of_file(path: str | Path) -> Reference:
 
 def _folder_classes(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """The first folders, or those inside them if they are splits; none unless every picture lies in one."""
-    folders = [name.split("/")[:-1] for name in names]
+    folders = _unwrapped([name.split("/")[:-1] for name in names])
     if all(inside and role_of_folder(inside[0]) for inside in folders):
         folders = [inside[1:] for inside in folders]
+    folders = _unwrapped(folders)
     if not all(folders):
         return None, None
     classes = sorted({inside[0] for inside in folders})
     number = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([number[inside[0]] for inside in folders]), tuple(classes)
+    return torch.tensor([number[inside[0]] for inside in folders]), told_apart(classes)
+
+
+def _unwrapped(folders: list[list[str]]) -> list[list[str]]:
+    """Without the folders around all of them, as `nextscale.data.folder` sees them; one class alone stays."""
+    inner = folders
+    while all(inner) and len({inside[0] for inside in inner}) == 1:
+        inner = [inside[1:] for inside in inner]
+    return inner if all(inner) else folders
 
 
 def _mark(path: Path) -> str:
