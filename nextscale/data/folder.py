@@ -10,17 +10,20 @@ same splits.
 
 from __future__ import annotations
 
+import gc
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, read_table
+from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, plain, read_table
 from nextscale.data.listing import BY_HASH, Listing, hold_out, told_apart
 from nextscale.data.pictures import Progress
-from nextscale.data.splits import first_choice, role_of_folder
+from nextscale.data.splits import Role, first_choice, roles_of_folders
 from nextscale.data.walk import OURS, LeftOut, Tree
 from nextscale.errors import InputError
 from nextscale.images import SUFFIXES
@@ -80,10 +83,27 @@ def survey(root: Path, *, labels: Labels | None = None, progress: Progress | Non
 
     Raises `InputError` unless it is a folder with pictures in one of the layouts, and for labels that do not fit them.
     """
-    if not root.exists():
+    if not os.path.exists(root):  # unlike `Path.exists`, also of names that are too long
         raise InputError(f"expected a folder of pictures, found nothing at {root}; .tar shards would do as well")
     if not root.is_dir():
         raise InputError(f"expected a folder of pictures, got the file {root}; .tar shards would do as well")
+    with _without_collection():
+        return _survey(root, labels, progress)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Inside, Python does not look for garbage: among a million new names there is none, and it takes half the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _survey(root: Path, labels: Labels | None, progress: Progress | None) -> Listing:
     tree = Tree(root)
     if (ours := tree.inside().ours) in OURS[:2]:
         raise InputError(f"expected a folder of pictures, got {root}, which is a {ours.replace('{s}', '')}")
@@ -215,41 +235,43 @@ def _left_around(tree: Tree, below: str, place: str) -> Counter[str]:
 def _sides(tree: Tree, place: str, *, by_folder: bool) -> Sides | None:
     """The folders of the splits; None where none are called so. Raises `InputError` if they may be classes as well."""
     folders = tree.inside(place).folders
-    if any(map(role_of_folder, place.split("/"))):
+    roles = roles_of_folders(folders)
+    if not roles or roles_of_folders(place.split("/")):
         return None
-    train, validation, test = (first_choice(folders, role) for role in ("train", "validation", "test"))
+    train, validation, test = (first_choice(roles, role) for role in ("train", "validation", "test"))
     train = [folder for folder in train if tree.has_pictures(f"{place}{folder}/")]
     candidates = [*validation, *test]
     held_out = next((folder for folder in candidates if tree.has_pictures(f"{place}{folder}/")), None)
-    others = (folder for folder in _with_pictures(tree, place) if role_of_folder(folder) is None)
     if by_folder and (train or held_out):
-        _refuse_classes_called_splits(tree, place, train, held_out, next(others, None))
+        _refuse_classes_called_splits(tree, place, roles, train, held_out)
     if not train or held_out is None:
         return None
     if len(train) > 1 and train[0] != "train":
         raise InputError(f"expected one folder to train on in {tree.root}, got {train[0]}/ and {train[1]}/")
     unused = [*train[1:], *(folder for folder in candidates if folder != held_out)]
-    beside = [folder for folder in _with_pictures(tree, place) if role_of_folder(folder) is None]
+    beside = [folder for folder in _with_pictures(tree, place) if folder not in roles]
     return Sides(f"{place}{train[0]}/", f"{place}{held_out}/", (*unused, *beside))
 
 
 def _refuse_classes_called_splits(
-    tree: Tree, place: str, train: Sequence[str], held_out: str | None, other: str | None
+    tree: Tree, place: str, roles: Mapping[str, Role], train: Sequence[str], held_out: str | None
 ) -> None:
     """Raise `InputError` where a folder may be a split or a class.
 
     `train` in whose folders lie pictures is a split, and so it is beside `val`; flat beside flat others it is a class.
     """
-    if tree.inside(place).pictures or (other is None and train and held_out):
-        return
     called = next(iter(train), held_out)
+    both = bool(train) and held_out is not None
+    others = (folder for folder in _with_pictures(tree, place) if (folder not in roles if both else folder != called))
+    other = next(others, None)
+    if other is None or tree.inside(place).pictures:
+        return
     flat = bool(train) and bool(tree.inside(f"{place}{train[0]}/").pictures)
-    clear = not flat if train and held_out else flat and len(train) == 1
+    clear = not flat if both else flat and len(train) == 1
     if not clear:
         raise InputError(
             f"expected folders of splits (train beside val or test) or of classes in {tree.root}/{place}, got "
-            f"{called}/ beside {other or held_out or train[-1]}/, which may be either: rename one, or name the folder "
-            "to train on"
+            f"{called}/ beside {other}/, which may be either: rename one, or name the folder to train on"
         )
 
 
@@ -263,7 +285,8 @@ def _two_folders(tree: Tree, root: Path, place: str, sides: Sides, read: Reader)
     if why := read.why_not(held_out, train):
         told = [f"5 % of {sides.train} by hash of the name", f"{sides.held_out} {why} and is not used", *unused]
         return _listing(root, train, None, told="; ".join(told), left=left)
-    if unknown := sorted(held_out.groups.keys() - train.groups.keys()):
+    known = {*train.groups, *map(plain, train.groups)}
+    if unknown := sorted(group for group in held_out.groups if group not in known and plain(group) not in known):
         raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
     told = [sides.held_out, *unused]
     return _listing(root, train, held_out, told="; ".join(told), left=left + held_out.left)
@@ -278,12 +301,13 @@ def _one_folder(root: Path, part: Part) -> Listing:
 
 
 def _listing(root: Path, train: Part, held_out: Part | None, *, told: str, left: Counter[str]) -> Listing:
-    numbers = {group: number for number, group in enumerate(train.groups)}
+    numbers = {plain(group): number for number, group in enumerate(train.groups)}
+    numbers |= {group: number for number, group in enumerate(train.groups)}  # where two differ in spelling alone
     chosen = hold_out(train.names(), root=root) if held_out is None else set()
     labelled = [(name, numbers[group]) for group, names in train.groups.items() for name in names]
     files = [File(str(root), name, label, index in chosen) for index, (name, label) in enumerate(labelled)]
     for group, names in held_out.groups.items() if held_out else ():
-        files += [File(str(root), name, numbers[group], True) for name in names]
+        files += [File(str(root), name, numbers[group if group in numbers else plain(group)], True) for name in names]
     return Listing(
         kind="folder",
         root=root,

@@ -101,7 +101,9 @@ def read_table(path: Path, root: Path) -> Table:
 
 def _one_spelling(rows: Collection[Row], path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """The class that each label means, and what there is to say of it: 1.0 is 1 where all labels are whole numbers."""
-    first = {label: row for row in reversed(list(rows)) for label in (row.label,)}
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.label, row)
     floats = [label for label in first if re.fullmatch(r"-?[0-9]{1,18}\.0*", label)]
     if floats and all(re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", label) for label in first):
         whole = {label: str(int(label.partition(".")[0])) for label in first}

@@ -90,11 +90,11 @@ def find(source: str | Path) -> Shards | None:
 
     Raises `InputError` for compressed shards, missing ones, and pictures directly beside shards.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return _in_folder(Path(source))
     if str(source).endswith(COMPRESSED):
         raise _compressed(str(source))
-    known = str(source).endswith(".tar") or (not Path(source).exists() and bool(set(str(source)) & set("*?{")))
+    known = str(source).endswith(".tar") or (not os.path.exists(source) and bool(set(str(source)) & set("*?{")))
     return _of_pattern(str(source)) if known else None
 
 
@@ -153,7 +153,9 @@ def _together(root: Path, here: Beside) -> Shards | None:
 
 def _of_pattern(pattern: str) -> Shards:
     paths = tuple(dict.fromkeys(path for each in expand(pattern) for path in _matches(each)))
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if folders := list(filter(os.path.isdir, missing)):
+        raise InputError(f"expected .tar shards as {pattern} says, got the folder {folders[0]}")
     if missing:
         raise InputError(f"expected {len(paths)} shards as {pattern} says, found nothing at {missing[0]}")
     if other := next((path for path in paths if path.suffix != ".tar"), None):
@@ -354,7 +356,7 @@ def _count_named(named: Sequence[str], groups: Mapping[str, Mapping[str, Member]
     """`1.left.jpg` beside `1.jpg` is more of a sample that is read; alone it is one that is not."""
     for key in named:
         beside = any(suffix in SUFFIXES for suffix in groups.get(key, ()))
-        left["picture{s} that are named fields of samples" if beside else "picture{s} with dots in their keys"] += 1
+        left["picture{s} in named fields of samples" if beside else "picture{s} with dots in their keys"] += 1
 
 
 def _split(name: str) -> tuple[str, str]:

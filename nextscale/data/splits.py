@@ -17,6 +17,8 @@ _WORDS: Mapping[Role, str] = {
     "test": r"test|testing|tests",
 }
 _AROUND = r"set|images?|imgs?|pictures?|photos?|data|dataset|split|part|samples?|large|full"  # tells no class
+_HINT = re.compile(r"train|val|dev|test|hold|held", re.IGNORECASE)  # most folders are classes, and there may be many
+_PLAIN = re.compile(r"[a-z0-9 _.()-]+", re.IGNORECASE)
 _FORMS = {role: re.compile(rf"(?:{words})(?:{_AROUND})?") for role, words in _WORDS.items()}
 
 
@@ -35,17 +37,24 @@ def words_of(name: str) -> list[str]:
     return re.findall(r"[a-z]+", name.lower())
 
 
-def role_of_folder(name: str) -> Role | None:
-    """What a folder's name says, if all of it is about a split: `train_images` is one, `test-pilots` a class."""
-    if not re.fullmatch(r"[a-z0-9 _.()-]+", name.lower()):
-        return None
-    roles, words = roles_of(name), words_of(name)
-    others = [word for word in words if role_of_word(word) is None and not re.fullmatch(_AROUND, word)]
-    return next(iter(roles)) if len(roles) == 1 and not others else None
+def roles_of_folders(names: Iterable[str]) -> dict[str, Role]:
+    """The folders that are called like splits, all of their names about that: `train_images`, but not `test-pilots`.
+
+    What all of them share tells no class: `ilsvrc_train` beside `ilsvrc_val`.
+    """
+    words = {name: words_of(name) for name in names if _HINT.search(name) and _PLAIN.fullmatch(name)}
+    called = {name: words[name] for name in words if len(roles_of(name)) == 1}
+    shared = set.intersection(*map(set, called.values())) if len(called) > 1 else set()
+    free = {name for name in called if all(_is_about_splits(word) or word in shared for word in called[name])}
+    return {name: role for name in called if name in free for role in roles_of(name)}
 
 
-def first_choice(names: Iterable[str], role: Role) -> list[str]:
+def _is_about_splits(word: str) -> bool:
+    return role_of_word(word) is not None or re.fullmatch(_AROUND, word) is not None
+
+
+def first_choice(roles: Mapping[str, Role], role: Role) -> list[str]:
     """Those of a role, the plainest first: `val`, then `validation`, then others by name."""
     plain = ("train", "val", "validation", "test")
-    found = [name for name in names if role_of_folder(name) == role]
+    found = [name for name in roles if roles[name] == role]
     return sorted(found, key=lambda name: (plain.index(name) if name in plain else len(plain), name))

@@ -23,7 +23,7 @@ SAMPLE = re.compile(r"\d+-(?:.*-)?seed-?\d+(?:-\d+)?(?:-growing)?\.png")  # as `
 COMPANIONS = frozenset(  # what usually lies beside pictures, none of it one
     (".txt", ".json", ".jsonl", ".cls", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".npy", ".npz")
 )
-SHOWN = 6  # kinds of what was left out, in one line
+SHOWN = 4  # suffixes that are told one by one
 _SUFFIXES = frozenset(SUFFIXES)
 
 
@@ -36,9 +36,10 @@ class LeftOut:
     def __str__(self) -> str:
         """`18 .heic, 30 links to nothing`; empty if there is nothing."""
         kinds = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        told = [f"{count:,} {in_number(kind, count)}" for kind, count in kinds[:SHOWN]]
-        rest = sum(count for _, count in kinds[SHOWN:])
-        return ", ".join([*told, f"and {rest:,} others"] if rest else told)
+        suffixes = [kind for kind, _ in kinds if kind.startswith(".")]
+        told = [f"{count:,} {in_number(kind, count)}" for kind, count in kinds if kind not in suffixes[SHOWN:]]
+        rest = sum(self.counts[suffix] for suffix in suffixes[SHOWN:])
+        return ", ".join([*told, f"and {in_number(f'{rest:,} other{{s}}', rest)}"] if rest else told)
 
 
 def in_number(kind: str, count: int) -> str:
@@ -66,7 +67,9 @@ def inside(folder: str) -> Inside:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if is_picture(entry.name) and entry.is_file(follow_symlinks=False):
+                    pictures.append(entry.name)
+                elif not entry.name.startswith("."):
                     _put(entry, pictures, folders, others, left)
     except OSError as error:
         raise InputError(f"expected a folder that may be read, got {folder} ({error.strerror})") from None
@@ -91,9 +94,8 @@ def _put(
 
 
 def is_picture(name: str) -> bool:
-    """By the suffix."""
-    stem, _, suffix = name.rpartition(".")
-    return bool(stem) and f".{suffix.lower()}" in _SUFFIXES
+    """By the suffix; hidden files are none."""
+    return not name.startswith(".") and name[name.rfind(".") :].lower() in _SUFFIXES
 
 
 def kind_of(name: str) -> str:

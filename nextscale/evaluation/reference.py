@@ -23,7 +23,7 @@ from nextscale import data, images
 from nextscale.data import Pictures, Progress
 from nextscale.data.listing import told_apart
 from nextscale.data.pictures import fingerprint, in_threads
-from nextscale.data.splits import role_of_folder
+from nextscale.data.splits import roles_of_folders
 from nextscale.data.walk import LeftOut, Tree, pictures_below
 from nextscale.errors import InputError, printable
 from nextscale.evaluation import samples
@@ -307,7 +307,8 @@ def of_file(path: str | Path) -> Reference:
 def _folder_classes(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """The first folders, or those inside them if they are splits; none unless every picture lies in one."""
     folders = _unwrapped([name.split("/")[:-1] for name in names])
-    if all(inside and role_of_folder(inside[0]) for inside in folders):
+    firsts = {"".join(inside[:1]) for inside in folders}
+    if roles_of_folders(firsts).keys() == firsts:
         folders = [inside[1:] for inside in folders]
     folders = _unwrapped(folders)
     if not all(folders):
