@@ -171,7 +171,7 @@ def _matches(pattern: str) -> list[Path]:
     """The files that `*` and `?` stand for, by name; a file that is called so is itself."""
     if os.path.exists(pattern) or not set(pattern) & set("*?"):
         return [Path(pattern)]
-    if not (found := sorted(glob.glob(pattern))):
+    if not (found := sorted(glob.glob(pattern.replace("[", "[[]")))):
         raise InputError(f"expected .tar shards, found nothing like {pattern}")
     return list(map(Path, found))
 
