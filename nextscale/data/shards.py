@@ -35,7 +35,7 @@ from nextscale.data.listing import BY_KEY, Listing, hold_out, told_apart
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.splits import role_of_word, words_of
 from nextscale.data.tar import Member, members
-from nextscale.data.walk import LeftOut, is_picture, kind_of, pictures_below, visible
+from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
 from nextscale.errors import InputError
 from nextscale.images import SUFFIXES
 
@@ -94,25 +94,22 @@ def find(source: str | Path) -> Shards | None:
         return _in_folder(Path(source))
     if str(source).endswith(COMPRESSED):
         raise _compressed(str(source))
-    known = str(source).endswith(".tar") or (not os.path.exists(source) and bool(set(str(source)) & set("*?{")))
+    known = str(source).lower().endswith(".tar") or (not os.path.exists(source) and bool(set(str(source)) & set("*?{")))
     return _of_pattern(str(source)) if known else None
 
 
 def _in_folder(root: Path) -> Shards | None:
     """The tars of a folder, unless its folders hold pictures: then they are what they were unpacked from."""
     here = _beside(root)
-    if not here.paths and not here.packed and not here.folders:
+    if not here.paths and (here.pictures or not (here.packed or here.folders)):
         return None
-    if (picture := next(pictures_below(root), None)) is not None:
-        if here.paths and picture.parent == root:
+    if next(pictures_below(root), None) is not None:
+        if here.paths and here.pictures:
             raise InputError(
-                f"expected either pictures or shards in {root}, got {picture.name} beside {here.paths[0].name}"
+                f"expected either pictures or shards in {root}, got {here.pictures[0]} beside {here.paths[0].name}"
             )
         return None
-    while not here.paths and not here.packed and len(here.folders) == 1:
-        root = here.folders[0]
-        here = _beside(root)
-    return _together(root, here)
+    return _together(*_unwrapped(root, here))
 
 
 class Beside(NamedTuple):
@@ -121,20 +118,29 @@ class Beside(NamedTuple):
     paths: list[Path]
     packed: list[Path]
     folders: list[Path]
+    pictures: list[str]
     left: Counter[str]
 
 
 def _beside(folder: Path) -> Beside:
-    found, left = visible(folder), Counter[str]()
-    tars = [path for path in found if path.name.endswith(".tar") and path.is_file()]
-    packed = [path for path in found if path.name.endswith(COMPRESSED) and path.is_file()]
-    folders = [path for path in found if path.is_dir()]
-    for path in found:
-        if path.is_file() and path not in tars and path.name not in LISTS:
-            left[kind_of(path.name)] += 1
-        elif path.is_symlink() and not path.exists():
-            left["link{s} to nothing"] += 1
-    return Beside(tars, packed, folders, left)
+    here = inside(str(folder))
+    tars = [name for name in here.others if name.lower().endswith(".tar")]
+    packed = [name for name in here.others if name.endswith(COMPRESSED)]
+    known = {*tars, *LISTS}
+    rest = [name for name in here.others if name not in known]
+    tar_paths, packed_paths, folders = ([folder / name for name in names] for names in (tars, packed, here.folders))
+    return Beside(tar_paths, packed_paths, folders, here.pictures, here.gone + Counter(map(kind_of, rest)))
+
+
+def _unwrapped(root: Path, here: Beside) -> tuple[Path, Beside]:
+    """Further in while a folder holds one folder and no shards; a link that leads back ends the way."""
+    seen = {os.path.realpath(root)}
+    while not here.paths and not here.packed and len(here.folders) == 1:
+        if (place := os.path.realpath(here.folders[0])) in seen:
+            break
+        seen.add(place)
+        root, here = here.folders[0], _beside(here.folders[0])
+    return root, here
 
 
 def _together(root: Path, here: Beside) -> Shards | None:
@@ -158,7 +164,7 @@ def _of_pattern(pattern: str) -> Shards:
         raise InputError(f"expected .tar shards as {pattern} says, got the folder {folders[0]}")
     if missing:
         raise InputError(f"expected {len(paths)} shards as {pattern} says, found nothing at {missing[0]}")
-    if other := next((path for path in paths if path.suffix != ".tar"), None):
+    if other := next((path for path in paths if path.suffix.lower() != ".tar"), None):
         raise (
             _compressed(str(other))
             if other.name.endswith(COMPRESSED)

@@ -54,8 +54,16 @@ class Inside:
 
     pictures: list[str]
     folders: list[str]
-    left: Counter[str]
-    ours: str | None = None
+    others: list[str]
+    """Files of other kinds."""
+    gone: Counter[str]
+    """What is no file and no folder."""
+    ours: str | None
+
+    @property
+    def left(self) -> Counter[str]:
+        """All that is neither a picture nor a folder."""
+        return self.gone + Counter(map(kind_of, self.others))
 
 
 def inside(folder: str) -> Inside:
@@ -63,22 +71,21 @@ def inside(folder: str) -> Inside:
     pictures: list[str] = []
     folders: list[str] = []
     others: list[str] = []
-    left: Counter[str] = Counter()
+    gone: Counter[str] = Counter()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_picture(entry.name) and entry.is_file(follow_symlinks=False):
                     pictures.append(entry.name)
                 elif not entry.name.startswith("."):
-                    _put(entry, pictures, folders, others, left)
+                    _put(entry, pictures, folders, others, gone)
     except OSError as error:
         raise InputError(f"expected a folder that may be read, got {folder} ({error.strerror})") from None
-    left.update(kind_of(name) for name in others)
-    return Inside(sorted(pictures), sorted(folders), left, _ours(folder, pictures, others))
+    return Inside(sorted(pictures), sorted(folders), sorted(others), gone, _ours(folder, pictures, others))
 
 
 def _put(
-    entry: os.DirEntry[str], pictures: list[str], folders: list[str], others: list[str], left: Counter[str]
+    entry: os.DirEntry[str], pictures: list[str], folders: list[str], others: list[str], gone: Counter[str]
 ) -> None:
     """One entry to where it belongs; a link costs a question to the system, other entries none."""
     try:
@@ -87,10 +94,10 @@ def _put(
         elif entry.is_dir():
             folders.append(entry.name)
         else:
-            left["link{s} to nothing" if entry.is_symlink() else "special file{s}"] += 1
+            gone["link{s} to nothing" if entry.is_symlink() else "special file{s}"] += 1
     except OSError as error:
         circle = error.errno == errno.ELOOP
-        left["link{s} in a circle" if circle else "entr{y} that may not be looked at"] += 1
+        gone["link{s} in a circle" if circle else "entr{y} that may not be looked at"] += 1
 
 
 def is_picture(name: str) -> bool:
@@ -153,10 +160,13 @@ class Tree:
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         self._place = os.path.realpath(self.root)
+        self._seen: dict[str, Inside] = {}  # of folders above those of classes, which are looked at again
 
     def inside(self, below: str = "") -> Inside:
-        """What lies directly in a folder."""
-        return inside(self._path(below))
+        """What lies directly in a folder, looked at once."""
+        if below not in self._seen:
+            self._seen[below] = inside(self._path(below))
+        return self._seen[below]
 
     def rows(self, below: str, left: Counter[str]) -> Iterator[list[str]]:
         """Names of all pictures at any depth, in lists; what is not among them is counted in `left`."""
@@ -204,7 +214,7 @@ class Tree:
         if place in above:
             left["link{s} in a circle"] += 1
             return None
-        found = inside(self._path(below))
+        found = self._seen.get(below) or inside(self._path(below))
         if below and found.ours:
             left[found.ours] += 1
             return None
