@@ -100,8 +100,6 @@ class EvaluateReconstruction:
             max_broken=self.max_broken,
             list_broken=self.list_broken,
         )
-        if str(self.json) != "-":
-            tell_data(found)
         pictures = found.train if self.split == "train" else found.validation
         if self.out is not None:
             directory("--out", self.out)
@@ -113,6 +111,8 @@ class EvaluateReconstruction:
             source = self._source(len(found.broken))
             card = reconstruction.card_of(tokenizer, pictures, network, perceptual, source, keep=self.keep)
             self._give(tokenizer, pictures, reconstruction.judge(looked, network, card))
+            if str(self.json) != "-":
+                tell_data(found)
 
     def _source(self, left_out: int) -> Source:
         from nextscale.evaluation.reconstruction import Source
