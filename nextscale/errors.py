@@ -4,6 +4,26 @@ Raised wherever something given to nextscale is wrong; the message is one line: 
 command line turns it into exit status 2. Any other exception is a bug in nextscale and keeps its traceback.
 """
 
+import unicodedata
+
+KEPT = "\u200c\u200d"  # joiners: Persian words and composed emoji hold them
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: a file, a size, a name, a range."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line that any terminal and UTF-8 file takes; the rest as escapes, `\xe9` for a byte of a name."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable() or letter in KEPT or unicodedata.category(letter) == "Zs":
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8, as `os.fsdecode` gives it
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")

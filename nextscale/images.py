@@ -185,7 +185,7 @@ def read(source: Source, *, height: int, width: int) -> Tensor:
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever decoding raises inside the block becomes an `PictureError`."""
-    name = shown(source if isinstance(source, str | Path) else getattr(source, "name", "the given bytes"))
+    name = source if isinstance(source, str | Path) else getattr(source, "name", "the given bytes")
     try:
         with _quiet, _stream(source) as stream, Image.open(stream, formats=_formats()) as image:
             _check_header(image)
@@ -272,11 +272,6 @@ def reason(error: BaseException) -> str:
         return "there is not enough memory for it"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
-
-
-def shown(name: object) -> str:
-    """A file's name for a message: itself, or in ASCII where it would break the line or cannot be printed."""
-    return text if (text := str(name)).isprintable() else ascii(text)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from nextscale import hub, presets
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
-from nextscale.errors import InputError
+from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
 from nextscale.images import Given, as_batch, from_unit, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, find_device, find_dtype
@@ -362,6 +363,8 @@ class Pipeline:
         """The number of a class, from its name or number; the number of classes itself means "no class"."""
         if isinstance(name, str) and name in self.classes:
             return self.classes.index(name)
+        if isinstance(name, str) and (alike := [n for n in self.classes if _same(n, name)]):
+            return self.classes.index(alike[0])
         try:
             number = int(name) if isinstance(name, str) else operator.index(name)
         except (ValueError, TypeError):
@@ -371,6 +374,11 @@ class Pipeline:
                 f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {number}"
             )
         return number
+
+
+def _same(name: str, asked: str) -> bool:
+    """Whether both are one name: macOS writes the é of a folder's name as two characters, keyboards as one."""
+    return normalize("NFC", name) == normalize("NFC", printable(asked))
 
 
 def _aligned(labels: Any, seeds: Any) -> tuple[list[int | str], list[int]]:

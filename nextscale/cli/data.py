@@ -1,36 +1,76 @@
-"""What `--data` names, read with a bar."""
+"""What `--data` names, read with a bar; what is said of it, and where nothing may be written."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from nextscale.cli.output import progress, say
+from nextscale.errors import InputError, printable
 
 if TYPE_CHECKING:
     from nextscale.data import DataSet
 
 Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE.csv|none", help_behavior_hint="")]
+MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
+ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+
+BROKEN = 0.01  # share of unreadable pictures that is borne with
 
 
-def load_data(source: str, *, height: int, width: int, labels: str | None = None) -> DataSet:
-    """The data set, its classes from `labels` if given (a CSV file, or "none"); says what was found."""
-    found = read_data(source, height=height, width=width, labels=labels)
-    classes = f"{len(found.classes)} classes" + (f" as in {labels}" if labels else "")
+def load_data(
+    source: str,
+    *,
+    height: int,
+    width: int,
+    labels: str | None = None,
+    max_broken: float = BROKEN,
+    list_broken: Path | None = None,
+) -> DataSet:
+    """The data set, its classes from `labels` if given (a CSV file, or "none"); says what was found.
+
+    `list_broken` is a file for the names of unreadable pictures, those included that turn out so later.
+    """
+    size = {"height": height, "width": width}
+    found = read_data(source, **size, labels=labels, max_broken=max_broken, list_broken=list_broken)
+    classes = f"{len(found.classes)} classes" + (f" as in {printable(labels)}" if labels else "")
     say(
-        f"data: {source} at {height}x{width}, {len(found.train)} pictures to train on, "
+        f"data: {printable(source)} at {height}x{width}, {len(found.train)} pictures to train on, "
         f"{len(found.validation)} held out, {'no classes' if labels == 'none' else classes}"
     )
-    if found.broken:
-        say(f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json names them")
+    tell(found)
     return found
 
 
-def read_data(source: str, *, height: int, width: int, labels: str | None = None) -> DataSet:
+def tell(found: DataSet) -> None:
+    """What else there is to say of a data set: how its parts came about, and what is not in them."""
+    for line in found.told:
+        say(f"data: {line}")
+    if found.broken:
+        say(
+            f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json and "
+            "--list-broken FILE name them"
+        )
+
+
+def read_data(
+    source: str,
+    *,
+    height: int,
+    width: int,
+    labels: str | None = None,
+    max_broken: float = BROKEN,
+    list_broken: Path | None = None,
+) -> DataSet:
     """The data set, in silence."""
     from nextscale import data
 
+    if not 0 <= max_broken <= 1:
+        raise InputError(f"--max-broken: expected a share from 0 to 1, got {max_broken:g}")
     with progress() as bar:
         task = bar.add_task("reading pictures", total=None)
         return data.load(
@@ -38,5 +78,37 @@ def read_data(source: str, *, height: int, width: int, labels: str | None = None
             height=height,
             width=width,
             labels=labels,
+            max_broken=max_broken,
+            broken=None if list_broken is None else _written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+
+
+def _written_to(file: Path) -> Callable[[str, str], None] | None:
+    """What adds a line to the file for each broken picture, its name and the reason; the first process's."""
+    from nextscale.machine import distributed
+
+    def add(name: str, reason: str) -> None:
+        _write(file, "a", f"{name}\t{reason}\n")
+
+    if not distributed.is_first():
+        return None
+    _write(file, "w", "")
+    return add
+
+
+def _write(file: Path, mode: str, text: str) -> None:
+    try:
+        with file.open(mode, encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise InputError(f"--list-broken: expected a file to write, got {file} ({error.strerror})") from None
+
+
+def check_outside(out: Path, source: str) -> None:
+    """Raise `InputError` for an output inside the folder of the data, which would be data the next time."""
+    if source == "emoji" or not os.path.isdir(source):
+        return
+    inner, outer = os.path.realpath(out), os.path.realpath(source)
+    if os.path.commonpath([inner, outer]) == outer:
+        raise InputError(f"--out: expected a directory outside of the data in {source}, got {out}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli.data import Labelling, load_data
+from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import Count, Directory, Precision
 from nextscale.cli.output import at_least, directory, progress, say
 from nextscale.cli.training import together
@@ -38,6 +38,10 @@ class Encode:
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
+    max_broken: MaxBroken = BROKEN
+    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    list_broken: ListBroken = None
+    """Where to write the unreadable pictures, name and reason, a line each."""
     tokenizer: Directory = Path("runs/tokenizer")
     """Run directory of the tokenizer, or any model directory that holds one."""
     out: Directory = Path("runs/tokens")
@@ -68,12 +72,19 @@ class Encode:
         from nextscale.tokenizer import MultiScaleVQVAE
 
         self._check()
+        check_outside(self.out, self.data)
         place = torch.device(device)
         dtype = find_dtype(self.precision, place)
         tokenizer = MultiScaleVQVAE.load(self.tokenizer).requires_grad_(False)
         directory("--out", self.out)
-        size = tokenizer.config.height, tokenizer.config.width
-        data = load_data(self.data, height=size[0], width=size[1], labels=self.labels)
+        data = load_data(
+            self.data,
+            height=tokenizer.config.height,
+            width=tokenizer.config.width,
+            labels=self.labels,
+            max_broken=self.max_broken,
+            list_broken=self.list_broken,
+        )
         meta = self._meta(tokenizer, data, dtype)
         rows, seconds = self._write(data, _encoding(tokenizer.to(place), dtype), meta)
         self._tell(rows, seconds)

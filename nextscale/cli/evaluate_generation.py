@@ -14,7 +14,7 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Json, Model, Precision
-from nextscale.cli.output import at_least, bar, check_json, directory
+from nextscale.cli.output import at_least, bar, check_json, directory, wrapped
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
@@ -237,8 +237,8 @@ class EvaluateGeneration:
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with bar("finding the reference") as told:
             found = reference.load(self.reference, size=size, split=self.split, progress=told).ordered(pipe.classes)
-        if found.note is not None and distributed.is_first():
-            print("nextscale: note:", found.note, file=sys.stderr)
+        for line in found.told if distributed.is_first() else ():
+            print(wrapped(f"reference: {line}"), file=sys.stderr if str(self.json) == "-" else sys.stdout)
         with bar("looking at the reference") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
         if self.per_class and not has_classes(seen, classes):

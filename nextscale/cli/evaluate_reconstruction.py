@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextscale.cli import models, networks
-from nextscale.cli.data import read_data
+from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, read_data
+from nextscale.cli.data import tell as tell_data
 from nextscale.cli.figures import tell, tell_card
 from nextscale.cli.options import Depth, Json, Model, NetworkAndHeads, TokenizerRun
 from nextscale.cli.output import at_least, bar, check_json, console, directory, say, table, write_json
 from nextscale.cli.training import together
+from nextscale.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +47,10 @@ class EvaluateReconstruction:
     """Tokenizer run, instead of a model."""
     data: str = "emoji"
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    max_broken: MaxBroken = BROKEN
+    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    list_broken: ListBroken = None
+    """Where to write the unreadable pictures, name and reason, a line each."""
     split: Literal["validation", "train"] = "validation"
     """The pictures held out, or those to train on."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
@@ -74,6 +80,8 @@ class EvaluateReconstruction:
         at_least("--batch", 1, self.batch)
         at_least("--keep", 4, self.keep)
         check_json(self.json)
+        if self.out is not None:
+            check_outside(self.out, self.data)
 
     def _evaluate(self, device: str) -> None:
         """Look, all processes together; the first one judges and tells."""
@@ -85,7 +93,13 @@ class EvaluateReconstruction:
         tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
         network = features.load(self.features, device=device)
         perceptual = networks.perceptual(self.perceptual, device=device) or perceptual_of(network)
-        found = read_data(self.data, height=tokenizer.config.height, width=tokenizer.config.width)
+        found = read_data(
+            self.data,
+            height=tokenizer.config.height,
+            width=tokenizer.config.width,
+            max_broken=self.max_broken,
+            list_broken=self.list_broken,
+        )
         pictures = found.train if self.split == "train" else found.validation
         if self.out is not None:
             directory("--out", self.out)
@@ -97,12 +111,14 @@ class EvaluateReconstruction:
             source = self._source(len(found.broken))
             card = reconstruction.card_of(tokenizer, pictures, network, perceptual, source, keep=self.keep)
             self._give(tokenizer, pictures, reconstruction.judge(looked, network, card))
+            if str(self.json) != "-":
+                tell_data(found)
 
     def _source(self, left_out: int) -> Source:
         from nextscale.evaluation.reconstruction import Source
 
         name = str(self.tokenizer) if self.tokenizer is not None else " ".join(self.model) or "embedded"
-        return Source(tokenizer=name, data=self.data, split=self.split, left_out=left_out)
+        return Source(tokenizer=name, data=printable(self.data), split=self.split, left_out=left_out)
 
     def _give(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures) -> None:
         """All that was asked for, files first: what is printed may have nowhere to go."""

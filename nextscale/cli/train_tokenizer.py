@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextscale.cli import networks
-from nextscale.cli.data import load_data
+from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import Count, Directory, Minutes, NetworkAndHeads, Precision, Settings
 from nextscale.cli.output import say
 from nextscale.cli.training import length, together, watch
@@ -38,6 +38,10 @@ class TrainTokenizer:
 
     data: str = "emoji"
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    max_broken: MaxBroken = BROKEN
+    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    list_broken: ListBroken = None
+    """Where to write the unreadable pictures, name and reason, a line each."""
     preset: str = "emoji-32"
     """Whose architecture, picture size and recipe; nextscale presets tells what each costs."""
     size: Size = None
@@ -79,7 +83,14 @@ class TrainTokenizer:
         recipe, steps = self._recipe()
         self._refuse_unheard(recipe)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
-        data = load_data(self.data, height=config.height, width=config.width)
+        check_outside(self.out, self.data)
+        data = load_data(
+            self.data,
+            height=config.height,
+            width=config.width,
+            max_broken=self.max_broken,
+            list_broken=self.list_broken,
+        )
         stage = TokenizerStage(
             config,
             data,

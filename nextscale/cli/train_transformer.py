@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli.data import Labelling, load_data
+from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings
 from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
@@ -39,6 +39,10 @@ class TrainTransformer:
     nextscale encode made."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
+    max_broken: MaxBroken = BROKEN
+    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    list_broken: ListBroken = None
+    """Where to write the unreadable pictures, name and reason, a line each."""
     tokenizer: Directory = Path("runs/tokenizer")
     """Run directory of the tokenizer, or any model directory that holds one."""
     preset: str = "emoji-32"
@@ -87,6 +91,7 @@ class TrainTransformer:
 
         recipe, steps = self._recipe()
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
+        check_outside(self.out, self.data)
         tokenizer = MultiScaleVQVAE.load(self.tokenizer)
         data = self._data(tokenizer)
         first = self._begin(tokenizer)
@@ -132,10 +137,18 @@ class TrainTransformer:
         from nextscale.machine import distributed
 
         if not tokens.is_cache(self.data):
-            size = tokenizer.config.height, tokenizer.config.width
-            return load_data(self.data, height=size[0], width=size[1], labels=self.labels)
+            return load_data(
+                self.data,
+                height=tokenizer.config.height,
+                width=tokenizer.config.width,
+                labels=self.labels,
+                max_broken=self.max_broken,
+                list_broken=self.list_broken,
+            )
         if self.labels is not None:
             raise InputError(f"--labels: expected pictures, got a token cache, {self.data}, which has its classes")
+        if self.list_broken is not None or self.max_broken != BROKEN:
+            raise InputError(f"--list-broken, --max-broken: expected pictures, got a token cache, {self.data}")
         with progress() as bar:
             task = bar.add_task("checking the token cache", total=None)
             found = tokens.load(

@@ -11,6 +11,7 @@ from pathlib import Path
 from nextscale.data import emoji, folder, reading, shards
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
+from nextscale.data.reading import Broken
 from nextscale.errors import InputError
 
 __all__ = ["DataSet", "Labels", "Pictures", "Progress", "load"]
@@ -23,6 +24,7 @@ def load(
     width: int,
     labels: Labels | None = None,
     max_broken: float = 0.01,
+    broken: Broken | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
     """The data set called `source`, at one size in pixels.
@@ -30,7 +32,9 @@ def load(
     `"emoji"` is the embedded set (`./emoji` is a folder of that name). A folder of pictures is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
     `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
-    Unreadable pictures are left out and named in `DataSet.broken`.
+    Unreadable pictures are left out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before
+    too many of them are refused, and for those that turn out so when a batch is read. What else was left out, and how
+    the held-out part came about, is in `DataSet.told`.
 
     `labels` is the path of a CSV file with the columns `file,label` (`nextscale.data.labels`) that tells the classes of
     a folder's pictures; or `"none"`: one class, for data of any kind. None leaves it to folders and shards.
@@ -45,7 +49,7 @@ def load(
         return emoji.load(height=height, width=width, labels=labels)
     found = shards.find(source)
     if found is None:
-        listing = folder.survey(Path(source), labels=labels)
+        listing = folder.survey(Path(source), labels=labels, progress=progress)
     else:
         listing = shards.survey(found, labels=labels, progress=progress)
-    return reading.load(listing, height=height, width=width, max_broken=max_broken, progress=progress)
+    return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)

@@ -22,6 +22,7 @@ from nextscale.data.labels import NONE, Labels, no_classes
 from nextscale.data.pictures import DataSet, Split, fingerprint, from_memory, in_threads
 
 PACK = Path(__file__).with_name("emoji_pack")
+SPLIT = "the set's own split, by subject"
 SHIFT = 16  # the largest shift is the side divided by this
 
 
@@ -64,7 +65,7 @@ def load(*, height: int, width: int, labels: Labels | None = None) -> DataSet:
     train, validation = (_split(name, stored, height=height, width=width) for name in ("train", "validation"))
     if alike:
         train, validation = _in_one_class(train), _in_one_class(validation)
-    return DataSet(train=train, validation=validation, classes=train.classes, unreadable=[])
+    return DataSet(train=train, validation=validation, classes=train.classes, unreadable=[], held_out=SPLIT)
 
 
 def _in_one_class(split: Split) -> Split:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.data.folder import visible
 from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress, fingerprint
 from nextscale.data.tokens import INDEX, SPLITS, Meta, Stamp
+from nextscale.data.walk import visible
 from nextscale.errors import InputError
 from nextscale.files import lock
 from nextscale.files.checkpoint import read_json, write_beside, write_json

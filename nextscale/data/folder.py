@@ -1,136 +1,319 @@
 """A folder of pictures as a listing. Nothing to prepare: point at it.
 
-Layouts: `DIR/class/…/*.jpg` (the class is the first folder, classes sorted by name), or pictures directly in `DIR` (one
-class, named as the folder). If `DIR/train` and one of `DIR/val`, `DIR/validation`, `DIR/test` hold pictures, they are
-the splits; otherwise 5 %, at least one, is held out by the hash of the relative path: the same files at every size and
-on every machine. Hidden files are ignored; links are followed, but never into a folder they lie in. Where a table or
-"none" gives the classes (`nextscale.data.labels`), pictures may lie at any depth, with the same splits.
+Layouts: `DIR/class/…/*.jpg` (the class is the first folder, classes sorted by name, or as numbers if all are whole
+numbers), or pictures directly in `DIR` (one class, named as the folder). A folder around these, as in `PetImages/Cat`,
+changes nothing. Folders called like splits, `train` beside `val` or `test` (`nextscale.data.splits`), are the splits;
+otherwise 5 %, at least one, is held out by the hash of the path below `DIR`: the same files at every size and on every
+machine. Where a table or "none" gives the classes (`nextscale.data.labels`), pictures may lie at any depth, with the
+same splits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import gc
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, Protocol
 
-from nextscale.data.labels import NONE, Groups, Labels, one_class, read_table
-from nextscale.data.listing import VALIDATION, Listing, hold_out
+from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, plain, read_table
+from nextscale.data.listing import BY_HASH, Listing, hold_out, told_apart
+from nextscale.data.pictures import Progress
+from nextscale.data.splits import Role, first_choice, roles_of_folders
+from nextscale.data.walk import OURS, LeftOut, Tree
 from nextscale.errors import InputError
 from nextscale.images import SUFFIXES
 
+EMPTY = "folder{s} without pictures"
+EVERY = 10_000  # pictures between two calls of `progress`
 
-@dataclass(frozen=True, kw_only=True)
-class File:
+
+class File(NamedTuple):
     """One picture file; `name` is its path below the folder, with forward slashes."""
 
-    path: Path
+    root: str
     name: str
     label: int
     held_out: bool
 
     def open(self) -> BinaryIO:
         """See `nextscale.data.listing.Item`."""
-        return self.path.open("rb")
+        return open(f"{self.root}/{self.name}", "rb")
 
 
-def survey(root: Path, *, labels: Labels | None = None) -> Listing:
+@dataclass(frozen=True)
+class Part:
+    """The pictures below one folder by class; `flat` where they lie in no folder of a class."""
+
+    groups: Groups
+    left: Counter[str] = field(default_factory=Counter)
+    flat: bool = False
+    notes: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """All of them, class after class."""
+        return [name for names in self.groups.values() for name in names]
+
+
+class Reader(Protocol):
+    """What finds the pictures below a folder and tells their classes."""
+
+    def __call__(self, below: str) -> Part: ...
+
+    def why_not(self, held_out: Part, train: Part) -> str:
+        """Why a part cannot be the held-out one of another; empty if it can."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The folders of the splits, with a slash behind them; `unused` are others beside them."""
+
+    train: str
+    held_out: str
+    unused: tuple[str, ...]
+
+
+def survey(root: Path, *, labels: Labels | None = None, progress: Progress | None = None) -> Listing:
     """The picture files below `root`, in the order of their classes and names; `labels` as `nextscale.data.load` tells.
 
     Raises `InputError` unless it is a folder with pictures in one of the layouts, and for labels that do not fit them.
     """
-    if not root.exists():
+    if not os.path.exists(root):  # unlike `Path.exists`, also of names that are too long
         raise InputError(f"expected a folder of pictures, found nothing at {root}; .tar shards would do as well")
     if not root.is_dir():
         raise InputError(f"expected a folder of pictures, got the file {root}; .tar shards would do as well")
-    grouped = _grouping(root, labels)
-    return _two_folders(root, grouped) or _one_folder(root, grouped)
+    with _without_collection():
+        return _survey(root, labels, progress)
 
 
-def _grouping(root: Path, labels: Labels | None) -> Callable[[Path], Groups]:
-    """What finds the pictures below a folder and tells their classes."""
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Inside, Python does not look for garbage: among a million new names there is none, and it takes half the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _survey(root: Path, labels: Labels | None, progress: Progress | None) -> Listing:
+    tree = Tree(root)
+    if (ours := tree.inside().ours) in OURS[:2]:
+        raise InputError(f"expected a folder of pictures, got {root}, which is a {ours.replace('{s}', '')}")
+    read = _reader(tree, root, labels, progress)
+    place = _unwrapped(tree, "")
+    sides = _sides(tree, place, by_folder=labels is None)
+    return _one_folder(root, read("")) if sides is None else _two_folders(tree, root, place, sides, read)
+
+
+# ---- which classes ---------------------------------------------------------------------------------------------------
+
+
+def _reader(tree: Tree, root: Path, labels: Labels | None, progress: Progress | None) -> Reader:
     flat_name = root.resolve().name
     if labels is None:
-        return partial(_by_class, flat_name=flat_name)
-    stated = one_class(flat_name) if labels == NONE else read_table(Path(labels), root)
-    return lambda folder: stated(list(pictures_below(folder)) if folder.is_dir() else [])
+        return ByFolder(tree, flat_name, progress)
+    return InOne(tree, flat_name) if labels == NONE else ByTable(tree, read_table(Path(labels), root))
 
 
-def _two_folders(root: Path, grouped: Callable[[Path], Groups]) -> Listing | None:
-    """`root/train` beside `root/val`, if both hold pictures; a `root/test` beside them is not looked into."""
-    if not (train := grouped(root / "train")):
+@dataclass(frozen=True)
+class InOne:
+    """Everything in one class."""
+
+    tree: Tree
+    name: str
+
+    def __call__(self, below: str) -> Part:
+        """See `Reader`."""
+        names, left = self.tree.names(below)
+        return Part({self.name: names} if names else {}, left)
+
+    def why_not(self, held_out: Part, train: Part) -> str:
+        """See `Reader`."""
+        return ""
+
+
+@dataclass(frozen=True)
+class ByTable:
+    """Classes by the rows of a table."""
+
+    tree: Tree
+    table: Table
+
+    def __call__(self, below: str) -> Part:
+        """See `Reader`; of a folder without any row there are no groups."""
+        names, left = self.tree.names(below)
+        covered = not below or self.table.covers_any(names)
+        return Part(self.table(names) if covered else {}, left, notes=self.table.notes)
+
+    def why_not(self, held_out: Part, train: Part) -> str:
+        """See `Reader`."""
+        return "" if held_out.groups else f"has no row in {self.table.path}"
+
+
+@dataclass(frozen=True)
+class ByFolder:
+    """Classes by the folders that the pictures lie in."""
+
+    tree: Tree
+    flat_name: str
+    progress: Progress | None
+
+    def __call__(self, below: str) -> Part:
+        """See `Reader`."""
+        place = _unwrapped(self.tree, below)
+        here, left = self.tree.inside(place), _left_around(self.tree, below, place)
+        nested = dict(self._nested(place, here.folders, left))
+        if here.pictures and nested:
+            raise InputError(
+                f"expected pictures either in class folders or directly in {self.tree.root}/{place}, got both: "
+                f"{here.pictures[0]} beside {next(iter(nested))}/"
+            )
+        if here.pictures:
+            return Part({self.flat_name: [f"{place}{name}" for name in here.pictures]}, left, flat=True)
+        numbers = all(map(WHOLE.fullmatch, nested))
+        order = sorted(nested, key=numbers_first if numbers else None)
+        notes = (f"classes are the folders in {place}",) if place != below else ()
+        return Part({folder: nested[folder] for folder in order}, left, notes=notes)
+
+    def _nested(self, place: str, folders: Sequence[str], left: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+        told = due = 0
+        for done, folder in enumerate(folders, start=1):
+            names, gone = self.tree.names(f"{place}{folder}/")
+            left.update(gone)
+            if names:
+                yield folder, names
+            elif gone.keys().isdisjoint(OURS):
+                left[EMPTY] += 1
+            told += len(names)
+            if self.progress is not None and told // EVERY > due:
+                due = told // EVERY
+                self.progress(done, len(folders))
+
+    def why_not(self, held_out: Part, train: Part) -> str:
+        """See `Reader`."""
+        return "has no folders of classes" if held_out.flat and not train.flat else ""
+
+
+def _unwrapped(tree: Tree, below: str) -> str:
+    """Where folders of classes or splits begin: further in while a folder holds one with pictures and no picture."""
+    place = below
+    while not tree.inside(place).pictures:
+        found = list(islice(_with_pictures(tree, place), 2))
+        if len(found) != 1:
+            return place
+        place += f"{found[0]}/"
+    return below  # they lie in no folders of classes
+
+
+def _with_pictures(tree: Tree, below: str) -> Iterator[str]:
+    return (folder for folder in tree.inside(below).folders if tree.has_pictures(f"{below}{folder}/"))
+
+
+def _left_around(tree: Tree, below: str, place: str) -> Counter[str]:
+    """What lies beside the folders on the way from one to a deeper one, and in that."""
+    left: Counter[str] = Counter()
+    steps = place[len(below) :].split("/")[:-1]
+    for way in accumulate(steps, lambda way, step: f"{way}{step}/", initial=below):
+        here = tree.inside(way)
+        left.update(here.left)
+        if way != place and len(here.folders) > 1:
+            left[EMPTY] += len(here.folders) - 1
+    return left
+
+
+# ---- which splits ----------------------------------------------------------------------------------------------------
+
+
+def _sides(tree: Tree, place: str, *, by_folder: bool) -> Sides | None:
+    """The folders of the splits; None where none are called so. Raises `InputError` if they may be classes as well."""
+    folders = tree.inside(place).folders
+    roles = roles_of_folders(folders)
+    if not roles or roles_of_folders(place.split("/")):
         return None
-    validation = next((groups for name in VALIDATION if (groups := grouped(root / name))), None)
-    if validation is None:
+    train, validation, test = (first_choice(roles, role) for role in ("train", "validation", "test"))
+    train = [folder for folder in train if tree.has_pictures(f"{place}{folder}/")]
+    candidates = [*validation, *test]
+    held_out = next((folder for folder in candidates if tree.has_pictures(f"{place}{folder}/")), None)
+    if by_folder and (train or held_out):
+        _refuse_classes_called_splits(tree, place, roles, train, held_out)
+    if not train or held_out is None:
         return None
-    if unknown := sorted(validation.keys() - train.keys()):
-        raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
-    classes = tuple(train)
-    files = [
-        File(path=path, name=_name(path, root), label=classes.index(group), held_out=groups is validation)
-        for groups in (train, validation)
-        for group, paths in groups.items()
-        for path in paths
-    ]
-    return Listing(kind="folder", root=root, items=files, classes=classes)
+    if len(train) > 1 and train[0] != "train":
+        raise InputError(f"expected one folder to train on in {tree.root}, got {train[0]}/ and {train[1]}/")
+    unused = [*train[1:], *(folder for folder in candidates if folder != held_out)]
+    beside = [folder for folder in _with_pictures(tree, place) if folder not in roles]
+    return Sides(f"{place}{train[0]}/", f"{place}{held_out}/", (*unused, *beside))
 
 
-def _one_folder(root: Path, grouped: Callable[[Path], Groups]) -> Listing:
-    """`root` with a share held out by the hash of the names, so that a new file moves few others."""
-    groups = grouped(root)
-    labelled = [(path, label) for label, paths in enumerate(groups.values()) for path in paths]
-    if not labelled:
-        raise InputError(f"expected pictures ({', '.join(SUFFIXES)}) or .tar shards in {root}, found none")
-    names = [_name(path, root) for path, _ in labelled]
-    held_out = hold_out(names, root=root)
-    files = [
-        File(path=path, name=name, label=label, held_out=index in held_out)
-        for index, ((path, label), name) in enumerate(zip(labelled, names, strict=True))
-    ]
-    return Listing(kind="folder", root=root, items=files, classes=tuple(groups))
+def _refuse_classes_called_splits(
+    tree: Tree, place: str, roles: Mapping[str, Role], train: Sequence[str], held_out: str | None
+) -> None:
+    """Raise `InputError` where a folder may be a split or a class.
 
-
-def _by_class(folder: Path, *, flat_name: str) -> dict[str, list[Path]]:
-    """Picture files by class name, sorted; empty if there are none or no such folder."""
-    if not folder.is_dir():
-        return {}
-    inside = visible(folder)
-    loose = [path for path in inside if _is_picture(path)]
-    above = frozenset({folder.resolve()})
-    nested = {path.name: list(pictures_below(path, above)) for path in inside if path.is_dir()}
-    nested = {name: paths for name, paths in nested.items() if paths}
-    if loose and nested:
-        raise InputError(
-            f"expected pictures either in class folders or directly in {folder}, got both: "
-            f"{loose[0].name} beside {next(iter(nested))}/"
-        )
-    return {flat_name: loose} if loose else nested
-
-
-def pictures_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """All picture files at any depth; `above` holds the folders on the way here, where a link would go round."""
-    here = folder.resolve()
-    if here in above:
+    `train` in whose folders lie pictures is a split, and so it is beside `val`; flat beside flat others it is a class.
+    """
+    called = next(iter(train), held_out)
+    both = bool(train) and held_out is not None
+    others = (folder for folder in _with_pictures(tree, place) if (folder not in roles if both else folder != called))
+    other = next(others, None)
+    if other is None or tree.inside(place).pictures:
         return
-    for path in visible(folder):
-        if path.is_dir():
-            yield from pictures_below(path, above | {here})
-        elif _is_picture(path):
-            yield path
+    flat = bool(train) and bool(tree.inside(f"{place}{train[0]}/").pictures)
+    clear = not flat if both else flat and len(train) == 1
+    if not clear:
+        raise InputError(
+            f"expected folders of splits (train beside val or test) or of classes in {tree.root}/{place}, got "
+            f"{called}/ beside {other}/, which may be either: rename one, or name the folder to train on"
+        )
 
 
-def visible(folder: Path) -> list[Path]:
-    """What lies directly in a folder, sorted, without hidden files. Raises `InputError` if that is not allowed."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except PermissionError:
-        raise InputError(f"expected a folder that may be read, got {folder}") from None
+def _two_folders(tree: Tree, root: Path, place: str, sides: Sides, read: Reader) -> Listing:
+    """Splits of their own; where the held-out one cannot be used, a share of the other is held out."""
+    train, held_out = read(sides.train), read(sides.held_out)
+    left = _left_around(tree, "", place) + train.left
+    if loose := tree.inside(place).pictures:
+        left["picture{s} beside the splits"] += len(loose)
+    unused = [f"{folder}/ not used" for folder in sides.unused]
+    if why := read.why_not(held_out, train):
+        told = [f"5 % of {sides.train} by hash of the name", f"{sides.held_out} {why} and is not used", *unused]
+        return _listing(root, train, None, told="; ".join(told), left=left)
+    known = {*train.groups, *map(plain, train.groups)}
+    if unknown := sorted(group for group in held_out.groups if group not in known and plain(group) not in known):
+        raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
+    told = [sides.held_out, *unused]
+    return _listing(root, train, held_out, told="; ".join(told), left=left + held_out.left)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _one_folder(root: Path, part: Part) -> Listing:
+    """`root` with a share held out by the hash of the names, so that a new file moves few others."""
+    if not part.groups:
+        left = f" ({told})" if (told := str(LeftOut(part.left))) else ""
+        raise InputError(f"expected pictures ({', '.join(SUFFIXES)}) or .tar shards in {root}, found none{left}")
+    return _listing(root, part, None, told=BY_HASH, left=part.left)
 
 
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _listing(root: Path, train: Part, held_out: Part | None, *, told: str, left: Counter[str]) -> Listing:
+    numbers = {plain(group): number for number, group in enumerate(train.groups)}
+    numbers |= {group: number for number, group in enumerate(train.groups)}  # where two differ in spelling alone
+    chosen = hold_out(train.names(), root=root) if held_out is None else set()
+    labelled = [(name, numbers[group]) for group, names in train.groups.items() for name in names]
+    files = [File(str(root), name, label, index in chosen) for index, (name, label) in enumerate(labelled)]
+    for group, names in held_out.groups.items() if held_out else ():
+        files += [File(str(root), name, numbers[group if group in numbers else plain(group)], True) for name in names]
+    return Listing(
+        kind="folder",
+        root=root,
+        items=files,
+        classes=told_apart(train.groups),
+        held_out=told,
+        left_out=LeftOut(left),
+        notes=train.notes,
+    )

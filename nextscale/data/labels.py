@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from nextscale.data.walk import Tree, is_picture
 from nextscale.errors import InputError
 from nextscale.images import SUFFIXES
 
@@ -21,8 +24,8 @@ NONE = "none"  # one class; `./none` is a file of that name
 COLUMNS = ("file", "label")
 
 Labels = str | Path
-Groups = Mapping[str, Sequence[Path]]  # pictures by class, the classes in their order
-Grouping = Callable[[Sequence[Path]], Groups]
+Groups = Mapping[str, Sequence[str]]  # names of pictures by class, the classes in their order
+WHOLE = re.compile("-?[0-9]{1,18}")
 
 
 def no_classes(labels: Labels | None, *, of: str) -> bool:
@@ -32,9 +35,9 @@ def no_classes(labels: Labels | None, *, of: str) -> bool:
     return labels == NONE
 
 
-def one_class(name: str) -> Grouping:
-    """Everything in one class."""
-    return lambda paths: {name: paths} if paths else {}
+def plain(name: str) -> str:
+    """A name as names are compared: macOS writes the é of a file name as two characters (NFD), keyboards as one."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,29 +51,32 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The classes of the pictures below `root`, by their paths there."""
+    """The classes of the pictures below `root`, by their names there as `plain` gives them."""
 
     path: Path
-    root: Path
     rows: Mapping[str, Row]
+    notes: tuple[str, ...] = ()
 
-    def __call__(self, paths: Sequence[Path]) -> Groups:
+    def covers_any(self, names: Sequence[str]) -> bool:
+        """Whether there is a row for one of the pictures."""
+        return any(plain(name) in self.rows for name in names)
+
+    def __call__(self, names: Sequence[str]) -> Groups:
         """Pictures by class. Raises `InputError` when some have no row."""
-        names = [path.relative_to(self.root).as_posix() for path in paths]
-        if missing := [name for name in names if name not in self.rows]:
+        if missing := [name for name in names if plain(name) not in self.rows]:
             raise InputError(
                 f"expected a row in {self.path} for each of {len(names)} pictures, "
                 f"{len(missing)} {'have' if len(missing) > 1 else 'has'} none, such as {missing[0]}"
             )
-        groups: dict[str, list[Path]] = {}
-        for path, name in zip(paths, names, strict=True):
-            groups.setdefault(self.rows[name].label, []).append(path)
-        return {label: groups[label] for label in sorted(groups, key=_in_order)}
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(self.rows[plain(name)].label, []).append(name)
+        return {label: groups[label] for label in sorted(groups, key=numbers_first)}
 
 
-def _in_order(name: str) -> tuple[bool, int, str]:
+def numbers_first(name: str) -> tuple[bool, int, str]:
     """A sorting key: whole numbers by their size, then other names by theirs."""
-    return (False, int(name), name) if re.fullmatch("-?[0-9]{1,18}", name) else (True, 0, name)
+    return (False, int(name), name) if WHOLE.fullmatch(name) else (True, 0, name)
 
 
 def read_table(path: Path, root: Path) -> Table:
@@ -81,17 +87,43 @@ def read_table(path: Path, root: Path) -> Table:
     """
     rows: dict[str, Row] = {}
     for row in _rows(path, _text(path)):
-        if row.file in rows:
-            before = rows[row.file].line
+        if (before := rows.get(plain(row.file))) is not None:
             raise InputError(
-                f"{path}, line {row.line}: expected every picture once, got {row.file!r} as in line {before}"
+                f"{path}, line {row.line}: expected every picture once, got {row.file!r} as in line {before.line}"
             )
-        rows[row.file] = row
+        rows[plain(row.file)] = row
     if not rows:
         raise InputError(f"{path}: expected a row for each picture, found none")
-    for row in rows.values():
-        _check_picture(row, path, root)
-    return Table(path=path, root=root, rows=rows)
+    _check_pictures(rows, path, root)
+    labels, notes = _one_spelling(rows.values(), path)
+    return Table(path=path, rows={key: replace(row, label=labels[row.label]) for key, row in rows.items()}, notes=notes)
+
+
+def _one_spelling(rows: Collection[Row], path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The class that each label means, and what there is to say of it: 1.0 is 1 where all labels are whole numbers."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.label, row)
+    floats = [label for label in first if re.fullmatch(r"-?[0-9]{1,18}\.0*", label)]
+    if floats and all(re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", label) for label in first):
+        whole = {label: str(int(label.partition(".")[0])) for label in first}
+        return whole, (f"labels such as {floats[0]} in {path} are taken as the whole numbers that they are",)
+    spelled: dict[str, str] = {}
+    labels = {label: spelled.setdefault(plain(label), label) for label in first}
+    _refuse_two_ways(first, path)
+    return labels, ()
+
+
+def _refuse_two_ways(first: Mapping[str, Row], path: Path) -> None:
+    """Raise `InputError` where two labels are the same number, such as 7 and 007: one class, or two?"""
+    numbers: dict[int, str] = {}
+    for label in filter(WHOLE.fullmatch, first):
+        other = numbers.setdefault(int(label), label)
+        if other != label:
+            raise InputError(
+                f"{path}, line {first[label].line}: expected every number written in one way, "
+                f"got {label} and, in line {first[other].line}, {other}"
+            )
 
 
 def _text(path: Path) -> str:
@@ -114,6 +146,8 @@ def _rows(path: Path, text: str) -> Iterator[Row]:
     if not set(COLUMNS) <= set(header):
         got = ",".join(header)[:60]
         raise InputError(f"{path}: expected a first line with the columns {','.join(COLUMNS)}, got {got!r}")
+    if twice := next((column for column in COLUMNS if header.count(column) > 1), None):
+        raise InputError(f"{path}: expected one column {twice}, got {header.count(twice)}")
     places = [header.index(column) for column in COLUMNS]
     for line, cells in lines:
         where = f"{path}, line {line}"
@@ -122,6 +156,8 @@ def _rows(path: Path, text: str) -> Iterator[Row]:
         file, label = cells[places[0]], " ".join(cells[places[1]].split())
         if not file or not label:
             raise InputError(f"{where}: expected a file and a label, got {','.join(cells)[:60]!r}")
+        if label.casefold() == "nan":
+            raise InputError(f"{where}: expected a label, got {label}, which is how a missing one is written")
         if not label.isprintable():
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
         yield Row(file=PurePosixPath(file).as_posix(), label=label, line=line)
@@ -138,12 +174,17 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path}, line {reader.line_num}: expected CSV, got something else ({error})") from None
 
 
-def _check_picture(row: Row, path: Path, root: Path) -> None:
-    """Refuse a row that no picture below `root` can belong to."""
-    where, inside = f"{path}, line {row.line}", PurePosixPath(row.file)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise InputError(f"{where}: expected a path below {root}, got {row.file!r}")
-    if inside.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{where}: expected a picture ({', '.join(SUFFIXES)}), got {row.file!r}")
-    if not (root / row.file).is_file():
-        raise InputError(f"{where}: expected a picture below {root}, found nothing at {row.file!r}")
+def _check_pictures(rows: Mapping[str, Row], path: Path, root: Path) -> None:
+    """Refuse rows that no picture below `root` can belong to."""
+    known: set[str] | None = None
+    for row in rows.values():
+        where, inside = f"{path}, line {row.line}", PurePosixPath(row.file)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise InputError(f"{where}: expected a path below {root}, got {row.file!r}")
+        if not is_picture(inside.name):
+            raise InputError(f"{where}: expected a picture ({', '.join(SUFFIXES)}), got {row.file!r}")
+        if os.path.isfile(f"{root}/{row.file}"):
+            continue
+        known = {plain(name) for name in Tree(root).names()[0]} if known is None else known
+        if plain(row.file) not in known:
+            raise InputError(f"{where}: expected a picture below {root}, found nothing at {row.file!r}")

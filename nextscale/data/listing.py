@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from nextscale.errors import InputError
+from nextscale.data.walk import LeftOut
+from nextscale.errors import InputError, printable
 
-VALIDATION = ("val", "validation", "test")  # what the held-out part may be called; the first that is there is taken
 HELD_OUT = 0.05
+BY_HASH, BY_KEY = "5 % by hash of the name", "5 % by hash of the key"
 
 
 class Item(Protocol):
@@ -42,16 +44,31 @@ class Listing:
     root: Path
     items: Sequence[Item]
     classes: tuple[str, ...]
+    held_out: str
+    """How the held-out part came about."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    notes: tuple[str, ...] = ()
+    """What else should be known of the classes, a sentence each."""
 
 
 def hold_out(names: Sequence[str], *, root: Path) -> set[int]:
     """Indices of the 5 %, at least one, that come first by hash: a new name moves few others to the other side."""
     if len(names) < 2:
         raise InputError(f"expected at least 2 pictures in {root}, one to train on and one held out, got {len(names)}")
-    order = sorted(range(len(names)), key=lambda index: by_hash(names[index]))
-    return set(order[: max(1, round(HELD_OUT * len(names)))])
+    marks = [by_hash(name) for name in names]
+    return set(sorted(range(len(names)), key=marks.__getitem__)[: max(1, round(HELD_OUT * len(names)))])
 
 
-def by_hash(name: str) -> str:
+def by_hash(name: str) -> bytes:
     """A sorting key without any order that a person or a camera gave."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def told_apart(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names that can be printed and saved, each its own: of equal ones the second has `~2` behind it."""
+    seen: Counter[str] = Counter()
+    told: list[str] = []
+    for name in map(printable, names):
+        seen[name] += 1
+        told.append(name if seen[name] == 1 else f"{name}~{seen[name]}")
+    return tuple(told)

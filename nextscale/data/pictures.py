@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
+from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -71,6 +72,17 @@ class DataSet:
     validation: Pictures
     classes: tuple[str, ...]
     unreadable: list[str]
+    held_out: str = ""
+    """How the held-out part came about."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    notes: tuple[str, ...] = ()
+    """What else should be known, a sentence each."""
+
+    @property
+    def told(self) -> list[str]:
+        """What a run should say of its data, beside how much there is: a line each."""
+        held_out = [f"held out: {self.held_out}"] if self.held_out else []
+        return [*held_out, *self.notes, *([f"left out: {self.left_out}"] if self.left_out.counts else [])]
 
     @property
     def broken(self) -> tuple[str, ...]:

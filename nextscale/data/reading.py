@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from nextscale import images
 from nextscale.data.listing import Item, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
-from nextscale.errors import InputError
+from nextscale.errors import InputError, printable
+
+Broken = Callable[[str, str], None]  # called with the name of an unreadable picture and the reason
 
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
@@ -69,37 +71,42 @@ class OnDemand:
 
     items: Sequence[Item]
     size: Size
-    unreadable: list[str]
+    report: Broken
     failed: set[int] = field(default_factory=set)
 
     def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
         """See `nextscale.data.pictures.Fetch`. Raises `InputError` when the whole split has become unreadable."""
         first_tries = in_threads(lambda index: self.size.decode(self.items[index]), wanted)
         found = [
-            (index, picture) if isinstance(picture, Tensor) else self._next_after(index)
+            (index, picture) if isinstance(picture, Tensor) else self._next_after(index, picture)
             for index, picture in zip(wanted, first_tries, strict=True)
         ]
         return [index for index, _ in found], [picture for _, picture in found]
 
-    def _next_after(self, index: int) -> tuple[int, Tensor]:
-        self._report(index)
+    def _next_after(self, index: int, why: str) -> tuple[int, Tensor]:
+        self._report(index, why)
         for candidate in (*range(index + 1, len(self.items)), *range(index)):
             if candidate not in self.failed:
                 picture = self.size.decode(self.items[candidate])
                 if isinstance(picture, Tensor):
                     return candidate, picture
-                self._report(candidate)
-        raise InputError(
-            f"expected a readable picture among {len(self.items)} such as {images.shown(self.items[0].name)}, got none"
-        )
+                self._report(candidate, picture)
+        raise InputError(f"expected a readable picture among {len(self.items)} such as {self.items[0].name}, got none")
 
-    def _report(self, index: int) -> None:
-        self.failed.add(index)
-        self.unreadable.append(self.items[index].name)
+    def _report(self, index: int, why: str) -> None:
+        if index not in self.failed:
+            self.failed.add(index)
+            self.report(self.items[index].name, why)
 
 
 def load(
-    listing: Listing, *, height: int, width: int, max_broken: float = 0.01, progress: Progress | None = None
+    listing: Listing,
+    *,
+    height: int,
+    width: int,
+    max_broken: float = 0.01,
+    broken: Broken | None = None,
+    progress: Progress | None = None,
 ) -> DataSet:
     """The pictures of a listing; `nextscale.data.load` tells arguments and errors.
 
@@ -115,11 +122,20 @@ def load(
         decoded = {item.name: one for item, one in zip(good, pictures, strict=True) if isinstance(one, Tensor)}
         reasons |= _reasons(good, pictures)
         good = [item for item in good if item.name in decoded]
-    unreadable = [item.name for item in listing.items if item.name in reasons]
-    _refuse_too_many(unreadable, reasons, listing, max_broken=max_broken)
+    unreadable: list[str] = []
+
+    def report(name: str, why: str) -> None:
+        unreadable.append(printable(name))
+        if broken is not None:
+            broken(printable(name), why)
+
+    told = [(item.name, reasons[item.name]) for item in listing.items if item.name in reasons]
+    for name, why in told:
+        report(name, why)
+    _refuse_too_many(told, listing, max_broken=max_broken)
 
     def split(name: str, items: Sequence[Item]) -> Split:
-        on_demand = OnDemand(items=items, size=size, unreadable=unreadable)
+        on_demand = OnDemand(items=items, size=size, report=report)
         fetch: Fetch = on_demand if decoded is None else from_memory([decoded[item.name] for item in items])
         return _split(name, items, listing=listing, size=size, fetch=fetch)
 
@@ -129,6 +145,9 @@ def load(
         validation=split("validation", validation),
         classes=listing.classes,
         unreadable=unreadable,
+        held_out=listing.held_out,
+        left_out=listing.left_out,
+        notes=listing.notes,
     )
 
 
@@ -137,14 +156,15 @@ def _reasons(items: Sequence[Item], found: Sequence[object]) -> dict[str, str]:
     return {item.name: reason for item, reason in zip(items, found, strict=True) if isinstance(reason, str)}
 
 
-def _refuse_too_many(unreadable: list[str], reasons: Mapping[str, str], listing: Listing, *, max_broken: float) -> None:
+def _refuse_too_many(unreadable: Sequence[tuple[str, str]], listing: Listing, *, max_broken: float) -> None:
+    """Pictures that cannot be read come with the reasons."""
     count = len(listing.items)
     share = len(unreadable) / count
     if share > max_broken:
-        some = ", ".join(map(images.shown, unreadable[:3])) + (", …" if len(unreadable) > 3 else "")
+        some = ", ".join(name for name, _ in unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         raise InputError(
             f"expected at most {max_broken:.1%} unreadable pictures in {listing.root}, "
-            f"got {len(unreadable)} of {count} ({share:.1%}): {some}; the first: {reasons[unreadable[0]]}"
+            f"got {len(unreadable)} of {count} ({share:.1%}): {some}; the first: {unreadable[0][1]}"
         )
 
 
@@ -172,7 +192,7 @@ def _split(name: str, items: Sequence[Item], *, listing: Listing, size: Size, fe
     return Split(
         classes=listing.classes,
         labels=torch.tensor(labels, dtype=torch.int64),
-        names=names,
+        names=tuple(map(printable, names)),
         fingerprint=fingerprint([listing.kind, name, size, MARGIN, *listing.classes, *names, *labels, *marks]),
         fetch=fetch,
         height=size.height,

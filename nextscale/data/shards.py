@@ -4,40 +4,46 @@ Headers are scanned once and pictures then read in any order by their places, so
 of seed and step, and a run that was killed continues bit for bit. The `webdataset` package streams and shuffles in a
 buffer, which cannot promise that, and is not used.
 
-The key is the name up to the first dot of its last part, the folder in front included. The picture is `.jpg`, `.jpeg`,
-`.png` or `.webp`. The class is the text of `.cls`, or else what `.json` holds under "label", "class" or "cls" (the
-first that is there): a whole number or a name; without any there is one class, named as the folder. `classes.txt` (a
-name a line) or `classes.json` (a list, or an object from numbers to names) beside the shards names the numbers and
-fixes the order; without it numbers are their own names, sorted as such before other names.
+The key is the name up to the first dot of its last part, the folder in front included; what has more dots
+(`1.left.jpg`) is a named field of the sample and left out. The picture has one of the suffixes of `nextscale.images`.
+The class is the text of `.cls`, or else what `.json` holds under "label", "class" or "cls" (the first that is there): a
+whole number or a name; without any there is one class, named as the folder. `classes.txt` (a name a line) or
+`classes.json` (a list, or an object from numbers to names) beside the shards names the numbers and fixes the order;
+without it numbers are their own names, sorted as such before other names.
 
-Shards called `train` and one of `val`, `validation`, `test` (as a word: `train-000.tar`, `photos-val.tar`) are the
-splits, and others beside them are not read; otherwise 5 % of the samples, at least one, is held out by the hash of
-their keys. A sample without a picture counts as an unreadable one.
+Shards called `train` and `val` or `test` (as a word: `train-000.tar`, `photos-val.tar`, `train/000.tar`; other usual
+names in `nextscale.data.splits`) are the splits, and others beside them are not read; otherwise 5 % of the samples, at
+least one, is held out by the hash of their keys. A sample without a picture counts as an unreadable one.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from nextscale.data.folder import pictures_below, visible
 from nextscale.data.labels import Labels, no_classes
-from nextscale.data.listing import VALIDATION, Listing, hold_out
+from nextscale.data.listing import BY_KEY, Listing, hold_out, told_apart
 from nextscale.data.pictures import Progress, in_threads
+from nextscale.data.splits import role_of_word, words_of
 from nextscale.data.tar import Member, members
+from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
 from nextscale.errors import InputError
 from nextscale.images import SUFFIXES
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 STATED = (".cls", ".json")  # the files that may state a class
 LABEL_KEYS = ("label", "class", "cls")
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+LISTS = ("classes.txt", "classes.json")
+MOST, NESTED = 1_000_000, 60  # names that a pattern may stand for, pairs of braces in it
 
 Class = int | str
 
@@ -48,6 +54,8 @@ class Shards:
 
     root: Path
     paths: tuple[Path, ...]
+    left: Counter[str] = field(default_factory=Counter)
+    """What lies beside them and is not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,54 +90,164 @@ def find(source: str | Path) -> Shards | None:
 
     Raises `InputError` for compressed shards, missing ones, and pictures directly beside shards.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return _in_folder(Path(source))
     if str(source).endswith(COMPRESSED):
         raise _compressed(str(source))
-    return _of_pattern(str(source)) if str(source).endswith(".tar") else None
+    known = str(source).lower().endswith(".tar") or (not os.path.exists(source) and bool(set(str(source)) & set("*?{")))
+    return _of_pattern(str(source)) if known else None
 
 
 def _in_folder(root: Path) -> Shards | None:
-    """The tars directly in a folder, unless its folders hold pictures: then they are what they were unpacked from."""
-    files = [path for path in visible(root) if path.is_file()]
-    tars = tuple(path for path in files if path.name.endswith(".tar"))
-    packed = [path for path in files if path.name.endswith(COMPRESSED)]
-    if not tars and not packed:
+    """The tars of a folder, unless its folders hold pictures: then they are what they were unpacked from."""
+    here = _beside(root)
+    if not here.paths and (here.pictures or not (here.packed or here.folders)):
         return None
-    if (picture := next(pictures_below(root), None)) is not None:
-        if tars and picture.parent == root:
-            raise InputError(f"expected either pictures or shards in {root}, got {picture.name} beside {tars[0].name}")
+    if next(pictures_below(root), None) is not None:
+        if here.paths and here.pictures:
+            raise InputError(
+                f"expected either pictures or shards in {root}, got {here.pictures[0]} beside {here.paths[0].name}"
+            )
         return None
+    return _together(*_unwrapped(root, here))
+
+
+class Beside(NamedTuple):
+    """What lies directly in a folder."""
+
+    paths: list[Path]
+    packed: list[Path]
+    folders: list[Path]
+    pictures: list[str]
+    left: Counter[str]
+
+
+def _beside(folder: Path) -> Beside:
+    here = inside(str(folder))
+    tars = [name for name in here.others if name.lower().endswith(".tar")]
+    packed = [name for name in here.others if name.endswith(COMPRESSED)]
+    known = {*tars, *LISTS}
+    rest = [name for name in here.others if name not in known]
+    tar_paths, packed_paths, folders = ([folder / name for name in names] for names in (tars, packed, here.folders))
+    return Beside(tar_paths, packed_paths, folders, here.pictures, here.gone + Counter(map(kind_of, rest)))
+
+
+def _unwrapped(root: Path, here: Beside) -> tuple[Path, Beside]:
+    """Further in while a folder holds one folder and no shards; a link that leads back ends the way."""
+    seen = {os.path.realpath(root)}
+    while not here.paths and not here.packed and len(here.folders) == 1:
+        if (place := os.path.realpath(here.folders[0])) in seen:
+            break
+        seen.add(place)
+        root, here = here.folders[0], _beside(here.folders[0])
+    return root, here
+
+
+def _together(root: Path, here: Beside) -> Shards | None:
+    """The tars of a folder or, if there are none, those one level further down."""
+    inner = [] if here.paths or here.packed else [_beside(folder) for folder in here.folders]
+    packed = [*here.packed, *(path for each in inner for path in each.packed)]
     if packed:
         raise _compressed(str(packed[0]))
-    return Shards(root=root, paths=tars)
+    paths = [*here.paths, *(path for each in inner for path in each.paths)]
+    left = sum((each.left for each in inner), Counter(here.left))
+    unseen = here.folders if here.paths else [folder for each in inner for folder in each.folders]
+    if unseen:
+        left["folder{s} beside the shards"] += len(unseen)
+    return Shards(root=root, paths=tuple(paths), left=left) if paths else None
 
 
 def _of_pattern(pattern: str) -> Shards:
-    paths = tuple(dict.fromkeys(map(Path, expand(pattern))))
-    missing = [path for path in paths if not path.is_file()]
+    paths = tuple(dict.fromkeys(path for each in expand(pattern) for path in _matches(each)))
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if folders := list(filter(os.path.isdir, missing)):
+        raise InputError(f"expected .tar shards as {pattern} says, got the folder {folders[0]}")
     if missing:
         raise InputError(f"expected {len(paths)} shards as {pattern} says, found nothing at {missing[0]}")
+    if other := next((path for path in paths if path.suffix.lower() != ".tar"), None):
+        raise (
+            _compressed(str(other))
+            if other.name.endswith(COMPRESSED)
+            else InputError(f"expected .tar shards as {pattern} says, got {other}")
+        )
     return Shards(root=Path(os.path.commonpath([path.parent for path in paths])), paths=paths)
 
 
+def _matches(pattern: str) -> list[Path]:
+    """The files that `*` and `?` stand for, by name; a file that is called so is itself."""
+    if os.path.exists(pattern) or not set(pattern) & set("*?"):
+        return [Path(pattern)]
+    if not (found := sorted(glob.glob(pattern.replace("[", "[[]")))):
+        raise InputError(f"expected .tar shards, found nothing like {pattern}")
+    return list(map(Path, found))
+
+
 def expand(pattern: str) -> list[str]:
-    """What braces stand for, as in a shell: `a-{08..10}.tar` is a-08, a-09 and a-10; `{a,b}.tar` is a and b."""
-    braces = _BRACES.search(pattern)
+    """What braces stand for, as in a shell: `a-{08..10}.tar` is a-08, a-09 and a-10; `{a,b{1..2}}` is a, b1 and b2.
+
+    Raises `InputError` for more than a million names.
+    """
+    found = list(islice(_expanded(pattern, 0), MOST + 1))
+    if len(found) > MOST:
+        raise InputError(f"expected at most {MOST:,} shards, got more in {pattern}")
+    return found
+
+
+def _expanded(pattern: str, depth: int) -> Iterator[str]:
+    if depth > NESTED:
+        raise InputError(f"expected at most {NESTED} pairs of braces, got more in {pattern[:60]}")
+    braces = _braces(pattern)
     if braces is None:
-        return [pattern]
-    first, last, listed = braces.groups()
-    parts = listed.split(",") if listed is not None else _range(first, last)
-    before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [before + part + rest for part in parts for rest in expand(after)]
+        yield pattern
+        return
+    before, parts, after = braces
+    for part in parts:
+        for inner in _expanded(part, depth + 1):
+            for rest in _expanded(after, depth + 1):
+                yield f"{before}{inner}{rest}"
 
 
-def _range(first: str, last: str) -> list[str]:
+def _braces(pattern: str) -> tuple[str, Iterable[str], str] | None:
+    """What stands before the first braces that mean something, what they hold, and what follows."""
+    for start, letter in enumerate(pattern):
+        if letter == "{" and (end := _closing(pattern, start)) is not None:
+            inside = pattern[start + 1 : end]
+            numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", inside)
+            parts = _range(*numbers.groups()) if numbers else _listed_parts(inside)
+            if parts:
+                return pattern[:start], parts, pattern[end + 1 :]
+    return None
+
+
+def _closing(pattern: str, start: int) -> int | None:
+    depth = 0
+    for place in range(start, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+        if depth == 0:
+            return place
+    return None
+
+
+def _listed_parts(inside: str) -> list[str]:
+    """The parts between commas that are in no inner braces; none if there is no such comma."""
+    parts, depth = [""], 0
+    for letter in inside:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts if len(parts) > 1 else []
+
+
+def _range(first: str, last: str) -> Iterable[str]:
+    if max(len(first), len(last)) > 18:
+        raise InputError(f"expected a range of shards, got {{{first[:20]}..{last[:20]}}}")
     if int(first) > int(last):
         raise InputError(f"expected a range that rises, got {{{first}..{last}}}")
     padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
     width = max(len(first), len(last)) if padded else 0
-    return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    return (str(number).zfill(width) for number in range(int(first), int(last) + 1))
 
 
 def _compressed(name: str) -> InputError:
@@ -148,11 +266,13 @@ def survey(shards: Shards, *, labels: Labels | None = None, progress: Progress |
     samples, classes that are missing, unknown or no class, and a table of labels.
     """
     alike = no_classes(labels, of=f"the shards in {shards.root}")
-    read = partial(_read, root=shards.root, suffixes=SUFFIXES if alike else (*SUFFIXES, *STATED), progress=progress)
-    train_paths, held_out_paths = _sides(shards)
-    train = read(train_paths)
-    if held_out_paths:
-        found = train + read(held_out_paths)
+    suffixes = SUFFIXES if alike else (*SUFFIXES, *STATED)
+    left = Counter(shards.left)
+    read = partial(_read, root=shards.root, suffixes=suffixes, left=left, progress=progress)
+    sides = _sides(shards)
+    train = read(sides.train)
+    if sides.held_out:
+        found = train + read(sides.held_out)
         chosen = set(range(len(train), len(found)))
     else:
         found, chosen = train, hold_out([sample.key for sample in train], root=shards.root)
@@ -161,37 +281,88 @@ def survey(shards: Shards, *, labels: Labels | None = None, progress: Progress |
         Sample(name=sample.name, label=label, held_out=index in chosen, picture=sample.picture)
         for index, (sample, label) in enumerate(zip(found, numbers, strict=True))
     ]
-    return Listing(kind="shards", root=shards.root, items=samples, classes=classes)
+    return Listing(
+        kind="shards",
+        root=shards.root,
+        items=samples,
+        classes=told_apart(classes),
+        held_out=sides.told,
+        left_out=LeftOut(left),
+    )
 
 
-def _sides(shards: Shards) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Shards to train on, and held-out ones; all of them and none, unless the names tell both."""
-    words = {path: set(re.split(r"[^a-z]+", _name(path, shards.root).lower())) for path in shards.paths}
-    train = tuple(path for path in shards.paths if "train" in words[path] and words[path].isdisjoint(VALIDATION))
-    held_out = [tuple(path for path in shards.paths if word in words[path]) for word in VALIDATION]
-    first = next((paths for paths in held_out if paths), ())
-    return (train, first) if train and first else (shards.paths, ())
+class Sides(NamedTuple):
+    """Shards to train on, held-out ones if the names tell any, and how that is said."""
+
+    train: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+    told: str
 
 
-def _read(paths: Sequence[Path], *, root: Path, suffixes: tuple[str, ...], progress: Progress | None) -> list[Found]:
-    parts = in_threads(partial(_samples, root=root, suffixes=suffixes), paths, progress=progress)
-    found = [sample for part in parts for sample in part]
+def _sides(shards: Shards) -> Sides:
+    """By the names: `train` and the first of `val`, `validation`, others like these, `test`."""
+    words = {path: words_of(_name(path, shards.root)) for path in shards.paths}
+    roles = {path: set(map(role_of_word, words[path])) for path in shards.paths}
+    train = tuple(path for path in shards.paths if roles[path] - {None} == {"train"})
+    ways: list[Callable[[Path], bool]] = [
+        lambda path: "val" in words[path],
+        lambda path: "validation" in words[path],
+        lambda path: "validation" in roles[path],
+        lambda path: "test" in roles[path],
+    ]
+    held_out = next((found for way in ways if (found := tuple(filter(way, shards.paths)))), ())
+    if not train or not held_out:
+        alone = held_out and len(held_out) < len(shards.paths)
+        told = [f"{_counted(held_out, shards.root)} trained on as well, as no shard is called train"] if alone else []
+        return Sides(shards.paths, (), "; ".join([BY_KEY, *told]))
+    unused = [path for path in shards.paths if path not in {*train, *held_out}]
+    told = [f"{_counted(unused, shards.root)} not used"] if unused else []
+    return Sides(train, held_out, "; ".join([_counted(held_out, shards.root), *told]))
+
+
+def _counted(paths: Sequence[Path], root: Path) -> str:
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{_name(paths[0], root)}{more}"
+
+
+def _read(
+    paths: Sequence[Path], *, root: Path, suffixes: tuple[str, ...], left: Counter[str], progress: Progress | None
+) -> list[Found]:
+    found: list[Found] = []
+    for samples, gone in in_threads(partial(_samples, root=root, suffixes=suffixes), paths, progress=progress):
+        found += samples
+        left.update(gone)
     if not any(sample.picture.size for sample in found):
         some = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-        raise InputError(f"expected samples with a picture ({', '.join(SUFFIXES)}) in {some}, found none")
+        told = f" ({LeftOut(left)})" if left else ""
+        raise InputError(f"expected samples with a picture ({', '.join(SUFFIXES)}) in {some}, found none{told}")
     return found
 
 
-def _samples(path: Path, *, root: Path, suffixes: tuple[str, ...]) -> list[Found]:
+def _samples(path: Path, *, root: Path, suffixes: tuple[str, ...]) -> tuple[list[Found], Counter[str]]:
     groups: dict[str, dict[str, Member]] = {}
-    for member in members(path):
+    named: list[str] = []  # keys of fields with names
+    left: Counter[str] = Counter()
+    for member in members(path, left):
         key, suffix = _split(member.name)
         if suffix in suffixes:
             files = groups.setdefault(key, {})
             if suffix in files:
                 raise InputError(f"expected every key once in {path}, got {member.name} twice")
             files[suffix] = member
-    return [_found(key, files, path=path, shard=_name(path, root)) for key, files in groups.items()]
+        elif suffix and is_picture(member.name):
+            named.append(key)
+        elif suffix and suffix not in STATED:
+            left[kind_of(member.name)] += 1
+    _count_named(named, groups, left)
+    return [_found(key, files, path=path, shard=_name(path, root)) for key, files in groups.items()], left
+
+
+def _count_named(named: Sequence[str], groups: Mapping[str, Mapping[str, Member]], left: Counter[str]) -> None:
+    """`1.left.jpg` beside `1.jpg` is more of a sample that is read; alone it is one that is not."""
+    for key in named:
+        beside = any(suffix in SUFFIXES for suffix in groups.get(key, ()))
+        left["picture{s} in named fields of samples" if beside else "picture{s} with dots in their keys"] += 1
 
 
 def _split(name: str) -> tuple[str, str]:

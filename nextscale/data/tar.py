@@ -7,7 +7,9 @@ the files mean.
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,20 +30,44 @@ class Member(NamedTuple):
         return io.BufferedReader(_Window(self.tar.open("rb", buffering=0), start=self.offset, length=self.size))
 
 
-def members(path: Path) -> Iterator[Member]:
-    """The regular files of a tar, in the order they lie there; only headers are read.
+def members(path: Path, left: Counter[str] | None = None) -> Iterator[Member]:
+    """The regular files of a tar, in the order they lie there; only headers are read. `left` counts what else there is.
 
     Raises `InputError` for a tar that is missing, empty, compressed, cut short or damaged.
     """
+    left, place = Counter() if left is None else left, -1
     try:
         with tarfile.TarFile(path, encoding="utf-8") as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all, a kilobyte each
-                if info.isreg():
+                if info.offset_data <= place or info.size < 0:
+                    raise tarfile.ReadError(f"damaged at byte {info.offset}")
+                place = info.offset_data
+                if info.isreg() and not info.issparse():
                     yield Member(path, info.name.removeprefix("./"), info.offset_data, info.size)
+                else:
+                    left[_kind(info)] += 1
             _check_end(path, tar.offset)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            if behind := _behind(path, tar.offset):
+                left["byte{s} behind the end of a shard"] += behind
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"expected a whole, uncompressed tar, got {path}: {error}") from error
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    if info.isdir():
+        return "folder entr{y} in shards"
+    return "link{s} in shards" if info.issym() or info.islnk() else "special file{s} in shards"
+
+
+def _behind(path: Path, offset: int) -> int:
+    """How many bytes follow the zeros that end a tar, such as another tar that `cat` put there."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        while chunk := stream.read(1 << 20):
+            if rest := chunk.lstrip(b"\0"):
+                return os.fstat(stream.fileno()).st_size - (stream.tell() - len(rest))
+    return 0
 
 
 def _check_end(path: Path, offset: int) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from nextscale import data, images
 from nextscale.data import Pictures, Progress
-from nextscale.data.folder import pictures_below
-from nextscale.data.listing import VALIDATION
+from nextscale.data.listing import told_apart
 from nextscale.data.pictures import fingerprint, in_threads
-from nextscale.errors import InputError
+from nextscale.data.splits import roles_of_folders
+from nextscale.data.walk import LeftOut, Tree, pictures_below
+from nextscale.errors import InputError, printable
 from nextscale.evaluation import samples
 from nextscale.evaluation.card import INCEPTION
 from nextscale.evaluation.gathering import KEPT, Gathered, gather, kept, shares, spatial_dimensions
@@ -81,8 +83,8 @@ class Reference:
     statistics: Statistics | None
     classes: tuple[str, ...] | None = None
     """The name of each label; None when they are not known."""
-    note: str | None = None
-    """What of it is not used and why, in one line."""
+    told: tuple[str, ...] = ()
+    """What should be said of the pictures, such as what was left out: a line each."""
 
     def ordered(self, classes: Sequence[str]) -> Reference:
         """The same with its labels numbered as in `classes`, if these are its own by name; otherwise as it is."""
@@ -223,12 +225,15 @@ def load(
     held_out = split == "validation"
     return of_split(
         pictures.validation if held_out else pictures.train,
-        name=f"{source}, {split or 'train'} split",
+        name=f"{printable(str(source))}, {split or 'train'} split",
         classes=pictures.classes,
+        told=tuple(pictures.told),
     )
 
 
-def of_split(pictures: Pictures, *, name: str, classes: Sequence[str] | None = None) -> Reference:
+def of_split(
+    pictures: Pictures, *, name: str, classes: Sequence[str] | None = None, told: tuple[str, ...] = ()
+) -> Reference:
     """A split of a data set, seen as `Pictures.batch` gives it. Raises `InputError` for one without pictures."""
     if not len(pictures):
         raise InputError(f"{name}: expected at least one picture, got none")
@@ -246,6 +251,7 @@ def of_split(pictures: Pictures, *, name: str, classes: Sequence[str] | None = N
         batches=batches,
         statistics=None,
         classes=tuple(classes) if classes is not None else None,
+        told=told,
     )
 
 
@@ -256,7 +262,8 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
     pictures; one that is damaged raises it when its turn comes.
     """
     root = Path(root)
-    paths = list(pictures_below(root)) if root.is_dir() else []
+    found, left = Tree(root).names() if root.is_dir() else ([], Counter())
+    paths = [root / name for name in found]
     if not paths:
         raise InputError(f"expected a folder of pictures, found none in {root}")
 
@@ -268,7 +275,7 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
     names = [path.relative_to(root).as_posix() for path in paths]
     labels, classes = _folder_classes(names)
     return Reference(
-        name=str(root),
+        name=printable(str(root)),
         fingerprint=fingerprint(["folder", *size, *names, *in_threads(_mark, paths)]),
         count=len(paths),
         size=size,
@@ -276,6 +283,7 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
         batches=batches,
         statistics=None,
         classes=classes,
+        told=(f"left out: {LeftOut(left)}",) if left else (),
     )
 
 
@@ -294,20 +302,30 @@ def of_file(path: str | Path) -> Reference:
         labels=stored.labels if stored else None,
         batches=stored.batches if stored else None,
         statistics=samples.read_statistics(path) if "mu" in names else None,
-        note=stored.note if stored else None,
+        told=(stored.note,) if stored and stored.note else (),
     )
 
 
 def _folder_classes(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...] | None]:
     """The first folders, or those inside them if they are splits; none unless every picture lies in one."""
-    folders = [name.split("/")[:-1] for name in names]
-    if all(inside and inside[0] in ("train", *VALIDATION) for inside in folders):
+    folders = _unwrapped([name.split("/")[:-1] for name in names])
+    firsts = {"".join(inside[:1]) for inside in folders}
+    if roles_of_folders(firsts).keys() == firsts:
         folders = [inside[1:] for inside in folders]
+    folders = _unwrapped(folders)
     if not all(folders):
         return None, None
     classes = sorted({inside[0] for inside in folders})
     number = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([number[inside[0]] for inside in folders]), tuple(classes)
+    return torch.tensor([number[inside[0]] for inside in folders]), told_apart(classes)
+
+
+def _unwrapped(folders: list[list[str]]) -> list[list[str]]:
+    """Without the folders around all of them, as `nextscale.data.folder` sees them; one class alone stays."""
+    inner = folders
+    while all(inner) and len({inside[0] for inside in inner}) == 1:
+        inner = [inside[1:] for inside in inner]
+    return inner if all(inner) else folders
 
 
 def _mark(path: Path) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -119,3 +121,70 @@ def test_fine_tuning_at_other_codes_is_refused(train, pictures: Path, loose: Pat
     done = train("second", "--data", loose, "--init", tmp_path / "first", tokenizer=other)
     assert (done.status, done.errors.count("\n")) == (2, 1)
     assert f"expected a model of the codes of {other}, got one of other codes" in done.errors
+
+
+# ---- what is said of the data ----------------------------------------------------------------------------------------
+
+
+def test_every_command_says_what_it_left_out(nextscale, trained: Path, train, pictures: Path, tmp_path: Path) -> None:
+    """And how the held-out part came about."""
+    root = shutil.copytree(pictures, tmp_path / "set")
+    (root / "cat" / "x.heic").touch()
+    options = ["--data", root, "--tokenizer", trained]
+    commands = [
+        train("var", "--data", root),
+        nextscale("encode", root, "--tokenizer", trained, "--out", tmp_path / "tokens"),
+        nextscale("train", "tokenizer", "--data", root, "--steps", 1, "--batch", 4, "--out", tmp_path / "tok"),
+        nextscale("evaluate", "reconstruction", *options, "--split", "train", "--device", "cpu"),
+    ]
+    for done in commands:
+        assert (done.status, done.errors) == (0, "")
+        assert "data: held out: 5 % by hash of the name\ndata: left out: 1 .heic\n" in done.output
+
+
+def test_broken_pictures_are_listed_and_borne_with_as_asked(train, pictures: Path, tmp_path: Path) -> None:
+    """All of them, refused or not; a share outside 0 .. 1 is a mistake."""
+    root = shutil.copytree(pictures, tmp_path / "set")
+    for name in ("cat/00.png", "dog/01.png"):
+        (root / name).write_text("a text")
+    options = ["--data", root, "--list-broken", tmp_path / "broken.txt"]
+    refused = train("var", *options)
+    assert (refused.status, refused.errors.count("\n")) == (2, 1)
+    first = (tmp_path / "broken.txt").read_text()
+    assert [line.split("\t")[0] for line in first.splitlines()] == ["cat/00.png", "dog/01.png"]
+    done = train("var", *options, "--max-broken", 0.1)
+    assert (done.status, done.errors) == (0, "")
+    assert (tmp_path / "broken.txt").read_text() == first
+    for wrong, told in ((["--max-broken", 2], "a share from 0 to 1"), (["--list-broken", root], "a file to write")):
+        done = train("var", *options[:2], *wrong)
+        assert (done.status, done.errors.count("\n")) == (2, 1)
+        assert told in done.errors
+
+
+def test_a_run_is_not_put_into_its_own_data(nextscale, train, trained: Path, pictures: Path, tmp_path: Path) -> None:
+    """Nor through a link; a place beside it is one."""
+    root = shutil.copytree(pictures, tmp_path / "set")
+    (tmp_path / "link").symlink_to(root)
+    for out in (root, root / "run", tmp_path / "link" / "run"):
+        for command in (
+            ["train", "tokenizer", "--data", root],
+            ["train", "transformer", "--data", root, "--tokenizer", trained],
+            ["encode", root, "--tokenizer", trained],
+        ):
+            done = nextscale(*command, "--out", out)
+            assert (done.status, done.errors.count("\n")) == (2, 1)
+            assert "--out: expected a directory outside of the data" in done.errors
+    assert {path.name for path in root.iterdir()} == {"cat", "dog"}
+
+
+def test_classes_of_any_name_are_trained_saved_and_asked_for(nextscale, train, pictures: Path, tmp_path: Path) -> None:
+    """A folder of a Mac, whose é is two characters, and one whose name is no text."""
+    root = shutil.copytree(pictures, tmp_path / os.fsdecode(b"s\xe9t"))
+    (root / "cat").rename(root / normalize("NFD", "café"))
+    (root / "dog").rename(root / os.fsdecode(b"th\xe9\n"))
+    done = train("var", "--data", root)
+    assert (done.status, done.errors) == (0, "")
+    assert Pipeline.load(tmp_path / "var").classes == (normalize("NFD", "café"), r"th\xe9\n")
+    for label in (normalize("NFC", "café"), r"th\xe9\n", os.fsdecode(b"th\xe9\n")):
+        sampled = nextscale("sample", "--model", tmp_path / "var", "--label", label, "--out", tmp_path / "s")
+        assert (sampled.status, sampled.errors) == (0, "")

@@ -1,7 +1,11 @@
 """Laws of picture folders: layouts, the held-out share, broken files, and batches that never depend on the reading."""
 
 import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -9,7 +13,10 @@ import torch
 from PIL import Image
 
 from nextscale import data
-from nextscale.data import reading
+from nextscale.data import folder, reading
+from nextscale.data.folder import survey
+from nextscale.data.listing import Listing, hold_out
+from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError
 from nextscale.training.order import views
 
@@ -293,3 +300,247 @@ def test_progress_is_told(tmp_path: Path) -> None:
         two_classes(tmp_path, count=3), height=16, width=16, progress=lambda done, total: calls.append((done, total))
     )
     assert calls == [(done, 6) for done in range(1, 7)] * 2
+
+
+# ---- splits by any usual name ----------------------------------------------------------------------------------------
+
+
+def empty(root: Path, *names: str) -> Path:
+    """Files without content: enough to be listed."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def sides(listing: Listing) -> tuple[list[str], list[str]]:
+    """Names to train on, and those held out."""
+    names: tuple[list[str], list[str]] = [], []
+    for item in listing.items:
+        names[item.held_out].append(item.name)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("train", "valid"),
+        ("Training", "VALIDATION"),
+        ("trainset", "dev"),
+        ("train2017", "val2017"),
+        ("train_images", "val_images"),
+        ("training-set", "test set"),
+        ("trainval", "testing"),
+        ("ILSVRC_train", "ILSVRC_val"),
+        ("TRAIN", "Eval"),
+    ],
+)
+def test_splits_may_have_any_usual_name(tmp_path: Path, train: str, held_out: str) -> None:
+    """In any case, with years and with what stands around; how the split came about is told."""
+    listing = survey(empty(tmp_path, f"{train}/a/1.png", f"{train}/b/2.png", f"{held_out}/b/3.png"))
+    assert sides(listing) == ([f"{train}/a/1.png", f"{train}/b/2.png"], [f"{held_out}/b/3.png"])
+    assert (listing.classes, listing.held_out) == (("a", "b"), f"{held_out}/")
+
+
+def test_train_alone_gives_a_share(tmp_path: Path) -> None:
+    """The same pictures as ever, by their names; the classes are those inside."""
+    names = [f"train/{group}/{number}.png" for group in ("cat", "dog") for number in range(20)]
+    listing = survey(empty(tmp_path, *names))
+    assert listing.classes == ("cat", "dog")
+    assert {names.index(name) for name in sides(listing)[1]} == hold_out(names, root=tmp_path)
+    assert (listing.held_out, listing.notes) == ("5 % by hash of the name", ("classes are the folders in train/",))
+
+
+def test_a_held_out_folder_without_classes_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    """As ImageNet's `val` is unpacked, and the `test` of competitions."""
+    for other in ("val", "test"):
+        root = empty(tmp_path / other, "train/a/1.png", "train/b/2.png", f"{other}/3.png")
+        listing = survey(root)
+        assert sorted(item.name for item in listing.items) == ["train/a/1.png", "train/b/2.png"]
+        told = f"5 % of train/ by hash of the name; {other}/ has no folders of classes and is not used"
+        assert listing.held_out == told
+
+
+def test_a_test_split_beside_the_others_is_not_looked_into(tmp_path: Path) -> None:
+    """Which is said, as of folders that are no split."""
+    root = empty(tmp_path, "train/a/1.png", "val/a/2.png", "test/b/3.png", "unlabeled/4.png")
+    listing = survey(root)
+    assert [item.name for item in listing.items] == ["train/a/1.png", "val/a/2.png"]
+    assert listing.held_out == "val/; test/ not used; unlabeled/ not used"
+
+
+@pytest.mark.parametrize("around", ["PetImages", "archive/PetImages", "train", "data/train/train"])
+def test_a_folder_around_everything_changes_no_class(tmp_path: Path, around: str) -> None:
+    """However many there are, and whatever lies beside them without pictures."""
+    root = empty(tmp_path, f"{around}/Cat/1.png", f"{around}/Dog/2.png", "__MACOSX/Cat/._1.png", "readme.txt")
+    listing = survey(root)
+    assert listing.classes == ("Cat", "Dog")
+    assert {item.name for item in listing.items} == {f"{around}/Cat/1.png", f"{around}/Dog/2.png"}
+    assert str(listing.left_out) == "1 folder without pictures, 1 other file"
+
+
+def test_splits_in_a_folder_around_them_are_splits(tmp_path: Path) -> None:
+    """Names stay those below the folder that was given."""
+    listing = survey(empty(tmp_path, "set/train/a/1.png", "set/train/b/2.png", "set/val/b/3.png"))
+    assert sides(listing)[1] == ["set/val/b/3.png"]
+
+
+def test_a_single_class_stays_one(tmp_path: Path) -> None:
+    """Folders that end in pictures alone are the first one's."""
+    assert survey(empty(tmp_path, "cat/big/1.png", "cat/big/2.png")).classes == ("cat",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/1.png", "test/2.png", "cat/3.png"),
+        ("cat/1.png", "dog/2.png", "val/3.png"),
+        ("train/a/1.png", "train/b/2.png", "plane/3.png"),
+        ("val/a/1.png", "test/a/2.png"),
+        ("train1/a/1.png", "train2/a/2.png", "val/a/1.png"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """In one sentence that names two of them."""
+    with pytest.raises(InputError, match=r"expected (folders of splits|one folder to train on).*got \w+/ (beside|and)"):
+        survey(empty(tmp_path, *names))
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """Among other classes, as in CIFAR-100; so may one that a split's name is only part of."""
+    assert survey(empty(tmp_path / "a", "train/1.png", "plane/2.png")).classes == ("plane", "train")
+    assert survey(empty(tmp_path / "b", "test-pilots/1.png", "dogs/2.png")).classes == ("dogs", "test-pilots")
+
+
+# ---- nothing is left out in silence ----------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    """By suffix, the usual companions together; links, empty folders; hidden files are not."""
+    root = empty(tmp_path, "a/1.png", "b/2.png", "a/.DS_Store", "c/notes.txt", "a/1.json", "b/x.heic", "b/y.HEIC")
+    (root / "d").mkdir()
+    (root / "a" / "no.png").symlink_to("nothing.png")
+    (root / "a" / "one.png").symlink_to("other.png")
+    (root / "a" / "other.png").symlink_to("one.png")
+    (root / "b" / "up").symlink_to("..")
+    os.mkfifo(root / "b" / "pipe.png")
+    told = "3 links in a circle, 2 .heic, 2 folders without pictures, 2 other files, 1 link to nothing, 1 special file"
+    assert str(survey(root).left_out) == told
+
+
+def test_rare_suffixes_are_told_together() -> None:
+    """The most frequent ones by name."""
+    counts = Counter({f".{letter}": 9 - number for number, letter in enumerate("abcdef")})
+    assert str(LeftOut(counts)) == "9 .a, 8 .b, 7 .c, 6 .d, and 9 others"
+
+
+def test_what_was_left_out_comes_with_the_data(tmp_path: Path) -> None:
+    """From the listing to `DataSet.told`, and into the message where nothing else was there."""
+    (two_classes(tmp_path, count=2) / "cat" / "x.heic").touch()
+    assert load(tmp_path).told == ["held out: 5 % by hash of the name", "left out: 1 .heic"]
+    with pytest.raises(InputError, match=r"found none \(1 \.heic\)"):
+        survey(empty(tmp_path / "other", "x.heic"))
+
+
+def test_what_nextscale_wrote_is_no_class(tmp_path: Path) -> None:
+    """Runs, token caches, models and samples; a file that is only called so changes nothing."""
+    root = empty(tmp_path, "a/1.png", "b/2.png", "b/run.json", "run/samples/3.png", "tokens/4.png", "model/5.png")
+    empty(root, "model/config.json", "model/vae.safetensors", "samples/0-a-seed0.png", "samples/grid.png")
+    for name in ("run/run.json", "tokens/tokens.json"):
+        (root / name).write_text('{"settings": {}}')
+    listing = survey(root)
+    assert [item.name for item in listing.items] == ["a/1.png", "b/2.png"]
+    told = "1 folder of samples, 1 model, 1 other file, 1 run of nextscale, 1 token cache"
+    assert str(listing.left_out) == told
+    with pytest.raises(InputError, match="expected a folder of pictures, got .*, which is a run of nextscale"):
+        survey(root / "run")
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    """Classes and pictures whose names are not UTF-8, hold line breaks or 255 bytes; no two classes become one."""
+    raw = os.fsdecode(b"caf\xe9")
+    groups = (raw, r"caf\xe9", "a\nb", "x" * 255)
+    for number, group in enumerate(groups):
+        put(tmp_path / group / f"{number}\t\N{SNOWMAN}{raw}.png", seed=number)
+    loaded = load(tmp_path)
+    assert loaded.classes == (r"a\nb", r"caf\xe9", r"caf\xe9~2", "x" * 255)
+    names = (*loaded.train.names, *loaded.validation.names)
+    assert all(name.isprintable() and name.endswith(r"\t☃caf\xe9.png") for name in names)
+
+
+def test_classes_are_compared_as_they_look(tmp_path: Path) -> None:
+    """`é` is one character on Linux and two on a Mac."""
+    one, two = (normalize(form, "café") for form in ("NFC", "NFD"))
+    listing = survey(empty(tmp_path, f"train/{two}/1.png", "train/x/2.png", f"val/{one}/3.png"))
+    assert [item.label for item in listing.items] == [0, 1, 0]
+
+
+def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    """If all classes are; otherwise all are names."""
+    assert survey(empty(tmp_path / "a", *(f"{n}/1.png" for n in (10, 9, 2)))).classes == ("2", "9", "10")
+    assert survey(empty(tmp_path / "b", *(f"{n}/1.png" for n in (10, 9, "x")))).classes == ("10", "9", "x")
+
+
+# ---- scale -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_not_asked_about_when_its_folder_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing looks at folders alone."""
+    root = empty(tmp_path, *(f"{n % 2}/{n}.png" for n in range(50)))
+    asked: list[str] = []
+
+    def lstat(path: str, real: Callable[..., os.stat_result] = os.lstat) -> os.stat_result:
+        asked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert len(survey(root).items) == 50
+    assert asked
+    assert not [path for path in asked if str(path).endswith(".png")]
+
+
+def test_folders_may_be_nested_deeper_than_python(tmp_path: Path) -> None:
+    """A thousand calls would be too many."""
+    where = os.open(empty(tmp_path, "a/1.png", "b/2.png") / "a", os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=where)
+        inner = os.open("d", os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where = inner
+    os.close(os.open("3.png", os.O_CREAT, dir_fd=where))
+    os.close(where)
+    try:
+        assert len(survey(tmp_path).items) == 3
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # `shutil.rmtree` goes no deeper than Python either
+
+
+def test_the_walk_tells_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of classes done, of all; not more often than every so many pictures."""
+    monkeypatch.setattr(folder, "EVERY", 4)
+    calls: list[tuple[int, int]] = []
+    survey(empty(tmp_path, *(f"{n % 5}/{n}.png" for n in range(10))), progress=lambda *told: calls.append(told))
+    assert calls == [(2, 5), (4, 5)]
+
+
+# ---- all broken ones -------------------------------------------------------------------------------------------------
+
+
+def test_every_broken_picture_is_told_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before too many are refused, and when one breaks later; each once."""
+    monkeypatch.setattr(reading, "MEMORY", 0)
+    root, told = two_classes(tmp_path), dict[str, str]()
+    for index in range(4):
+        (root / "cat" / f"{index:02}.png").write_text("a text")
+    with pytest.raises(InputError, match="4 of 20"):
+        data.load(root, height=16, width=16, broken=told.__setitem__)
+    assert sorted(told) == [f"cat/{index:02}.png" for index in range(4)]
+    assert set(told.values()) == {"in no known format"}
+    loaded = data.load(root, height=16, width=16, max_broken=0.5, broken=told.__setitem__)
+    cut_short(root / loaded.train.names[0])
+    for _ in range(2):
+        loaded.train.batch([0])
+    assert loaded.train.names[0] in told

@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -143,6 +144,42 @@ def test_labels_move_no_picture_to_the_other_side_but_the_fingerprint(tmp_path: 
     assert len({found.train.fingerprint for found in loaded}) == 3
 
 
+def test_names_are_compared_as_they_look(tmp_path: Path) -> None:
+    """A table from Linux names the files of a Mac, whose é is two characters, and the other way round."""
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        root = tmp_path / form
+        names = [f"{normalize(form, 'café')}/{n}.png" for n in range(2)]
+        for name in names:
+            put(root / name)
+        rows = [
+            f"{normalize(other, name)},{normalize(way, 'é')}" for name, way in zip(names, (form, other), strict=True)
+        ]
+        assert by_name(load(root, table(tmp_path / "l.csv", "file,label", *rows))).keys() == set(names)
+        assert len(load(root, tmp_path / "l.csv").classes) == 1
+
+
+def test_whole_numbers_with_a_point_are_whole_numbers(tmp_path: Path) -> None:
+    """As pandas writes a column that had a gap; it is said. Other numbers stay names."""
+    root = flat(tmp_path / "p", count=3)
+    loaded = load(root, table(tmp_path / "l.csv", "file,label", "0.png,0.0", "1.png,10.0", "2.png,9"))
+    assert loaded.classes == ("0", "9", "10")
+    assert any("taken as the whole numbers" in line for line in loaded.told)
+    other = load(root, table(tmp_path / "l.csv", "file,label", "0.png,0.5", "1.png,10.0", "2.png,9"))
+    assert other.classes == ("9", "0.5", "10.0")
+
+
+def test_a_held_out_folder_that_the_table_leaves_out_is_not_used(tmp_path: Path) -> None:
+    """Which is said; covered by the table it is used."""
+    root = tmp_path / "p"
+    rows = [f"{put(root / f'train/{n}.png', seed=n).relative_to(root)},{n % 2}" for n in range(4)]
+    put(root / "val" / "0.png")
+    loaded = load(root, table(tmp_path / "l.csv", "file,label", *rows))
+    assert by_name(loaded).keys() == {f"train/{n}.png" for n in range(4)}
+    assert "val/ has no row in" in loaded.told[0]
+    covered = load(root, table(tmp_path / "l.csv", "file,label", *rows, "val/0.png,1"))
+    assert covered.validation.names == ("val/0.png",)
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +194,11 @@ def test_labels_move_no_picture_to_the_other_side_but_the_fingerprint(tmp_path: 
         (["file,label", "0.png, "], r"l.csv, line 2: expected a file and a label, got '0.png,'"),
         (["file,label", ",a"], r"l.csv, line 2: expected a file and a label"),
         (["file,label", "0.png,a,b"], r"l.csv, line 2: expected 2 columns, got 3"),
+        (["file,label", "0.png,NaN"], r"l.csv, line 2: expected a label, got NaN"),
+        (["file,label", "0.png,7", "", "1.png,007"], r"l.csv, line 4: .* in one way, got 007 and, in line 2, 7"),
+        (["file,label,label", "0.png,a,b"], r"l.csv: expected one column label, got 2"),
+        (["file\tlabel", "0.png\ta"], r"columns file,label, got 'file\\tlabel'"),
+        (['{"0": ["n01440764", "tench"]}'], r"columns file,label, got '\{"),
         (["file,label", "0.png"], r"l.csv, line 2: expected 2 columns, got 1"),
         (["file,label", "notes.txt,a"], r"l.csv, line 2: expected a picture \(.jpg, .*\), got 'notes.txt'"),
         (["file,label", "../p/0.png,a"], r"l.csv, line 2: expected a path below .*, got '../p/0.png'"),

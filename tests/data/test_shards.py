@@ -208,6 +208,105 @@ def test_shards_may_number_their_samples_alike(tmp_path: Path) -> None:
     ]
 
 
+def sides(source: Path | str) -> tuple[list[str], list[str], str]:
+    """Names to train on, those held out, and how that is told."""
+    found = shards.find(source)
+    assert found is not None
+    listing = shards.survey(found)
+    names: tuple[list[str], list[str]] = [], []
+    for item in listing.items:
+        names[item.held_out].append(item.name)
+    return *names, listing.held_out
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("train-0", "valid-0"),
+        ("a_training_0", "a_dev_0"),
+        ("train2017", "val2017"),
+        ("Trainset", "EVAL"),
+        ("train/0", "val/0"),
+        ("data/train/0", "data/val/0"),
+    ],
+)
+def test_splits_may_have_any_usual_name(tmp_path: Path, train: str, held_out: str) -> None:
+    """In the names of the shards or of the folders they lie in; a folder around them changes nothing."""
+    put(tmp_path / f"{train}.tar", samples([0, 1]))
+    put(tmp_path / f"{held_out}.tar", samples([2]))
+    trained, held, told = sides(tmp_path)
+    assert [len(trained), len(held)] == [2, 1]
+    assert told == f"{held_out.removeprefix('data/')}.tar"
+
+
+def test_shards_that_are_not_read_are_told(tmp_path: Path) -> None:
+    """A test split beside the others; held-out ones without `train` are trained on as ever, which is said too."""
+    for number, name in enumerate(("train-0", "val-0", "val-1", "test-0", "extra")):
+        put(tmp_path / "a" / f"{name}.tar", samples([2 * number]))
+    assert sides(tmp_path / "a")[2] == "val-0.tar and 1 more; extra.tar and 1 more not used"
+    for number, name in enumerate(("photos", "val")):
+        put(tmp_path / "b" / f"{name}.tar", samples([number]))
+    told = "5 % by hash of the key; val.tar trained on as well, as no shard is called train"
+    assert sides(tmp_path / "b")[2] == told
+
+
+# ---- nothing is left out in silence ----------------------------------------------------------------------------------
+
+
+def special(name: str, kind: bytes) -> tarfile.TarInfo:
+    """An entry of a tar that is no file of its own."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "0000.png"
+    return info
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    """Links, folders and devices in a tar, named fields, other suffixes, and what lies beside the shards."""
+    put(
+        tmp_path / "a.tar",
+        [*samples(range(3)), ("0.seg.png", b""), ("0000.left.png", b""), ("0.txt", b""), ("0.heic", b"")],
+    )
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE):
+            tar.addfile(special("entry", kind))
+    (tmp_path / "README.md").touch()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "b.tar").symlink_to("nothing.tar")
+    assert str(load(tmp_path).left_out) == (
+        "2 links in shards, 2 other files, 1 .heic, 1 folder entry in shards, 1 folder beside the shards, "
+        "1 link to nothing, 1 picture in named fields of samples, 1 picture with dots in their keys, "
+        "1 special file in shards"
+    )
+
+
+def test_a_tar_behind_a_tar_is_told_by_its_bytes(tmp_path: Path) -> None:
+    """As `cat` joins them; the zeros at the end of a tar are nothing."""
+    first, second = (put(tmp_path / f"{name}.tar", samples(range(3))) for name in ("a", "b"))
+    assert not load(first).left_out.counts
+    content = second.read_bytes()
+    first.write_bytes(first.read_bytes() + content)
+    assert str(load(first).left_out) == f"{len(content):,} bytes behind the end of a shard"
+
+
+def test_samples_left_out_are_told_where_no_others_are(tmp_path: Path) -> None:
+    """The message says what was found instead."""
+    put(tmp_path / "a.tar", [("0.x.png", b""), ("1.x.png", b"")])
+    with pytest.raises(InputError, match=r"found none \(2 pictures with dots in their keys\)"):
+        load(tmp_path)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    """Keys and classes of shards."""
+    raw = os.fsdecode(b"\xff")
+    put(tmp_path / "a.tar", [*sample(0, "a\nb", key=raw), *sample(1, "b", key="x\ny")], tar_format=tarfile.GNU_FORMAT)
+    loaded = load(tmp_path)
+    assert loaded.classes == (r"a\nb", "b")
+    assert {*loaded.train.names, *loaded.validation.names} == {r"a.tar/\xff.png", r"a.tar/x\ny.png"}
+
+
 # ---- patterns --------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +318,10 @@ def test_shards_may_number_their_samples_alike(tmp_path: Path) -> None:
         ("a-{08..10}", ["a-08", "a-09", "a-10"]),
         ("a-{0..0}", ["a-0"]),
         ("{val,train}-{000..001}", ["val-000", "val-001", "train-000", "train-001"]),
+        ("{train-{0..1},val-{00,7}}.tar", ["train-0.tar", "train-1.tar", "val-00.tar", "val-7.tar"]),
+        ("{a,{b,{c,d}}}", ["a", "b", "c", "d"]),
+        ("{a,b", ["{a,b"]),
+        ("{a}{b,c}}", ["{a}b}", "{a}c}"]),
         ("a{b}", ["a{b}"]),
     ],
 )
@@ -236,6 +339,45 @@ def test_a_pattern_is_the_same_as_its_folder(tmp_path: Path) -> None:
     put(tmp_path / "val" / "0.tar", samples([4]))
     loaded = load(f"{tmp_path}/{{train,val}}/0.tar")
     assert (len(loaded.train), loaded.validation.names) == (3, ("val/0.tar/0004.png",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("t*-?.tar", ["train-0", "train-1"]),
+        ("{train,va?}-*.tar", ["train-0", "train-1", "val-0"]),
+        ("[a]-0.tar", ["[a]-0"]),
+        ("[a]*.tar", ["[a]-0"]),
+        ("x*.tar", ["x*"]),
+    ],
+)
+def test_stars_and_question_marks_mean_what_a_shell_means(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    """Also inside braces; brackets are themselves, and so is a file that is called like a pattern."""
+    for name in ("train-0", "train-1", "val-0", "[a]-0", "x*", "x1"):
+        (tmp_path / f"{name}.tar").touch()
+    found = shards.find(f"{tmp_path}/{pattern}")
+    assert found is not None
+    assert [path.stem for path in found.paths] == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("x*.tar", "found nothing like .*x\\*.tar"),
+        ("*", "got the folder .*folder"),
+        ("*.txt", "expected .tar shards as .* says, got .*notes.txt"),
+        ("{0..99999999999}.tar", "at most 1,000,000 shards, got more"),
+        ("{0..9}" * 9 + ".tar", "at most 1,000,000 shards, got more"),
+        ("{a," * 500 + "}" * 500 + ".tar", "at most 60 pairs of braces"),
+        ("{1..9" + "9" * 5000 + "}.tar", "expected a range of shards"),
+    ],
+)
+def test_patterns_without_shards_are_refused(tmp_path: Path, pattern: str, message: str) -> None:
+    """In one line and at once, however many files they stand for."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=message):
+        load(f"{tmp_path}/{pattern}")
 
 
 # ---- classes ---------------------------------------------------------------------------------------------------------
