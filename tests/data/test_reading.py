@@ -108,8 +108,9 @@ def test_too_many_are_refused_with_the_reason_of_the_first(tmp_path: Path, conte
 
 
 def _on_open(self: File, then: Callable[[Path, int], None], opened: dict[Path, int], plain: Callable) -> object:
-    opened[self.path] = opened.get(self.path, 0) + 1
-    then(self.path, opened[self.path])
+    path = Path(self.root) / self.name
+    opened[path] = opened.get(path, 0) + 1
+    then(path, opened[path])
     return plain(self)
 
 
@@ -136,7 +137,7 @@ def test_a_picture_of_any_shape_takes_little_room(tmp_path: Path) -> None:
     """1:20,000 was hundreds of megabytes at 16 pixels; now it is 16 squares at most, decoded or by its header."""
     Image.new("1", (20_000, 1)).save(tmp_path / "line.png")
     item, size = (
-        File(path=tmp_path / "line.png", name="line", label=0, held_out=False),
+        File(root=str(tmp_path), name="line.png", label=0, held_out=False),
         reading.Size(height=16, width=16),
     )
     tracemalloc.start()
