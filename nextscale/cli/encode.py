@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nextscale.cli import models
 from nextscale.cli.data import Labelling, load_data
-from nextscale.cli.options import Count, Directory, Precision
+from nextscale.cli.options import Count, Directory, Precision, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, directory, progress, say
 from nextscale.cli.training import together
 from nextscale.errors import InputError
@@ -38,8 +39,10 @@ class Encode:
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
-    tokenizer: Directory = Path("runs/tokenizer")
-    """Run directory of the tokenizer, or any model directory that holds one."""
+    tokenizer: TokenizerSource = Path("runs/tokenizer")
+    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
+    scales: TokenMaps = ()
+    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     out: Directory = Path("runs/tokens")
     """The cache; one that the same command began is continued."""
     views: int = 1
@@ -65,12 +68,11 @@ class Encode:
         import torch
 
         from nextscale.machine.precision import find_dtype
-        from nextscale.tokenizer import MultiScaleVQVAE
 
         self._check()
         place = torch.device(device)
         dtype = find_dtype(self.precision, place)
-        tokenizer = MultiScaleVQVAE.load(self.tokenizer).requires_grad_(False)
+        tokenizer = models.tokenizer_alone(self.tokenizer, self.scales).requires_grad_(False)
         directory("--out", self.out)
         size = tokenizer.config.height, tokenizer.config.width
         data = load_data(self.data, height=size[0], width=size[1], labels=self.labels)
@@ -146,7 +148,7 @@ class Encode:
         if cache.broken:
             say(f"encode: {len(cache.broken)} pictures cannot be read; {tokens.INDEX} in {self.out} names them")
         command = ["nextscale", "train", "transformer", "--data", str(self.out), "--tokenizer", str(self.tokenizer)]
-        print(shlex.join(command))
+        print(shlex.join([*command, *(["--scales", *self.scales] if self.scales else [])]))
 
 
 def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nextscale.cli import models
 from nextscale.cli.data import Labelling, load_data
-from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings
+from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
@@ -39,8 +40,10 @@ class TrainTransformer:
     nextscale encode made."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
-    tokenizer: Directory = Path("runs/tokenizer")
-    """Run directory of the tokenizer, or any model directory that holds one."""
+    tokenizer: TokenizerSource = Path("runs/tokenizer")
+    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
+    scales: TokenMaps = ()
+    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     preset: str = "emoji-32"
     """Whose depth, width, heads and recipe; see nextscale presets. Scales and codes are the tokenizer's, classes the
     data's."""
@@ -80,14 +83,13 @@ class TrainTransformer:
             self._train(device)
 
     def _train(self, device: str) -> None:
-        from nextscale.tokenizer import MultiScaleVQVAE
         from nextscale.training.loop import Length, train
         from nextscale.training.transformer.stage import TransformerStage, fitted
         from nextscale.transformer.adapted import adapted
 
         recipe, steps = self._recipe()
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
-        tokenizer = MultiScaleVQVAE.load(self.tokenizer)
+        tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         data = self._data(tokenizer)
         first = self._begin(tokenizer)
         architecture = first.transformer.config if first else self._config()

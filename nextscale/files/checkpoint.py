@@ -62,13 +62,26 @@ def _json(values: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """The JSON in `path`. Raises `InputError` when it is missing or is no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"expected a file {path}, found none") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: expected JSON, got brackets inside each other by the thousand") from None
     except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got {error}") from None
+        raise InputError(f"{path}: expected JSON, got {kind(path) or error}") from None
+
+
+def kind(path: Path) -> str | None:
+    """What a file is that is often there instead of another, by its first bytes; None for any other."""
+    with path.open("rb") as file:
+        head = file.read(200).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: git lfs pull fetches the file itself"
+    return "a web page" if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")) else None
 
 
 def save(directory: str | Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -97,7 +110,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: expected safetensors, got a damaged file ({error})") from None
+        told = kind(path) or f"a damaged file{_cut(path)} ({error})"
+        raise InputError(f"{path}: expected safetensors, got {told}") from None
+
+
+def check_room(path: Path, parameters: int) -> None:
+    """Raise `InputError` unless a safetensors file can hold so many parameters, before a model of them is made.
+
+    By a factor of two: what is nearly right is told tensor by tensor when they are read.
+    """
+    held = sum(tensor.numel() for tensor in read_tensors(path).values())
+    if parameters > 2 * held:
+        raise InputError(f"{path}: expected about {parameters:,} weights, as {CONFIG} says, got {held:,}")
+
+
+def _cut(path: Path) -> str:
+    """How much of a damaged file is missing, if its header is whole and tells."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, size)))
+        wanted = 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        return f", cut short at {size:,} of {wanted:,} bytes" if wanted > size else ""
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return ""
 
 
 def read_config(directory: str | Path, sections: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +150,14 @@ def read_config(directory: str | Path, sections: Sequence[str]) -> dict[str, Any
     return values
 
 
-def assign(model: nn.Module, read: Read, *, device: torch.device = CPU, copy: bool = False) -> None:
+def assign(
+    model: nn.Module,
+    read: Read,
+    *,
+    device: torch.device = CPU,
+    copy: bool = False,
+    called: Mapping[str, str] | None = None,
+) -> None:
     """Give `model`, built on the meta device, its weights, in the dtypes that its meta tensors have.
 
     What a file holds in the right dtype stays mapped to it. What has to be converted or moved is read through mappings
@@ -124,24 +168,38 @@ def assign(model: nn.Module, read: Read, *, device: torch.device = CPU, copy: bo
         read: maps the tensors, names as in the model's state dict; called anew for every chunk.
         device: where the weights go.
         copy: copy what would otherwise stay as it was read.
+        called: what messages call the tensors of the model, if not by its own names.
 
-    Raises `InputError` that names the tensors which are missing, too many, of another shape, or no floating point.
+    Raises `InputError` that names the tensors which are missing, too many, of another shape, no floating point, or not
+    finite.
     """
     check_fit(type(model).__name__, model.state_dict(), read())
     kept, passing, touched = read(), read(), 0
     weights = {}
     for name, wanted in model.state_dict().items():
-        tensor = kept[name]
+        if touched >= CHUNK:
+            passing, touched = read(), 0
+        tensor = passing[name].detach()
+        touched += tensor.nbytes
         if copy or tensor.dtype != wanted.dtype or tensor.device != device:
-            if touched >= CHUNK:
-                passing, touched = read(), 0
-            tensor = passing[name].detach()
-            touched += tensor.nbytes
-            tensor = tensor.to(device, wanted.dtype, copy=True, memory_format=torch.contiguous_format)
-        weights[name] = tensor
+            weights[name] = tensor.to(device, wanted.dtype, copy=True, memory_format=torch.contiguous_format)
+            _check_finite(type(model).__name__, (called or {}).get(name, name), weights[name])
+        else:  # looked at through the mapping that is given up, and kept through the one that is not touched
+            _check_finite(type(model).__name__, (called or {}).get(name, name), tensor)
+            weights[name] = kept[name]
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+
+
+def _check_finite(what: str, name: str, tensor: Tensor) -> None:
+    """Raise `InputError` for a NaN or an infinity, which any sum passes on; one that only overflows is looked at again.
+
+    Of 310 M weights in the page cache this takes 0.1 s (`benchmarks/loading.py`).
+    """
+    if tensor.is_meta or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
+        return
+    raise InputError(f"weights of the {what}: expected finite numbers, got {name} with values that are not")
 
 
 def check_fit(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
