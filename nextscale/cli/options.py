@@ -23,6 +23,7 @@ TokenMaps = Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|HxW", help_behav
 Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1 4 16)")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]

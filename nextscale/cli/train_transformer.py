@@ -11,7 +11,7 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.data import Labelling, load_data
-from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings, TokenizerSource, TokenMaps
+from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings, Start, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nextscale.training.recipes import TransformerRecipe
 
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
-Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ class TrainTransformer:
     def _train(self, device: str) -> None:
         from nextscale.training.loop import Length, train
         from nextscale.training.transformer.stage import TransformerStage, fitted
-        from nextscale.transformer.adapted import adapted
+        from nextscale.transformer.adapted import adapted, kept
 
         recipe, steps = self._recipe()
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
@@ -94,6 +93,9 @@ class TrainTransformer:
         first = self._begin(tokenizer)
         architecture = first.transformer.config if first else self._config()
         config = fitted(architecture, tokenizer, classes=len(data.classes))
+        if first:
+            known = kept(first.classes, data.classes)
+            say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
         stage = TransformerStage(
             config,
             tokenizer,

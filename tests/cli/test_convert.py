@@ -100,17 +100,18 @@ def test_the_tokenizer_s_file_alone_becomes_a_directory_and_goes_back(nextscale,
 def test_the_tokenizer_s_file_alone_serves_wherever_a_tokenizer_does(nextscale, release, tmp_path, monkeypatch):
     """Reconstructing, encoding, training on its tokens; --scales for directories is refused."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()
     for number in range(8):
-        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(tmp_path / f"{number}.png")
+        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(tmp_path / "noise" / f"{number}.png")
     told = ("--tokenizer", release[0], "--scales", 1, 2, 3, 4)
-    assert nextscale("reconstruct", "0.png", *told).status == 0
-    assert nextscale("reconstruct", "0.png", "--model", *told[1:]).status == 0
-    assert nextscale("encode", ".", *told, "--out", "tokens").status == 0
+    assert nextscale("reconstruct", "noise/0.png", *told).status == 0
+    assert nextscale("reconstruct", "noise/0.png", "--model", *told[1:]).status == 0
+    assert nextscale("encode", "noise", *told, "--out", "tokens").status == 0
     preset = ("--data", "tokens", "--depth", 1, "--steps", 1, "--batch", 2, "--out", "run")
     done = nextscale("train", "transformer", *told, *preset)
     assert (done.status, done.errors) == (0, "")
     assert Pipeline.load("run", precision="fp32").tokenizer.config == golden.TOKENIZER
-    done = nextscale("reconstruct", "0.png", "--tokenizer", "run", "--scales", 1)
+    done = nextscale("reconstruct", "noise/0.png", "--tokenizer", "run", "--scales", 1)
     assert "--scales: expected with a file in the release's format, got run" in done.errors
 
 
