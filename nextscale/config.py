@@ -88,6 +88,11 @@ class TokenizerConfig:
         return 2 ** (len(self.multipliers) - 1)
 
     @property
+    def blocks(self) -> int:
+        """Residual blocks and phis, each with tensors of its own."""
+        return (2 * self.residual_blocks + 1) * len(self.multipliers) + self.phi_count
+
+    @property
     def parameters(self) -> int:
         """Trained parameters, computed from the shapes."""
         c, widths = self.code_channels, [self.channels * multiplier for multiplier in self.multipliers]

@@ -213,7 +213,7 @@ class Pipeline:
         device = find_device(device)
         tokenizer = MultiScaleVQVAE.load(model)
         weights, config = Path(model) / transformer_files.WEIGHTS, from_json(TransformerConfig, sections["transformer"])
-        checkpoint.check_room(weights, config.parameters)
+        checkpoint.check_room(weights, parameters=config.parameters, blocks=config.depth)
         transformer = VAR(config, seed=None).lower_precision(find_dtype(precision, device))
         checkpoint.assign(transformer, lambda: checkpoint.read_tensors(weights), device=device)
         return cls(

@@ -114,14 +114,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: expected safetensors, got {told}") from None
 
 
-def check_room(path: Path, parameters: int) -> None:
-    """Raise `InputError` unless a safetensors file can hold so many parameters, before a model of them is made.
+def check_room(path: Path, *, parameters: int, blocks: int) -> None:
+    """Raise `InputError` unless a safetensors file can hold a model, before it is made, which could take hours.
 
-    By a factor of two: what is nearly right is told tensor by tensor when they are read.
+    Of parameters there may be up to 16 times too many: what is nearly right is told tensor by tensor later on.
+
+    Arguments:
+        parameters: how many the model has.
+        blocks: how many of its parts have tensors of their own.
     """
-    held = sum(tensor.numel() for tensor in read_tensors(path).values())
-    if parameters > 2 * held:
-        raise InputError(f"{path}: expected about {parameters:,} weights, as {CONFIG} says, got {held:,}")
+    tensors = read_tensors(path)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if parameters > 16 * held or blocks > len(tensors):
+        told = f"{parameters:,} parameters in {blocks:,} blocks"
+        raise InputError(f"{path}: expected {told}, as {CONFIG} says, got {held:,} in {len(tensors):,} tensors")
 
 
 def _cut(path: Path) -> str:

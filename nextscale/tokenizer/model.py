@@ -122,7 +122,8 @@ class MultiScaleVQVAE(nn.Module):
         """
         section = checkpoint.read_config(directory, ("tokenizer",))["tokenizer"]
         architecture = config.from_json(TokenizerConfig, section)
-        checkpoint.check_room(Path(directory) / WEIGHTS, architecture.parameters)
+        room = {"parameters": architecture.parameters, "blocks": architecture.blocks}
+        checkpoint.check_room(Path(directory) / WEIGHTS, **room)
         model = cls(architecture, seed=None)
         checkpoint.assign(model, lambda: checkpoint.read_tensors(Path(directory) / WEIGHTS))
         return model

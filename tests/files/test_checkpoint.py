@@ -245,9 +245,13 @@ def test_a_config_that_the_weights_cannot_hold_is_told_before_a_model_is_made(tm
     """By the number of weights; what is nearly right is told tensor by tensor later on."""
     path = tmp_path / "weights.safetensors"
     checkpoint.write_tensors(path, {"a": torch.zeros(30), "b": torch.zeros(2, 10)})
-    checkpoint.check_room(path, 99)
-    with pytest.raises(InputError, match=r"expected about 1,000,000 weights, as config.json says, got 50$"):
-        checkpoint.check_room(path, 1_000_000)
+    checkpoint.check_room(path, parameters=800, blocks=2)
+    for parameters, blocks, told in [
+        (10**6, 2, "1,000,000 parameters in 2 blocks"),
+        (50, 3, "50 parameters in 3 blocks"),
+    ]:
+        with pytest.raises(InputError, match=f"expected {told}, as config.json says, got 50 in 2 tensors$"):
+            checkpoint.check_room(path, parameters=parameters, blocks=blocks)
 
 
 MISFITS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
