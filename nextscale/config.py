@@ -65,6 +65,9 @@ class TokenizerConfig:
         _require_within("tokenizer residual_blocks", self.residual_blocks, MOST_MODULES // MOST_LEVELS)
         levels = len(self.multipliers)
         _require(levels <= MOST_LEVELS, f"tokenizer multipliers: expected at most {MOST_LEVELS} levels, got {levels}")
+        for name, options in (("phi_sharing", ("all", "partial", "none")), ("distance", ("euclidean", "cosine"))):
+            told = f"tokenizer {name}: expected one of {', '.join(options)}, got {reprlib.repr(getattr(self, name))}"
+            _require(getattr(self, name) in options, told)
         _require(bool(self.multipliers), "tokenizer multipliers: expected at least one level, got none")
         for multiplier in self.multipliers:
             _require(

@@ -123,6 +123,8 @@ def test_unknown_preset_is_answered_with_the_nearest_name() -> None:
         ({"multipliers": (1, -1)}, "every level a multiple of 32, got 32 x -1"),
         ({"phi_sharing": "all", "phi_count": 4}, "phi_count: 4 does not go with sharing 'all'"),
         ({"phi_sharing": "none", "phi_count": 3}, "phi_count: 3 does not go with sharing 'none' and 4 scales"),
+        ({"phi_sharing": "some"}, "tokenizer phi_sharing: expected one of all, partial, none, got 'some'"),
+        ({"distance": "manhattan"}, "tokenizer distance: expected one of euclidean, cosine, got 'manhattan'"),
         ({"phi_count": -1}, "phi_count: -1 does not go with sharing 'partial'"),
     ],
 )

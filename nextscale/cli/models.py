@@ -112,28 +112,32 @@ def release_files(model: Sequence[str], depth: int | None) -> tuple[Path, Path] 
         return path, path
     from nextscale import hub
 
+    depth = _only_depth(model[0]) if depth is None else depth
     if depth is None:
-        _ask_for_depth(model[0])
         return None
     if hub.is_name(path):
         return hub.release(model[0], depth)
     return path / hub.RELEASE_TOKENIZER, path / hub.RELEASE_TRANSFORMER.format(depth=depth)
 
 
-def _ask_for_depth(model: str) -> None:
-    """Raise `InputError` when this is no model of ours but a place with the release's transformers."""
+def _only_depth(model: str) -> int | None:
+    """That of the release's transformer in a place with no model of ours; None where there is none.
+
+    Raises `InputError`, naming them, where there are several.
+    """
     from nextscale import hub
     from nextscale.files.checkpoint import CONFIG
 
     folder = _cached(model) if hub.is_name(model) else Path(model)
     if folder is None or not folder.is_dir() or (folder / CONFIG).exists():
-        return
+        return None
     pattern = re.escape(hub.RELEASE_TRANSFORMER).replace(re.escape("{depth}"), r"(\d+)")
     found = (re.fullmatch(pattern, file.name) for file in folder.iterdir())
     depths = sorted(int(match[1]) for match in found if match)
-    if depths:
+    if len(depths) > 1:
         told = ", ".join(map(str, depths))
-        raise InputError(f"expected --depth to choose among the release's transformers in {model}, got none of {told}")
+        raise InputError(f"--depth: expected one of {told}, the release's transformers in {model}, got none")
+    return depths[0] if depths else None
 
 
 def _cached(name: str) -> Path | None:

@@ -146,7 +146,8 @@ def _cut(path: Path) -> str:
 def read_config(directory: str | Path, sections: Sequence[str]) -> dict[str, Any]:
     """A model directory's config.json. Raises `InputError` when it, its directory or one of `sections` is not there."""
     if not Path(directory).is_dir():
-        raise InputError(f"expected a model directory, found none at {directory}")
+        found = f"got the file {directory}" if Path(directory).is_file() else f"found none at {directory}"
+        raise InputError(f"expected a model directory, {found}")
     if not (Path(directory) / CONFIG).is_file():
         raise InputError(f"expected a model directory with {CONFIG}, got {directory}, which has none")
     values = read_json(Path(directory) / CONFIG)

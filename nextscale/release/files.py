@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +110,8 @@ class Source:
 
     def _left_out(self, values: Any, part: str) -> str:
         """Of tensors beside the model those that belong to neither model, in a line."""
-        prefixes = [self.place.prefix, *(place.prefix for place in self._others)]
+        places = [*_places(values, part), *self._others]  # averages, too
+        prefixes = [place.prefix for place in places if place.path == self.place.path]
         left = [
             name
             for name, value in self._named(values)
@@ -118,7 +120,7 @@ class Source:
         if not left:
             return ""
         groups = ", ".join(sorted({name.partition(".")[0] for name in left})[:SHOWN])
-        return f"{self.what}: {len(left)} tensors beside the {part} ({self.place}) are left out: {groups}"
+        return f"{self.what}: tensors beside the {part} ({self.place}) are left out, {len(left)} of them: {groups}"
 
 
 def holds(source: str | Path | State, part: str) -> bool:
@@ -141,6 +143,9 @@ def _reader(source: str | Path | State) -> Any:
     """How to read everything in a file, anew at each call where it can be mapped."""
     if isinstance(source, Mapping):
         return lambda: source
+    if not isinstance(source, str | Path):
+        hint = ", whose state_dict() is one" if isinstance(source, nn.Module) else ""
+        raise InputError(f"expected a file or a state dict, got a {type(source).__name__}{hint}")
     path = Path(source)
     if path.suffix == ".safetensors":
         return lambda: checkpoint.read_tensors(path)
@@ -233,7 +238,8 @@ def _is_weight(what: str, name: str, value: Any) -> bool:
     """
     if not isinstance(value, Tensor):
         if "." in name or any(name in known for known in PARTS.values()):
-            raise InputError(f"{what}: expected tensors only, got {type(value).__name__} {name}")
+            got = "a NumPy array" if isinstance(value, pickles.SideData | np.ndarray) else f"a {type(value).__name__}"
+            raise InputError(f"{what}: expected tensors only, got {got}: {name}")
         return False
     got = _strangeness(value)
     if got:
@@ -245,6 +251,8 @@ def _strangeness(tensor: Tensor) -> str:
     """What a tensor is if it is none that lies in memory or file value by value."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"a {type(tensor).__name__}"
+    if tensor.is_nested:
+        return "a nested one"
     if tensor.is_quantized or tensor.layout != torch.strided:
         return (
             "a quantized one" if tensor.is_quantized else f"one of layout {str(tensor.layout).removeprefix('torch.')}"

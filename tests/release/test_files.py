@@ -86,7 +86,7 @@ def test_tensors_of_neither_model_are_told() -> None:
     """A discriminator beside the tokenizer, say; nothing is left out in silence."""
     vae, var = golden.states()
     values = {**prefixed("ae.", vae), "loss.head.weight": torch.zeros(2), "loss.head.bias": torch.zeros(2)}
-    with pytest.warns(UserWarning, match=r"2 tensors beside the tokenizer \(ae\) are left out: loss$"):
+    with pytest.warns(UserWarning, match=r"tensors beside the tokenizer \(ae\) are left out, 2 of them: loss$"):
         load(values, var)
 
 
@@ -138,16 +138,26 @@ def test_side_data_of_numpy_and_argparse_is_no_obstacle(tmp_path: Path) -> None:
 
 
 STRANGE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "array": (lambda t: t.numpy(), "expected tensors only, got ndarray head.weight"),
-    "list": (lambda t: t.tolist(), "expected tensors only, got list head.weight"),
+    "array": (lambda t: t.numpy(), "expected tensors only, got a NumPy array: head.weight"),
+    "list": (lambda t: t.tolist(), "expected tensors only, got a list: head.weight"),
     "sparse": (lambda t: t.to_sparse(), "got one of layout sparse_coo: head.weight"),
     "meta": (lambda t: t.to("meta"), "got a shape alone, on the meta device: head.weight"),
     "repeating": (lambda t: t[:1, :1].clone().expand(t.shape), "got one that repeats its values: head.weight"),
     "subclass": (lambda t: t.as_subclass(type("Cut", (Tensor,), {})), "got a Cut: head.weight"),
     "complex": (lambda t: t.to(torch.complex64), "head.weight should be floating point, is torch.complex64"),
     "integer": (lambda t: t.to(torch.int8), "head.weight should be floating point, is torch.int8"),
-    "none": (lambda t: None, "expected tensors only, got NoneType head.weight"),
+    "none": (lambda t: None, "expected tensors only, got a NoneType: head.weight"),
 }
+
+
+@pytest.mark.parametrize(
+    "source", [None, 3, [1], torch.zeros(2), nn.Linear(2, 2)], ids=lambda value: type(value).__name__
+)
+def test_what_is_neither_file_nor_state_dict_is_told(source: Any) -> None:
+    """A model instead of its state dict, say."""
+    said = complaint(source, golden.states()[1])
+    assert f"expected a file or a state dict, got a {type(source).__name__}" in said
+    assert said.endswith("whose state_dict() is one") is isinstance(source, nn.Module)
 
 
 @pytest.mark.parametrize("kind", STRANGE)
