@@ -49,11 +49,25 @@ def read(path: Path, *, mmap: bool = False) -> Any:
 
     Raises `InputError` for a file that cannot be read, is damaged or of another kind, or asks for code to be run.
     """
+    return reader(path, mmap=mmap)()
+
+
+def reader(path: Path, *, mmap: bool = False) -> Callable[[], Any]:
+    """How to `read` a file anew at each call; what can be known of it beforehand is looked at once, now."""
+    _told_of(path, lambda: _check_size(path))
+    return lambda: _told_of(path, lambda: _load(path, mmap))
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    # torch remarks on foreign pickles before it refuses them
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(PLACEHOLDERS)):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _told_of(path: Path, look: Callable[[], Any]) -> Any:
+    """What `look` gives; whatever it raises as an `InputError` that says what the file is."""
     try:
-        _check_size(path)
-        # torch remarks on foreign pickles before it refuses them
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(PLACEHOLDERS)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return look()
     except InputError:
         raise
     except OSError as error:

@@ -152,7 +152,7 @@ def _reader(source: str | Path | State) -> Any:
     if not path.is_file():
         raise InputError(f"expected a file {path}, found none")
     if zipfile.is_zipfile(path):
-        return lambda: pickles.read(path, mmap=True)
+        return pickles.reader(path, mmap=True)
     whole = pickles.read(path)  # torch's format before 1.6 cannot be mapped
     return lambda: whole
 
