@@ -106,7 +106,8 @@ class Source:
 
     def _is_ours(self, name: str) -> bool:
         inside = (other.prefix for other in self._others if len(other.prefix) > len(self.place.prefix))
-        return name.startswith(self.place.prefix) and not any(map(name.startswith, inside)) and name != COUNTER
+        behind = name.startswith(self.place.prefix) and name != f"{self.place.prefix}{COUNTER}"
+        return behind and not any(map(name.startswith, inside))
 
     def _left_out(self, values: Any, part: str) -> str:
         """Of tensors beside the model those that belong to neither model, in a line."""

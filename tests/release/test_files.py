@@ -54,6 +54,9 @@ WRAPPINGS: dict[str, Callable[[State, State], Any]] = {
         "vae": vae,
         "var": {"n_averaged": torch.tensor(7), **prefixed("module.", var)},
     },
+    "an average by torch inside Lightning": lambda vae, var: {
+        "state_dict": {"avg.n_averaged": torch.tensor(7), **prefixed("avg.module.", {**var, **prefixed("vae.", vae)})}
+    },
     "one model's names inside the other's": lambda vae, var: {**var, **prefixed("vae_proxy.0.", vae)},
     "a tuple": lambda vae, var: {"models": (vae, var, 7)},
     "the release's trainer": lambda vae, var: {"trainer": {"vae_local": vae, "var_wo_ddp": var, "config": {"a": 1}}},
