@@ -7,9 +7,12 @@ Training settings are not here (they do not change what a checkpoint is); see `t
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 from nextscale.errors import InputError
@@ -17,10 +20,20 @@ from nextscale.scales import Scales
 
 GROUPS = 32  # of every GroupNorm in the convnet, as in VQGAN
 
+# Far beyond any model, so that a mistaken file ends in a line and not in hours of work.
+MOST_MODULES = 4_096  # blocks of a transformer, or blocks and phis of a tokenizer, each
+MOST_LEVELS = 16
+LARGEST = 1 << 24  # channels, codes, classes
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise InputError(message)
+
+
+def _require_within(what: str, value: int, most: int) -> None:
+    bound = "at least 1" if value < 1 else f"at most {most}"
+    _require(1 <= value <= most, f"{what}: expected {bound}, got {reprlib.repr(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +60,28 @@ class TokenizerConfig:
     """What "nearest code" means."""
 
     def __post_init__(self) -> None:
-        for name in ("codebook_size", "code_channels", "channels", "residual_blocks"):
-            _require(getattr(self, name) > 0, f"tokenizer {name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("codebook_size", "code_channels", "channels"):
+            _require_within(f"tokenizer {name}", getattr(self, name), LARGEST)
+        _require_within("tokenizer residual_blocks", self.residual_blocks, MOST_MODULES // MOST_LEVELS)
+        levels = len(self.multipliers)
+        _require(levels <= MOST_LEVELS, f"tokenizer multipliers: expected at most {MOST_LEVELS} levels, got {levels}")
+        for name, options in (("phi_sharing", ("all", "partial", "none")), ("distance", ("euclidean", "cosine"))):
+            told = f"tokenizer {name}: expected one of {', '.join(options)}, got {reprlib.repr(getattr(self, name))}"
+            _require(getattr(self, name) in options, told)
         _require(bool(self.multipliers), "tokenizer multipliers: expected at least one level, got none")
         for multiplier in self.multipliers:
+            _require(
+                multiplier <= LARGEST,
+                f"tokenizer multipliers: expected at most {LARGEST}, got {reprlib.repr(multiplier)}",
+            )
             _require(
                 multiplier > 0 and self.channels * multiplier % GROUPS == 0,
                 f"tokenizer channels: expected every level a multiple of {GROUPS}, got {self.channels} x {multiplier}",
             )
-        counts = {"all": (1,), "none": (len(self.scales),), "partial": range(1, 1 << 16)}[self.phi_sharing]
+        counts = {"all": (1,), "none": (len(self.scales),), "partial": range(1, MOST_MODULES + 1)}[self.phi_sharing]
         _require(
             self.phi_count == 0 or self.phi_count in counts,
-            f"tokenizer phi_count: {self.phi_count} does not go with sharing {self.phi_sharing!r} "
+            f"tokenizer phi_count: {reprlib.repr(self.phi_count)} does not go with sharing {self.phi_sharing!r} "
             f"and {len(self.scales)} scales",
         )
 
@@ -66,6 +89,23 @@ class TokenizerConfig:
     def stride(self) -> int:
         """Pixels a side of one token of the last map."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def blocks(self) -> int:
+        """Residual blocks and phis, each with tensors of its own."""
+        return (2 * self.residual_blocks + 1) * len(self.multipliers) + self.phi_count
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters, computed from the shapes."""
+        c, widths = self.code_channels, [self.channels * multiplier for multiplier in self.multipliers]
+        encoder = _convolution(3, self.channels) + _levels([self.channels, *widths], self.residual_blocks, widths[-1])
+        decoder = _convolution(c, widths[-1]) + _levels(
+            [widths[-1], *reversed(widths)], self.residual_blocks + 1, widths[-1]
+        )
+        last = _convolution(widths[-1], c) + 2 * widths[-1] + _convolution(widths[0], 3) + 2 * widths[0]
+        between = self.codebook_size * c + (2 + self.phi_count) * _convolution(c, c)
+        return encoder + decoder + 2 * _middle(widths[-1]) + last + between
 
     @property
     def height(self) -> int:
@@ -76,6 +116,32 @@ class TokenizerConfig:
     def width(self) -> int:
         """Columns of pixels of an image."""
         return self.scales.width * self.stride
+
+
+def _convolution(channels_in: int, channels_out: int, side: int = 3) -> int:
+    """Weights of a convolution with a bias."""
+    return (channels_in * side * side + 1) * channels_out
+
+
+def _block(channels_in: int, channels_out: int) -> int:
+    """Weights of a residual block."""
+    shortcut = _convolution(channels_in, channels_out, 1) if channels_in != channels_out else 0
+    norms = 2 * channels_in + 2 * channels_out
+    return norms + _convolution(channels_in, channels_out) + _convolution(channels_out, channels_out) + shortcut
+
+
+def _attention(channels: int) -> int:
+    return 2 * channels + _convolution(channels, 3 * channels, 1) + _convolution(channels, channels, 1)
+
+
+def _middle(channels: int) -> int:
+    return 2 * _block(channels, channels) + _attention(channels)
+
+
+def _levels(widths: Sequence[int], blocks: int, coarsest: int) -> int:
+    """Weights of an encoder's or decoder's levels: blocks, attention at the coarsest, changes of resolution between."""
+    inside = sum(_block(before, width) + (blocks - 1) * _block(width, width) for before, width in pairwise(widths))
+    return inside + blocks * _attention(coarsest) + sum(_convolution(width, width) for width in widths[1:-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +171,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_channels", "classes", "depth", "width", "heads", "feed_forward"):
-            _require(getattr(self, name) > 0, f"transformer {name}: expected at least 1, got {getattr(self, name)}")
+            most = MOST_MODULES if name == "depth" else LARGEST
+            _require_within(f"transformer {name}", getattr(self, name), most)
         _require(
             self.width % self.heads == 0,
             f"transformer heads: expected a divisor of the width {self.width}, got {self.heads}",
@@ -156,22 +223,22 @@ def from_json(kind: type[Config], values: Any) -> Config:
     hints = typing.get_type_hints(kind)
     missing, unknown = sorted(hints.keys() - values.keys()), sorted(values.keys() - hints.keys())
     _require(not missing, f"{what}: missing {', '.join(missing)}")
-    _require(not unknown, f"{what}: unknown {', '.join(unknown)}")
+    _require(not unknown, f"{what}: unknown {', '.join(unknown)[:200]}")
     return kind(**{name: _read(f"{what}: {name}", hint, values[name]) for name, hint in hints.items()})
 
 
 def _read(what: str, hint: Any, value: Any) -> Any:
     """`value` from JSON as the type `hint`; one of the few types the two configs use."""
     if hint is Scales:
-        _require(isinstance(value, list), f"{what}: expected a list, got {value!r}")
+        _require(isinstance(value, list), f"{what}: expected a list, got {reprlib.repr(value)}")
         return Scales(value)
     if typing.get_origin(hint) is Literal:
         options = typing.get_args(hint)
-        _require(value in options, f"{what}: expected one of {', '.join(options)}, got {value!r}")
+        _require(value in options, f"{what}: expected one of {', '.join(options)}, got {reprlib.repr(value)}")
         return value
     if isinstance(hint, types.GenericAlias):
         ok = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
-        _require(ok, f"{what}: expected a list of ints, got {value!r}")
+        _require(ok, f"{what}: expected a list of ints, got {reprlib.repr(value)}")
         return tuple(value)
-    _require(type(value) is hint, f"{what}: expected {hint.__name__}, got {value!r}")
+    _require(type(value) is hint, f"{what}: expected {hint.__name__}, got {reprlib.repr(value)}")
     return value

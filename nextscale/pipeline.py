@@ -213,9 +213,9 @@ class Pipeline:
         sections = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         device = find_device(device)
         tokenizer = MultiScaleVQVAE.load(model)
-        transformer = VAR(from_json(TransformerConfig, sections["transformer"]), seed=None)
-        transformer.lower_precision(find_dtype(precision, device))
-        weights = Path(model) / transformer_files.WEIGHTS
+        weights, config = Path(model) / transformer_files.WEIGHTS, from_json(TransformerConfig, sections["transformer"])
+        checkpoint.check_room(weights, parameters=config.parameters, blocks=config.depth)
+        transformer = VAR(config, seed=None).lower_precision(find_dtype(precision, device))
         checkpoint.assign(transformer, lambda: checkpoint.read_tensors(weights), device=device)
         return cls(
             tokenizer, transformer, classes=_names(model, sections["classes"]), device=device, precision=precision

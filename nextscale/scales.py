@@ -6,6 +6,7 @@ Pixels, codes and weights are not known here; torch is imported only by what ret
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Size = tuple[int, int]
+MOST_SCALES = 1_000  # far more than any model has; a mistaken file ends here, not in hours of work
+LONGEST_SIDE = 1 << 12  # tokens: pictures of 65,536 pixels at a stride of 16
 
 
 class Scales:
@@ -24,7 +27,8 @@ class Scales:
     Arguments:
         sizes: an int s for a square s x s map, a pair for (height, width). No side may shrink from scale to scale.
 
-    Raises `InputError` for an empty list, sides that are not positive integers, or scales that shrink.
+    Raises `InputError` for an empty list, sides that are not positive integers, scales that shrink, and for more scales
+    or longer sides than any model has.
 
     Immutable and hashable. L = `total` tokens in all; the last size is the latent's own (h_K, w_K).
     """
@@ -36,16 +40,29 @@ class Scales:
         try:
             pairs = tuple((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
         except TypeError:
-            raise InputError(f"scales: expected a list of ints or (height, width) pairs, got {sizes!r}") from None
+            raise InputError(
+                f"scales: expected a list of ints or (height, width) pairs, got {reprlib.repr(sizes)}"
+            ) from None
         for pair in pairs:
             if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-                raise InputError(f"scales: expected positive ints or (height, width) pairs, got {pair!r}")
+                raise InputError(f"scales: expected positive ints or (height, width) pairs, got {reprlib.repr(pair)}")
+            if max(pair) > LONGEST_SIDE:
+                raise InputError(
+                    f"scales: expected sides of at most {LONGEST_SIDE} tokens, got {reprlib.repr(max(pair))}"
+                )
+        if len(pairs) > MOST_SCALES:
+            raise InputError(f"scales: expected at most {MOST_SCALES}, got {len(pairs)}")
         if not pairs:
             raise InputError("scales: expected at least one scale, got none")
         for (h, w), (next_h, next_w) in pairwise(pairs):
             if next_h < h or next_w < w:
                 raise InputError(f"scales: expected coarse to fine, got {h}x{w} before {next_h}x{next_w}")
         object.__setattr__(self, "sizes", pairs)
+
+    @classmethod
+    def of(cls, sizes: Scales | Iterable[int | Iterable[int]]) -> Scales:
+        """`sizes` as they are if they are `Scales`, else made of them."""
+        return sizes if isinstance(sizes, Scales) else cls(sizes)
 
     @classmethod
     def suggest(cls, height: int, width: int, stride: int) -> Scales:

@@ -123,6 +123,8 @@ def test_unknown_preset_is_answered_with_the_nearest_name() -> None:
         ({"multipliers": (1, -1)}, "every level a multiple of 32, got 32 x -1"),
         ({"phi_sharing": "all", "phi_count": 4}, "phi_count: 4 does not go with sharing 'all'"),
         ({"phi_sharing": "none", "phi_count": 3}, "phi_count: 3 does not go with sharing 'none' and 4 scales"),
+        ({"phi_sharing": "some"}, "tokenizer phi_sharing: expected one of all, partial, none, got 'some'"),
+        ({"distance": "manhattan"}, "tokenizer distance: expected one of euclidean, cosine, got 'manhattan'"),
         ({"phi_count": -1}, "phi_count: -1 does not go with sharing 'partial'"),
     ],
 )
@@ -151,6 +153,76 @@ def test_transformer_config_that_contradicts_itself_raises(
     with pytest.raises(InputError) as caught:
         dataclasses.replace(transformer_config, **changes)
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("transformer", {"width": 10**12, "heads": 10**12}),
+        ("transformer", {"depth": 10**9}),
+        ("transformer", {"classes": 10**4000}),
+        ("tokenizer", {"codebook_size": 10**10}),
+        ("tokenizer", {"residual_blocks": 10**9}),
+        ("tokenizer", {"multipliers": (10**12,)}),
+        ("tokenizer", {"multipliers": (1,) * 10**6}),
+        ("tokenizer", {"phi_count": 10**9}),
+        ("tokenizer", {"phi_count": -(10**9)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_config_beyond_all_models_is_one_short_line(
+    tokenizer_config: TokenizerConfig, transformer_config: TransformerConfig, kind: str, changes: dict[str, Any]
+) -> None:
+    """Before anything is made of it, which would take hours."""
+    config = tokenizer_config if kind == "tokenizer" else transformer_config
+    with pytest.raises(InputError, match=rf"^{kind} {next(iter(changes))}: ") as caught:
+        from_json(type(config), to_json(config) | changes)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ([10**9], "expected sides of at most 4096 tokens, got 1000000000"),
+        ([1, [1, 10**4000]], "expected sides of at most 4096 tokens"),
+        ([1] * 10**5, "expected at most 1000, got 100000"),
+        ([[[[[[[[[[1]]]]]]]]]], "expected positive ints or"),
+        ([1, "x" * 10**6], "expected positive ints or"),
+        (["1"] * 10**5, "expected positive ints or"),
+    ],
+    ids=range(6),
+)
+def test_scales_beyond_all_models_are_one_short_line(scales: Any, said: str) -> None:
+    """A side of a thousand million tokens, a hundred thousand scales, and what is no scale at all."""
+    with pytest.raises(InputError, match=said) as caught:
+        Scales(scales)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_parameters_of_a_tokenizer_are_counted_by_its_config(name: str) -> None:
+    """Tensor by tensor, for every preset."""
+    config = presets.get(name).tokenizer
+    assert config.parameters == count(MultiScaleVQVAE(config, seed=None))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    channels=st.sampled_from([32, 64]),
+    multipliers=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    blocks=st.integers(1, 3),
+    phis=st.integers(0, 5),
+)
+def test_parameters_of_any_tokenizer_are_counted(channels: int, multipliers: list[int], blocks: int, phis: int) -> None:
+    """Also with one level, and with levels of equal width."""
+    config = dataclasses.replace(
+        presets.get("emoji-32").tokenizer,
+        channels=channels,
+        multipliers=tuple(multipliers),
+        residual_blocks=blocks,
+        phi_count=phis,
+    )
+    assert config.parameters == count(MultiScaleVQVAE(config, seed=None))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,22 @@ def test_a_mapping_is_given_up_after_a_chunk(monkeypatch):
     assert all(mapping() is None for mapping in mappings)
 
 
+def test_what_stays_mapped_is_looked_at_through_mappings_that_do_not(monkeypatch):
+    """The one that stays is not touched; the others are given up, after more than where weights are converted."""
+    monkeypatch.setattr(checkpoint, "LOOKED", 1000)
+    mappings: list[weakref.ref[Mapped]] = []
+
+    def read() -> Mapping[str, Tensor]:
+        mapped = Mapped({f"{i}.weight": torch.ones(8, 8) for i in range(40)})
+        mappings.append(weakref.ref(mapped))
+        return mapped
+
+    checkpoint.assign(layers(40, torch.float32), read)
+    check, kept, chunks = 1, 1, 10
+    assert len(mappings) == check + kept + chunks
+    assert all(mapping() is None for mapping in mappings)
+
+
 def test_what_fits_stays_mapped_and_what_does_not_is_converted():
     """A weight of the right format is the very memory that was read."""
     tensors = {"0.weight": torch.ones(8, 8), "1.weight": torch.ones(8, 8)}

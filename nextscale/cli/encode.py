@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nextscale.cli import models
 from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
-from nextscale.cli.options import Count, Directory, Precision
+from nextscale.cli.options import Count, Directory, Precision, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, directory, progress, say
 from nextscale.cli.training import together
 from nextscale.errors import InputError
@@ -42,8 +43,10 @@ class Encode:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
-    tokenizer: Directory = Path("runs/tokenizer")
-    """Run directory of the tokenizer, or any model directory that holds one."""
+    tokenizer: TokenizerSource = Path("runs/tokenizer")
+    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
+    scales: TokenMaps = ()
+    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     out: Directory = Path("runs/tokens")
     """The cache; one that the same command began is continued."""
     views: int = 1
@@ -69,13 +72,12 @@ class Encode:
         import torch
 
         from nextscale.machine.precision import find_dtype
-        from nextscale.tokenizer import MultiScaleVQVAE
 
         self._check()
         check_outside(self.out, self.data)
         place = torch.device(device)
         dtype = find_dtype(self.precision, place)
-        tokenizer = MultiScaleVQVAE.load(self.tokenizer).requires_grad_(False)
+        tokenizer = models.tokenizer_alone(self.tokenizer, self.scales).requires_grad_(False)
         directory("--out", self.out)
         data = load_data(
             self.data,
@@ -157,7 +159,7 @@ class Encode:
         if cache.broken:
             say(f"encode: {len(cache.broken)} pictures cannot be read; {tokens.INDEX} in {self.out} names them")
         command = ["nextscale", "train", "transformer", "--data", str(self.out), "--tokenizer", str(self.tokenizer)]
-        print(shlex.join(command))
+        print(shlex.join([*command, *(["--scales", *self.scales] if self.scales else [])]))
 
 
 def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:

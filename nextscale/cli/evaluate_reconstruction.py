@@ -13,7 +13,7 @@ from nextscale.cli import models, networks
 from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, read_data
 from nextscale.cli.data import tell as tell_data
 from nextscale.cli.figures import tell, tell_card
-from nextscale.cli.options import Depth, Json, Model, NetworkAndHeads, TokenizerRun
+from nextscale.cli.options import Depth, Json, Model, NetworkAndHeads, TokenizerRun, TokenMaps
 from nextscale.cli.output import at_least, bar, check_json, console, directory, say, table, write_json
 from nextscale.cli.training import together
 from nextscale.errors import printable
@@ -44,7 +44,9 @@ class EvaluateReconstruction:
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them."""
     tokenizer: TokenizerRun = None
-    """Tokenizer run, instead of a model."""
+    """Tokenizer run, or the public release's tokenizer file, instead of a model."""
+    scales: TokenMaps = ()
+    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     data: str = "emoji"
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
     max_broken: MaxBroken = BROKEN
@@ -90,7 +92,8 @@ class EvaluateReconstruction:
         from nextscale.evaluation.reconstruction import perceptual_of
         from nextscale.machine import distributed
 
-        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
+        found_tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth, self.scales)
+        tokenizer = found_tokenizer.to(device).eval()
         network = features.load(self.features, device=device)
         perceptual = networks.perceptual(self.perceptual, device=device) or perceptual_of(network)
         found = read_data(

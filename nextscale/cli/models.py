@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +23,57 @@ def load(model: Sequence[str], depth: int | None, *, device: str, precision: Pre
     from nextscale import official
     from nextscale.pipeline import Pipeline
 
-    if files := release_files(model, depth):
-        return official.load(*files, device=device, precision=precision)
-    return Pipeline.load(model[0] if model else None, device=device, precision=precision)
+    with notes():
+        if files := release_files(model, depth):
+            return official.load(*files, device=device, precision=precision)
+        return Pipeline.load(model[0] if model else None, device=device, precision=precision)
 
 
-def load_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> MultiScaleVQVAE:
-    """The tokenizer of a run, or of the model that `--model` and `--depth` name."""
-    if run is not None:
-        from nextscale.tokenizer import MultiScaleVQVAE
+def load_tokenizer(
+    model: Sequence[str], run: Path | None, depth: int | None, scales: Sequence[str] = ()
+) -> MultiScaleVQVAE:
+    """The tokenizer of a run or of a file of the release, or of the model that `--model` and `--depth` name."""
+    if run is None and not (len(model) == 1 and Path(model[0]).is_file()):
+        if scales:
+            raise InputError(f"--scales: expected with a file of a tokenizer alone, got {' '.join(model) or 'no file'}")
+        return load(model, depth, device="cpu", precision="fp32").tokenizer
+    return tokenizer_alone(Path(model[0]) if run is None else run, scales)
 
-        return MultiScaleVQVAE.load(run)
-    return load(model, depth, device="cpu", precision="fp32").tokenizer
+
+def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
+    """The tokenizer of a directory of ours, or of a file in the release's format, whose token maps may be told."""
+    from nextscale import official
+    from nextscale.tokenizer import MultiScaleVQVAE
+
+    if path.is_file():
+        with notes():
+            return official.load_tokenizer(path, scales=sides(scales))
+    if scales:
+        raise InputError(f"--scales: expected with a file in the release's format, got {path}, which tells them")
+    return MultiScaleVQVAE.load(path)
+
+
+def sides(words: Sequence[str]) -> list[int | tuple[int, int]] | None:
+    """What `--scales 1 2 3 4x6` tells; None when it was not given."""
+    return [_sides(word) for word in words] or None
+
+
+def _sides(word: str) -> int | tuple[int, int]:
+    """`3` or `4x6`."""
+    try:
+        height, times, width = word.partition("x")
+        return (int(height), int(width)) if times else int(height)
+    except ValueError:
+        raise InputError(f"--scales: expected sides such as 3 or 4x6, got {word!r}") from None
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """What loading warns of, as lines on stderr."""
+    with warnings.catch_warnings(record=True, action="always") as told:
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in told):
+        print("nextscale: note:", text, file=sys.stderr)
 
 
 def check_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> None:
@@ -41,10 +84,20 @@ def check_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -
         raise InputError("--depth: expected with --model, got it with --tokenizer")
 
 
-def release_files(model: Sequence[str], depth: int | None) -> tuple[Path, Path] | None:
-    """Tokenizer and transformer of the public release, if that is what is named; a trainer's checkpoint is both.
+def is_tokenizer(model: str) -> bool:
+    """Whether this is a directory of ours that holds a tokenizer and no transformer."""
+    from nextscale.files import checkpoint
 
-    Raises `InputError` for too many values, or a depth where there is nothing to choose.
+    if not (Path(model) / checkpoint.CONFIG).is_file():
+        return False
+    values = checkpoint.read_json(Path(model) / checkpoint.CONFIG)
+    return isinstance(values, dict) and "tokenizer" in values and "transformer" not in values
+
+
+def release_files(model: Sequence[str], depth: int | None) -> tuple[Path, Path] | None:
+    """Tokenizer and transformer of the public release, if that is what is named; one file may hold both.
+
+    Raises `InputError` for too many values, a depth where there is nothing to choose, or none where there is.
     """
     if len(model) > 2:
         raise InputError(f"--model: expected a directory, a hub name, or two files, got {len(model)} values")
@@ -55,10 +108,43 @@ def release_files(model: Sequence[str], depth: int | None) -> tuple[Path, Path] 
     if not model:
         return None
     path = Path(model[0])
-    if depth is None:
-        return (path, path) if path.is_file() else None
+    if depth is None and path.is_file():
+        return path, path
     from nextscale import hub
 
+    depth = _only_depth(model[0]) if depth is None else depth
+    if depth is None:
+        return None
     if hub.is_name(path):
         return hub.release(model[0], depth)
     return path / hub.RELEASE_TOKENIZER, path / hub.RELEASE_TRANSFORMER.format(depth=depth)
+
+
+def _only_depth(model: str) -> int | None:
+    """That of the release's transformer in a place with no model of ours; None where there is none.
+
+    Raises `InputError`, naming them, where there are several.
+    """
+    from nextscale import hub
+    from nextscale.files.checkpoint import CONFIG
+
+    folder = _cached(model) if hub.is_name(model) else Path(model)
+    if folder is None or not folder.is_dir() or (folder / CONFIG).exists():
+        return None
+    pattern = re.escape(hub.RELEASE_TRANSFORMER).replace(re.escape("{depth}"), r"(\d+)")
+    found = (re.fullmatch(pattern, file.name) for file in folder.iterdir())
+    depths = sorted(int(match[1]) for match in found if match)
+    if len(depths) > 1:
+        told = ", ".join(map(str, depths))
+        raise InputError(f"--depth: expected one of {told}, the release's transformers in {model}, got none")
+    return depths[0] if depths else None
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of a hub repository that has the release's tokenizer, if that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from nextscale import hub
+
+    file = try_to_load_from_cache(name, hub.RELEASE_TOKENIZER)
+    return Path(file).parent if isinstance(file, str) else None

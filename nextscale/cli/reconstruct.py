@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Directory, Model, Pictures, TokenizerRun
+from nextscale.cli.options import Depth, Directory, Model, Pictures, TokenizerRun, TokenMaps
 from nextscale.cli.output import bar, directory
 from nextscale.errors import InputError
 
@@ -29,7 +29,9 @@ class Reconstruct:
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them."""
     tokenizer: TokenizerRun = None
-    """Tokenizer run, instead of a model."""
+    """Tokenizer run, or the public release's tokenizer file, instead of a model."""
+    scales: TokenMaps = ()
+    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
     out: Directory = Path("reconstructions")
@@ -43,7 +45,7 @@ class Reconstruct:
         from nextscale.machine.precision import find_device
 
         device = find_device(self.device)
-        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth).to(device).eval()
+        tokenizer = models.load_tokenizer(self.model, self.tokenizer, self.depth, self.scales).to(device).eval()
         size = tokenizer.config
         originals = [images.read(file, height=size.height, width=size.width) for file in self.pictures]
         folder = directory("--out", self.out)

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextscale.cli import networks
+from nextscale.cli import models, networks
 from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, load_data
-from nextscale.cli.options import Count, Directory, Minutes, NetworkAndHeads, Precision, Settings
+from nextscale.cli.options import Count, Directory, Minutes, NetworkAndHeads, Precision, Settings, Start
 from nextscale.cli.output import say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.config import TokenizerConfig
+    from nextscale.tokenizer import MultiScaleVQVAE
     from nextscale.training.recipes import TokenizerRecipe
 
 ARCHITECTURE = "architecture."  # begins the names of settings that are about the model
@@ -46,6 +47,8 @@ class TrainTokenizer:
     """Whose architecture, picture size and recipe; nextscale presets tells what each costs."""
     size: Size = None
     """Pixels of the pictures, such as 96x128, with scales suggested for it."""
+    init: Start = None
+    """Trained tokenizer to begin from, of the same architecture; picture size and scales may be others."""
     out: Directory = Path("runs/tokenizer")
     """Run directory; one that holds the same run is continued."""
     steps: Count = None
@@ -84,6 +87,7 @@ class TrainTokenizer:
         self._refuse_unheard(recipe)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         check_outside(self.out, self.data)
+        begin = self._begin(config)
         data = load_data(
             self.data,
             height=config.height,
@@ -98,6 +102,7 @@ class TrainTokenizer:
             seed=self.seed,
             device=device,
             precision=self.precision,
+            begin=begin,
             perceptual=networks.perceptual(self.perceptual, device=device),
             backbone=features.load(self.backbone, device=device) if self.backbone else None,
         )
@@ -133,6 +138,23 @@ class TrainTokenizer:
         if not sides:
             raise InputError(f"--size: expected HEIGHTxWIDTH in pixels, such as 96x128, got {self.size!r}")
         return dataclasses.replace(config, scales=Scales.suggest(int(sides[1]), int(sides[2]), config.stride))
+
+    def _begin(self, config: TokenizerConfig) -> MultiScaleVQVAE | None:
+        """The tokenizer to begin from, on the scales of `config`, whose architecture must be its own."""
+        if self.init is None:
+            return None
+        from nextscale.tokenizer.rescaled import rescaled
+
+        found = models.tokenizer_alone(self.init, str(config.scales).split() if self.init.is_file() else ())
+        names = [
+            name for name in vars(config) if name != "scales" and getattr(config, name) != getattr(found.config, name)
+        ]
+        if names:
+            told = ", ".join(
+                f"{name} {getattr(found.config, name)} there and {getattr(config, name)} here" for name in names
+            )
+            raise InputError(f"--init {self.init}: expected the architecture of --preset {self.preset}, got {told}")
+        return rescaled(found, config.scales)
 
     def _recipe(self) -> tuple[TokenizerRecipe, int]:
         """The preset's with the changes asked for, and its number of steps."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nextscale.cli import models
 from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
-from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings
+from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings, Start, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from nextscale.training.recipes import TransformerRecipe
 
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
-Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,10 @@ class TrainTransformer:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
-    tokenizer: Directory = Path("runs/tokenizer")
-    """Run directory of the tokenizer, or any model directory that holds one."""
+    tokenizer: TokenizerSource = Path("runs/tokenizer")
+    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
+    scales: TokenMaps = ()
+    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     preset: str = "emoji-32"
     """Whose depth, width, heads and recipe; see nextscale presets. Scales and codes are the tokenizer's, classes the
     data's."""
@@ -84,19 +86,21 @@ class TrainTransformer:
             self._train(device)
 
     def _train(self, device: str) -> None:
-        from nextscale.tokenizer import MultiScaleVQVAE
         from nextscale.training.loop import Length, train
         from nextscale.training.transformer.stage import TransformerStage, fitted
-        from nextscale.transformer.adapted import adapted
+        from nextscale.transformer.adapted import adapted, kept
 
         recipe, steps = self._recipe()
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         check_outside(self.out, self.data)
-        tokenizer = MultiScaleVQVAE.load(self.tokenizer)
+        tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         data = self._data(tokenizer)
         first = self._begin(tokenizer)
         architecture = first.transformer.config if first else self._config()
         config = fitted(architecture, tokenizer, classes=len(data.classes))
+        if first:
+            known = kept(first.classes, data.classes)
+            say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
         stage = TransformerStage(
             config,
             tokenizer,

@@ -2,12 +2,14 @@
 
 Everything that tensors can tell is read off them; what they cannot tell is an argument of `load`. A tensor left over,
 missing, of another shape, or a buffer that is not what the architecture makes of it, is an `InputError` that names it.
-The release's own trainer nests both models in one file; that file may be given for either.
+Buffers that the architecture determines, and counts of hits, may be missing. What trainers wrap around the tensors is
+known to `release.files`; a file that holds both models may be given for either.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from math import isqrt
 from pathlib import Path
@@ -16,18 +18,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nextscale import presets
 from nextscale.config import TokenizerConfig, TransformerConfig, check_pair
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.machine.precision import Precision, find_device, find_dtype
 from nextscale.pipeline import Pipeline
 from nextscale.release import files
-from nextscale.release.files import State
+from nextscale.release.files import State, Weights
 from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.transformer import VAR
 
 Table = tuple[tuple[str, str], ...]
+Sizes = Scales | Iterable[int | Iterable[int]]
+HITS = "quantize.ema_vocab_hit_SV"  # how often each scale took each code; nothing is computed from them
 HEAD_DIM = 64  # of every model of the release, where no scale tensor tells the number of heads
 
 # fmt: off
@@ -53,7 +58,7 @@ TOKENIZER_NAMES: Table = (
     ("pre_quantizer",                          "quant_conv"),
     ("post_quantizer",                         "post_quant_conv"),
     ("quantizer.codebook",                     "quantize.embedding"),
-    ("quantizer.hits_KV",                      "quantize.ema_vocab_hit_SV"),
+    ("quantizer.hits_KV",                      HITS),
 )
 PHI_NAMES: dict[str, tuple[str, str]] = {
     "all":     ("quantizer.phis.0",            "quantize.quant_resi.qresi"),
@@ -82,7 +87,7 @@ TRANSFORMER_NAMES: Table = (
 # fmt: on
 
 
-# -- the two doors -----------------------------------------------------------------------------------------------------
+# -- the doors ---------------------------------------------------------------------------------------------------------
 
 
 def load(
@@ -90,26 +95,31 @@ def load(
     var: str | Path | State,
     *,
     num_heads: int | None = None,
-    scales: Scales | Iterable[int | Iterable[int]] | None = None,
+    scales: Sizes | None = None,
     distance: Literal["euclidean", "cosine"] = "euclidean",
+    weights: Weights = "plain",
     device: str | torch.device = "cpu",
     precision: Precision = "auto",
 ) -> Pipeline:
     """A tokenizer and a transformer in the release's format, as a `Pipeline`.
 
     Arguments:
-        vae, var: a .pth or .safetensors file, a state dict, or a checkpoint of the release's trainer, which holds both.
-            Files are mapped and stay so where nothing has to be converted; state dicts are copied, never changed.
+        vae, var: a .pth or .safetensors file, a state dict, or what a trainer wraps around it (`release.files`); one
+            file may hold both. Files are mapped and stay so where nothing has to be converted; state dicts are copied,
+            never changed.
         num_heads: of attention without learned scales, which say it otherwise; there, None means heads of 64 channels.
         scales: the token maps, if they are not all squares: the tensors tell how many tokens each has, not its sides.
         distance: what "nearest code" means; the release's models are Euclidean.
+        weights: "ema" takes running averages of the weights where the files have them.
         device, precision: as for `Pipeline`. In float32 `export` gives back every bit; in a lower precision the blocks
             are rounded to it on the way in.
 
     Raises `InputError`, naming the tensors, for files that are damaged or hold code, and for models that are not whole,
     not the release's, or do not belong together.
     """
-    read_vae, read_var = files.reader(vae, "vae_local"), files.reader(var, "var_wo_ddp")
+    read_var, read_vae = files.Source(var, "transformer", weights), files.Source(vae, "tokenizer", weights)
+    if weights == "ema" and not (read_vae.place.averaged or read_var.place.averaged):
+        raise InputError(f"weights: expected running averages (ema) in {read_var.what}, got plain weights alone")
     device = find_device(device)
     transformer_config = _transformer_config(read_var(), num_heads, scales)
     tokenizer_config = _tokenizer_config(read_vae(), transformer_config.scales, distance)
@@ -121,13 +131,33 @@ def load(
     return Pipeline(tokenizer, transformer, device=device, precision=precision)
 
 
+def load_tokenizer(
+    vae: str | Path | State,
+    *,
+    scales: Sizes | None = None,
+    distance: Literal["euclidean", "cosine"] = "euclidean",
+    weights: Weights = "plain",
+) -> MultiScaleVQVAE:
+    """A tokenizer alone, in the release's format, on the CPU. Arguments and errors as of `load`.
+
+    Its tensors do not tell the token maps. Without `scales` they are those of the transformer in the same file, or the
+    release's for 256 px where hits of ten scales were counted, which is said.
+    """
+    read = files.Source(vae, "tokenizer", weights)
+    if weights == "ema" and not read.place.averaged:
+        raise InputError(f"weights: expected a running average (ema) in {read.what}, got plain weights alone")
+    tokenizer = MultiScaleVQVAE(_tokenizer_config(read(), _maps(vae, read, scales), distance), seed=None)
+    _fill(tokenizer, read, checkpoint.CPU, copy=isinstance(vae, Mapping))
+    return tokenizer
+
+
 def export(pipe: Pipeline) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The exact reverse of `load`: two state dicts, all names, shapes and dtypes the release's.
 
     Like any state dict they share the memory of the weights, unless those are held in a lower precision than float32.
     What tensors cannot hold is lost: class names, and what the arguments of `load` say.
     """
-    return _export(pipe.tokenizer), _export(pipe.transformer)
+    return exported(pipe.tokenizer), exported(pipe.transformer)
 
 
 # -- names and shapes --------------------------------------------------------------------------------------------------
@@ -150,23 +180,31 @@ def _rename(name: str, table: Table, last: int) -> str:
     raise AssertionError(f"{name} is in no row of the table")
 
 
-def _buffers(config: TransformerConfig, device: torch.device) -> dict[str, Tensor]:
+def _buffer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """What the release stores although the architecture determines it."""
-    level_L = config.scales.level_ids().to(device)
-    bias_LL = torch.zeros(config.scales.total, config.scales.total, dtype=torch.float32, device=device)
-    bias_LL.masked_fill_(~config.scales.block_causal_mask().to(device), -torch.inf)
-    zeros = {
-        f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.width, dtype=torch.float32, device=device)
-        for i in range(config.depth)
-    }
-    return {"lvl_1L": level_L[None], "attn_bias_for_masking": bias_LL[None, None], **zeros}
+    total = config.scales.total
+    zeros = {f"blocks.{i}.attn.zero_k_bias": (config.width,) for i in range(config.depth)}
+    return {"lvl_1L": (1, total), "attn_bias_for_masking": (1, 1, total, total), **zeros}
 
 
-def _export(model: MultiScaleVQVAE | VAR) -> dict[str, Tensor]:
+def _buffer(name: str, config: TransformerConfig, device: torch.device) -> Tensor:
+    """One of them."""
+    if name == "lvl_1L":
+        return config.scales.level_ids().to(device)[None]
+    shape = _buffer_shapes(config)[name]
+    buffer = torch.zeros(shape, dtype=torch.float32, device=device)
+    if name == "attn_bias_for_masking":
+        buffer.masked_fill_(~config.scales.block_causal_mask().to(device), -torch.inf)
+    return buffer
+
+
+def exported(model: MultiScaleVQVAE | VAR) -> dict[str, Tensor]:
+    """One model as the release's state dict."""
     state, renamed = model.state_dict(), names(model)
     tensors = {renamed[name]: _to_theirs(renamed[name], tensor.detach().float()) for name, tensor in state.items()}
     if isinstance(model, VAR):
-        tensors |= _buffers(model.config, model.positions.device)
+        device = model.positions.device
+        tensors |= {name: _buffer(name, model.config, device) for name in _buffer_shapes(model.config)}
     return tensors
 
 
@@ -179,22 +217,52 @@ def _to_ours(name: str, tensor: Tensor) -> Tensor:
     return tensor[0] if name.endswith("scale_mul_1H11") else tensor
 
 
-def _fill(model: MultiScaleVQVAE | VAR, read: checkpoint.Read, device: torch.device, *, copy: bool) -> None:
+def _fill(model: MultiScaleVQVAE | VAR, read: files.Source, device: torch.device, *, copy: bool) -> None:
     """Give `model`, on the meta device, the release's weights after checking them against it."""
     renamed, tensors = names(model), read()
-    buffers = _buffers(model.config, checkpoint.CPU) if isinstance(model, VAR) else {}
     expected = {renamed[name]: _to_theirs(renamed[name], tensor) for name, tensor in model.state_dict().items()}
-    checkpoint.check_fit(type(model).__name__, expected | buffers, tensors)
-    for name, buffer in buffers.items():
-        if not torch.equal(tensors[name].to(buffer), buffer):
-            raise InputError(f"weights do not fit the {type(model).__name__}: {name} is not what its scales make it")
+    if isinstance(model, VAR):
+        expected |= _buffers_there(model.config, tensors)
+        added: dict[str, Tensor] = {}
+    else:
+        added = _hits(model, read.what, tensors)
+    checkpoint.check_fit(type(model).__name__, expected, tensors | added)
+    if isinstance(model, VAR):
+        _check_buffers(model.config, tensors)
 
     def ours() -> dict[str, Tensor]:
-        theirs = read()
+        theirs = read() | added
         return {name: _to_ours(renamed[name], theirs[renamed[name]]) for name in renamed}
 
     del tensors
-    checkpoint.assign(model, ours, device=device, copy=copy)
+    checkpoint.assign(model, ours, device=device, copy=copy, called=renamed)
+
+
+def _buffers_there(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shapes of those buffers that a checkpoint has; they may be missing."""
+    shapes = {name: shape for name, shape in _buffer_shapes(config).items() if name in tensors}
+    return {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in shapes.items()}
+
+
+def _check_buffers(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> None:
+    for name in _buffers_there(config, tensors):
+        buffer = _buffer(name, config, checkpoint.CPU)
+        if not torch.equal(tensors[name].to(buffer), buffer):
+            raise InputError(f"weights do not fit the VAR: {name} is not what its scales make it")
+
+
+def _hits(model: MultiScaleVQVAE, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros, which is said, where the counts of hits are missing or of another number of scales."""
+    config, hits = model.config, tensors.get(HITS)
+    if hits is not None and (hits.ndim != 2 or len(hits) == len(config.scales)):
+        return {}
+    got = "none" if hits is None else f"those of {len(hits)}"
+    warnings.warn(
+        f"{what}: expected counts of hits ({HITS}) of {len(config.scales)} scales, got {got}: they begin at zero, and "
+        "nothing else depends on them",
+        stacklevel=4,
+    )
+    return {HITS: torch.zeros(len(config.scales), config.codebook_size)}
 
 
 # -- configurations, read off the tensors ------------------------------------------------------------------------------
@@ -203,13 +271,12 @@ def _fill(model: MultiScaleVQVAE | VAR, read: checkpoint.Read, device: torch.dev
 class _Tensors:
     """Tensors by name and number of dimensions; asking for what is not there is the user's mistake."""
 
-    def __init__(self, what: str, tensors: Mapping[str, Tensor], other: str) -> None:
-        self.what, self.tensors, self.other = what, tensors, other
+    def __init__(self, what: str, tensors: Mapping[str, Tensor]) -> None:
+        self.what, self.tensors = what, tensors
 
     def __call__(self, name: str, dimensions: int) -> Tensor:
         if name not in self.tensors:
-            got = "the other model of the pair" if self.other in self.tensors else f"weights without {name}"
-            raise InputError(f"expected a {self.what} of the release, got {got}")
+            raise InputError(f"expected a {self.what} of the release, got weights without {name}")
         tensor = self.tensors[name]
         if tensor.ndim != dimensions:
             raise InputError(
@@ -224,13 +291,13 @@ class _Tensors:
 
 
 def _transformer_config(
-    tensors: Mapping[str, Tensor], num_heads: int | None, scales: Scales | Iterable[int | Iterable[int]] | None
+    tensors: Mapping[str, Tensor], num_heads: int | None, scales: Sizes | None
 ) -> TransformerConfig:
-    get = _Tensors("transformer", tensors, "quantize.embedding.weight")
+    get = _Tensors("transformer", tensors)
     width, code_channels = get("word_embed.weight", 2).shape
     told = "blocks.0.attn.scale_mul_1H11"
     return TransformerConfig(
-        scales=_scales(get("lvl_1L", 2), scales),
+        scales=_scales(get, scales),
         codebook_size=get("head.weight", 2).shape[0],
         code_channels=code_channels,
         classes=get("class_emb.weight", 2).shape[0] - 1,
@@ -253,17 +320,16 @@ def _heads(width: int, told: int | None, given: int | None) -> int:
     return width // HEAD_DIM
 
 
-def _scales(level_1L: Tensor, given: Scales | Iterable[int | Iterable[int]] | None) -> Scales:
+def _scales(get: _Tensors, given: Sizes | None) -> Scales:
     """From the level of every position: how many tokens each scale has; squares unless `given` says otherwise."""
-    levels, counts = torch.unique_consecutive(level_1L.flatten().long(), return_counts=True)
-    lengths = tuple(counts.tolist())
-    if not torch.equal(levels, torch.arange(len(levels), device=levels.device)):
-        raise InputError(f"transformer: expected levels 0, 1, 2 ... in lvl_1L, got {levels.tolist()[:12]}")
-    if given is not None:
-        scales = given if isinstance(given, Scales) else Scales(given)
-        if scales.lengths != lengths:
-            raise InputError(f"scales: expected maps of {', '.join(map(str, lengths))} tokens, got {scales}")
-        return scales
+    told = None if given is None else Scales.of(given)
+    if "lvl_1L" not in get.tensors:
+        return _scales_by_count(get, told)
+    lengths = _lengths(get("lvl_1L", 2))
+    if told is not None:
+        if told.lengths != lengths:
+            raise InputError(f"scales: expected maps of {', '.join(map(str, lengths[:40]))} tokens, got {told}")
+        return told
     odd = [length for length in lengths if isqrt(length) ** 2 != length]
     if odd:
         raise InputError(
@@ -272,14 +338,60 @@ def _scales(level_1L: Tensor, given: Scales | Iterable[int | Iterable[int]] | No
     return Scales([isqrt(length) for length in lengths])
 
 
+def _lengths(level_1L: Tensor) -> tuple[int, ...]:
+    """Tokens of each scale. Raises `InputError` for levels that are not 0, 1, 2 ..."""
+    levels, counts = torch.unique_consecutive(level_1L.flatten().long(), return_counts=True)
+    if not torch.equal(levels, torch.arange(len(levels), device=levels.device)):
+        raise InputError(f"transformer: expected levels 0, 1, 2 ... in lvl_1L, got {levels.tolist()[:12]}")
+    return tuple(counts.tolist())
+
+
+def _scales_by_count(get: _Tensors, told: Scales | None) -> Scales:
+    """Without the level of every position there is the number of scales and of all tokens: the release's, or given."""
+    maps, total = get("lvl_embed.weight", 2).shape[0], get("pos_1LC", 3).shape[1]
+    if told is not None:
+        if (len(told), told.total) != (maps, total):
+            raise InputError(f"scales: expected {maps} maps of {total} tokens together, got {told}")
+        return told
+    for name in presets.names():
+        scales = presets.get(name).transformer.scales
+        if name.startswith("var-") and (len(scales), scales.total) == (maps, total):
+            warnings.warn(
+                f"no tensor tells the scales (lvl_1L is missing): {scales} taken, as {name} has", stacklevel=4
+            )
+            return scales
+    raise InputError(
+        f"scales: expected the sides of {maps} maps of {total} tokens together, as lvl_1L, which tells them, is missing"
+    )
+
+
+def _maps(vae: str | Path | State, read: files.Source, given: Sizes | None) -> Scales:
+    """The token maps of a tokenizer alone: given, or those of the transformer in its file, or the release's."""
+    if given is not None:
+        return Scales.of(given)
+    if files.holds(vae, "transformer"):
+        return _scales(_Tensors("transformer", files.Source(vae, "transformer")()), None)
+    hits, release = read().get(HITS), presets.get("var-d16").tokenizer.scales
+    maps = len(hits) if hits is not None and hits.ndim == 2 else None
+    if maps == len(release):
+        warnings.warn(
+            f"{read.what}: no tensor tells the scales: {release} taken, the release's for 256 px; scales= (--scales) "
+            "tells others",
+            stacklevel=3,
+        )
+        return release
+    counted = "" if maps is None else f"{maps} "
+    raise InputError(
+        f"{read.what}: expected scales= (--scales) with the {counted}token maps, such as 1 2 3 4x6, as no tensor of a "
+        "tokenizer tells their sides, got none"
+    )
+
+
 def _tokenizer_config(
     tensors: Mapping[str, Tensor], scales: Scales, distance: Literal["euclidean", "cosine"]
 ) -> TokenizerConfig:
-    get = _Tensors("tokenizer", tensors, "lvl_1L")
+    get = _Tensors("tokenizer", tensors)
     codebook_size, code_channels = get("quantize.embedding.weight", 2).shape
-    maps = get("quantize.ema_vocab_hit_SV", 2).shape[0]
-    if maps != len(scales):
-        raise InputError(f"tokenizer and transformer do not belong together: {maps} and {len(scales)} scales")
     channels = get("encoder.conv_in.weight", 4).shape[0]
     levels = range(get.count(r"encoder\.down\.(\d+)\."))
     widths = [get(f"encoder.down.{i}.block.0.conv1.weight", 4).shape[0] for i in levels]

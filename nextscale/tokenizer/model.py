@@ -121,7 +121,10 @@ class MultiScaleVQVAE(nn.Module):
         Raises `InputError` when they are missing, damaged, or contradict each other.
         """
         section = checkpoint.read_config(directory, ("tokenizer",))["tokenizer"]
-        model = cls(config.from_json(TokenizerConfig, section), seed=None)
+        architecture = config.from_json(TokenizerConfig, section)
+        room = {"parameters": architecture.parameters, "blocks": architecture.blocks}
+        checkpoint.check_room(Path(directory) / WEIGHTS, **room)
+        model = cls(architecture, seed=None)
         checkpoint.assign(model, lambda: checkpoint.read_tensors(Path(directory) / WEIGHTS))
         return model
 

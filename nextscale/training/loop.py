@@ -55,7 +55,7 @@ class Stage(Protocol):
 
     @property
     def recipe(self) -> Any:
-        """A dataclass of `recipes`."""
+        """A dataclass of `recipes`, which says whether a run can be made longer (`endless`)."""
         ...
 
     @property
@@ -164,7 +164,7 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
     """Train `stage` in `directory`, from where its last checkpoint stands; yields after every step.
 
     Arguments:
-        length: in steps or minutes.
+        length: in steps or minutes; a run of fewer steps is made longer where its recipe is endless.
         seed: recorded with the run.
         checks: how many times along the run to validate, show pictures and save.
 
@@ -182,7 +182,7 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         "recipe": dataclasses.asdict(stage.recipe),
     }
     with lock.held(directory):
-        run = RunDirectory.open(directory, settings | dict(stage.settings))
+        run = RunDirectory.open(directory, settings | dict(stage.settings), endless=stage.recipe.endless)
         run.describe(stage.data)
         run.require_room(stage)
         yield from _continued(stage, run, length, checks)
@@ -193,6 +193,8 @@ def _continued(stage: Stage, run: RunDirectory, length: Length, checks: int) -> 
     state = run.restore(stage)
     if distributed.any_of(state.step != distributed.from_first(state.step)):
         raise InputError(f"expected one {run.path} that all processes read, got checkpoints of different steps")
+    if state.total is None or length.steps is not None:
+        state.total = length.steps  # more than the checkpoint's where the run was made longer
     if state.step == 0:
         stage.prepare()
     if isinstance(stage, Gathering):
@@ -207,7 +209,6 @@ def _continued(stage: Stage, run: RunDirectory, length: Length, checks: int) -> 
 def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, checks: int) -> Iterator[Event]:
     """The steps that are left."""
     started, durations, since = time.monotonic(), list[float](), list[dict[str, float]]()
-    state.total = length.steps if state.total is None else state.total
     with run.logging(state.step), _stop_requests() as stop:
         while state.step != state.total:
             before = time.monotonic()

@@ -95,6 +95,11 @@ class Recipe:
         left = 1 - done if self.fall == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
 
+    @property
+    def endless(self) -> bool:
+        """Whether no step depends on how long the run is, so that a finished one can be made longer."""
+        return self.final_rate == 1 and self.final_weight_decay == 1 and not self.warmup
+
     def decay(self, step: int, total: int | None) -> float:
         """The weight decay of 0-based `step` of `total`; while that is not known, the one at the start."""
         done = min(step / total, 1.0) if total else 0.0
@@ -230,6 +235,11 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
 
+    @property
+    def endless(self) -> bool:
+        """As `Recipe.endless`, but for restarts of dead codes, which begin once more in a run that is made longer."""
+        return self.optimization.endless and self.adversarial.discriminator == "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerRecipe:
@@ -267,6 +277,11 @@ class TransformerRecipe:
             not weights or (min(weights) >= 0 and sum(weights) > 0),
             f"scale_weights: expected numbers from 0 on, not all 0, got {weights}",
         )
+
+    @property
+    def endless(self) -> bool:
+        """As `Recipe.endless`."""
+        return self.optimization.endless and not self.progressive
 
     def check(self, scales: Scales) -> None:
         """Raise `InputError` unless it can train a model of these scales."""

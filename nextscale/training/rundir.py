@@ -14,6 +14,7 @@ samples/              pictures along the run
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ from nextscale.machine import distributed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+STEPS = "length.steps"  # the setting that may grow
 
 # What loading may raise over a checkpoint that is altered, or not ours.
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -85,27 +88,31 @@ class RunDirectory:
         self._shares: str | None = None  # the directory that state.pt names
 
     @classmethod
-    def open(cls, path: Path, settings: Mapping[str, object]) -> RunDirectory:
-        """The directory at `path` for a run with `settings`, made or continued.
+    def open(cls, path: Path, settings: Mapping[str, object], *, endless: bool = False) -> RunDirectory:
+        """The directory at `path` for a run with `settings`, made, continued, or where it is `endless` made longer.
 
         Raises `InputError`, with the differences, when it holds another run, or when it cannot be written.
         """
         # through JSON, so that tuples compare equal to the lists that will be read back
         wanted = json.loads(json.dumps(settings))
         if distributed.is_first():
-            cls._claim(path, wanted)
+            cls._claim(path, wanted, endless=endless)
         distributed.barrier()
         if distributed.any_of(not (path / "run.json").exists()):
             raise InputError(f"expected one {path} that all processes see, got one that some do not")
         return cls(path, wanted)
 
     @staticmethod
-    def _claim(path: Path, wanted: dict[str, Any]) -> None:
+    def _claim(path: Path, wanted: dict[str, Any], *, endless: bool) -> None:
         file = path / "run.json"
         ran = file.exists()
         stored = read_json(file) if ran else None
         if ran and (path / "state.pt").exists():
-            _refuse_other_run(path, stored.get("settings") if isinstance(stored, dict) else None, wanted)
+            grown = _refuse_other_run(
+                path, stored.get("settings") if isinstance(stored, dict) else None, wanted, endless
+            )
+            if grown:
+                write_json(file, {"settings": wanted, "finished": False})
             return
         # without a checkpoint there is nothing to lose, but for a model
         if isinstance(stored, dict) and stored.get("finished"):
@@ -339,14 +346,20 @@ def _shared_out(stored: Any, ours: Any) -> Any:
     return _changed(stored, lambda path, tensor: distributed.share_out(tensor, like.get(path)))
 
 
-def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any]) -> None:
+def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any], endless: bool) -> bool:
+    """Raise `InputError` unless it is the same run; whether it is the same but for a larger number of steps."""
     if not isinstance(stored, dict):
         raise InputError(f"{path}/run.json: expected the settings of a run, got something else")
     ours, theirs = _flat(wanted), _flat(stored)
     names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]  # in one order, unlike a set's
-    if names:
-        shown = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
-        raise InputError(f"{path} holds another run ({shown}): choose another --out, or ask for the same run")
+    if not names:
+        return False
+    longer = names == [STEPS] and (ours.get(STEPS) or 0) > (theirs.get(STEPS) or math.inf)
+    if longer and endless:
+        return True
+    shown = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
+    way = f"choose another --out, with --init {path} to go on from its model" if longer else "choose another --out"
+    raise InputError(f"{path} holds another run ({shown}): {way}, or ask for the same run")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

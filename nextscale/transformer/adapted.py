@@ -81,6 +81,11 @@ def _class_rows(rows: Tensor, known: Sequence[str], classes: Sequence[str]) -> T
     return rows[[place.get(name, len(known)) for name in _told_apart(classes)] + [len(known)]]
 
 
+def kept(known: Sequence[str], classes: Sequence[str]) -> int:
+    """How many of `classes` a model that knows `known` has rows of."""
+    return len({*_told_apart(known)} & {*_told_apart(classes)})
+
+
 def _told_apart(names: Iterable[str]) -> list[tuple[str, int]]:
     """Names with a number that tells equal ones apart: ImageNet has two classes called "crane"."""
     seen: Counter[str] = Counter()

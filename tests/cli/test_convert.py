@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from parity import golden
+from PIL import Image
+from safetensors.torch import load_file
 
-from nextscale import Pipeline, official
+from nextscale import MultiScaleVQVAE, Pipeline, official
 from nextscale.release import files as release_files
 
 
@@ -84,6 +86,104 @@ def test_what_files_do_not_tell_can_be_said(nextscale, tmp_path):
     assert same_weights(again, pipe)
 
 
+def test_the_tokenizer_s_file_alone_becomes_a_directory_and_goes_back(nextscale, release, tmp_path):
+    """With its token maps told; what has no transformer needs one file."""
+    vae, ours, back = release[0], tmp_path / "ours", tmp_path / "back.safetensors"
+    done = nextscale("convert", "--model", vae, "--scales", 1, 2, 3, 4, "--out", ours)
+    assert (done.status, done.errors) == (0, "")
+    assert " of a tokenizer in " in done.output
+    assert MultiScaleVQVAE.load(ours).config == golden.TOKENIZER
+    assert nextscale("convert", "--model", ours, "--out", back).status == 0
+    assert all(torch.equal(tensor, golden.states()[0][name]) for name, tensor in load_file(back).items())
+
+
+def test_the_tokenizer_s_file_alone_serves_wherever_a_tokenizer_does(nextscale, release, tmp_path, monkeypatch):
+    """Reconstructing, encoding, training on its tokens; --scales for directories is refused."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()
+    for number in range(8):
+        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(tmp_path / "noise" / f"{number}.png")
+    told = ("--tokenizer", release[0], "--scales", 1, 2, 3, 4)
+    assert nextscale("reconstruct", "noise/0.png", *told).status == 0
+    assert nextscale("reconstruct", "noise/0.png", "--model", *told[1:]).status == 0
+    assert nextscale("encode", "noise", *told, "--out", "tokens").status == 0
+    preset = ("--data", "tokens", "--depth", 1, "--steps", 1, "--batch", 2, "--out", "run")
+    done = nextscale("train", "transformer", *told, *preset)
+    assert (done.status, done.errors) == (0, "")
+    assert Pipeline.load("run", precision="fp32").tokenizer.config == golden.TOKENIZER
+    done = nextscale("reconstruct", "noise/0.png", "--tokenizer", "run", "--scales", 1)
+    assert "--scales: expected with a file in the release's format, got run" in done.errors
+
+
+def test_what_loading_leaves_out_is_a_note(nextscale, tmp_path):
+    """A line on stderr; with --weights ema the running average is what is converted."""
+    vae, var = golden.states()
+    torch.save(
+        {"vae": vae, "model": {n: t + 1 if n == "pos_start" else t for n, t in var.items()}, "ema": var},
+        tmp_path / "both.pt",
+    )
+    done = nextscale("convert", "--model", tmp_path / "both.pt", "--out", tmp_path / "plain")
+    assert done.status == 0
+    assert done.errors.startswith("nextscale: note: ")
+    assert done.errors.count("\n") == 1
+    assert "weights='ema' takes their running average (ema)" in done.errors
+    done = nextscale("convert", "--model", tmp_path / "both.pt", "--weights", "ema", "--out", tmp_path / "averaged")
+    assert "has no running average (ema) of the tokenizer, its plain weights are taken" in done.errors
+    assert same_weights(Pipeline.load(tmp_path / "averaged", precision="fp32"), golden.pipeline())
+
+
+def test_a_model_that_is_there_is_not_replaced(nextscale, release, tmp_path):
+    """A directory with a model or a run, a file; unless it is said."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    golden.pipeline().save(tmp_path / "ours")
+    (tmp_path / "vae.pth").write_text("precious")
+    for out in (["run"], ["ours"], ["vae.pth", "var.pth"], ["var.pth", "vae.pth"]):
+        arguments = ("convert", "--model", *release, "--out", *(tmp_path / name for name in out))
+        done = nextscale(*arguments)
+        assert done.status == 2
+        assert "--out: expected no model there yet, or --overwrite, got" in done.errors
+        assert done.errors.count("\n") == 1
+    assert (tmp_path / "vae.pth").read_text() == "precious"
+    assert not (tmp_path / "var.pth").exists()
+    assert nextscale(*arguments, "--overwrite").status == 0
+    assert (tmp_path / "vae.pth").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("way", ["folder", "hub"])
+def test_a_depth_is_asked_for_where_there_are_several(nextscale, release, cache, tmp_path, way):
+    """And those that are there are named, in their order."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for depth in (16, 4, 30):
+        (folder / f"var_d{depth}.pth").write_bytes(b"")
+    (folder / "vae_ch160v4096z32.pth").write_bytes(b"")
+    store(cache, "FoundationVision/var", *folder.iterdir())
+    model = folder if way == "folder" else "FoundationVision/var"
+    for command in ("sample", "convert"):
+        done = nextscale(command, "--model", model, "--out", tmp_path / "out")
+        assert done.status == 2
+        assert f"--depth: expected one of 4, 16, 30, the release's transformers in {model}, got none" in done.errors
+
+
+def test_classes_get_the_names_of_a_file(nextscale, release, tmp_path):
+    """A line each; a directory holds them, the release's files do not."""
+    names = [f"n{number:08}" for number in range(golden.TRANSFORMER.classes)]
+    file = tmp_path / "classes.txt"
+    file.write_text("\n".join(names))
+    arguments = ("convert", "--model", *release, "--classes", file, "--out")
+    assert nextscale(*arguments, tmp_path / "ours").status == 0
+    assert Pipeline.load(tmp_path / "ours", precision="fp32").classes == tuple(names)
+    for model, out, said in [
+        (release, ["a.pth", "b.pth"], "--classes: expected a directory as --out"),
+        ((release[0], "--scales", 1, 2, 3, 4), ["a"], "--classes: expected a model with a transformer"),
+    ]:
+        done = nextscale("convert", "--model", *model, "--classes", file, "--out", *(tmp_path / name for name in out))
+        assert done.status == 2
+        assert said in done.errors
+        assert not (tmp_path / out[0]).exists()
+
+
 def test_every_way_to_name_a_model_paints_the_same_picture(nextscale, release, cache, tmp_path):
     """Files of the release, a folder or repository of them, a trainer's checkpoint, our directory, our repository."""
     trainer = tmp_path / "ar-ckpt-last.pth"
@@ -96,6 +196,7 @@ def test_every_way_to_name_a_model_paints_the_same_picture(nextscale, release, c
     ways = [
         release,
         (release[0].parent, "--depth", 2),
+        (release[0].parent,),
         ("FoundationVision/var", "--depth", 2),
         (trainer,),
         (ours,),

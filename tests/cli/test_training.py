@@ -104,6 +104,36 @@ def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
             return
 
 
+# ---- going on from a trained one ------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_begins_with_a_trained_one(nextscale, pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """The first step changes little; at another size the scales are others."""
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--batch", 4, "--init", trained]
+    small = ["--set", "optimization.learning_rate=1e-6"]
+    assert nextscale(*command, *small, "--out", tmp_path / "on").status == 0
+    assert (
+        nextscale(*command, *small[:1], "architecture.scales=1,2,4", *small[1:], "--out", tmp_path / "less").status == 0
+    )
+    old, new, less = map(MultiScaleVQVAE.load, (trained, tmp_path / "on", tmp_path / "less"))
+    assert (new.config, less.config.scales) == (old.config, Scales([1, 2, 4]))
+    for one, *others in zip(old.parameters(), new.parameters(), less.parameters(), strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_a_tokenizer_of_another_architecture_is_no_beginning(nextscale, pictures: Path, trained: Path) -> None:
+    """Every difference is named; nothing is there, or no tokenizer."""
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--batch", 4]
+    other = ["--set", "architecture.codebook_size=32", "architecture.phi_count=2"]
+    told = "expected the architecture of --preset emoji-32, got codebook_size 64 there and 32 here, phi_count 4 there"
+    is_a_mistake(nextscale(*command, "--init", trained, *other), f"--init {trained}: {told}")
+    is_a_mistake(nextscale(*command, "--init", "nowhere"), "expected a model directory, found none at nowhere")
+    is_a_mistake(
+        nextscale(*command, "--init", pictures), f"expected a model directory with config.json, got {pictures}"
+    )
+
+
 # ---- cut short -------------------------------------------------------------------------------------------------------
 
 

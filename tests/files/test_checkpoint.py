@@ -89,14 +89,18 @@ def test_read_tensors_are_not_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
 def test_truncated_file_is_one_line(tensors: dict[str, Tensor], tmp_path: Path, share: float) -> None:
-    """Cut anywhere: in the length, the header, or the weights."""
+    """Cut anywhere: in the length, the header, or the weights; a whole header tells how much is missing."""
     path = tmp_path / "weights.safetensors"
     checkpoint.write_tensors(path, {**tensors, "large": torch.zeros(5000)})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError) as caught:
         checkpoint.read_tensors(path)
-    assert "weights.safetensors: expected safetensors, got a damaged file" in str(caught.value)
+    kind = "a damaged file" if share else "an empty file"
+    assert f"weights.safetensors: expected safetensors, got {kind}" in str(caught.value)
+    assert (f", cut short at {int(share * len(whole)):,} of {len(whole):,} bytes" in str(caught.value)) is (
+        share >= 0.1
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -106,6 +110,45 @@ def test_file_of_another_kind_is_one_line(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "weights.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="expected safetensors, got a damaged file"):
         checkpoint.read_tensors(tmp_path / "weights.safetensors")
+
+
+MISTAKEN = {
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+    "a web page": b"\xef\xbb\xbf \n<!DOCTYPE html><html><body>404</body></html>",
+    "an empty file": b"",
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKEN)
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json"])
+def test_what_is_often_there_instead_of_a_file_is_named(tmp_path: Path, kind: str, name: str) -> None:
+    """What a checkout without Git LFS leaves, what a failed download leaves, and nothing at all."""
+    (tmp_path / name).write_bytes(MISTAKEN[kind])
+    with pytest.raises(InputError, match=rf"{name}: expected (safetensors|JSON), got {kind}") as caught:
+        checkpoint.read_tensors(tmp_path / name) if "safe" in name else checkpoint.read_config(tmp_path, [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", [1 << 62, (1 << 64) - 1, 1 << 30, 8], ids=hex)
+def test_a_header_of_any_length_is_no_larger_than_its_file(tmp_path: Path, header: int) -> None:
+    """What a file says of its length is not believed."""
+    (tmp_path / "weights.safetensors").write_bytes(header.to_bytes(8, "little") + b'{"a":[' + b" " * 100)
+    with pytest.raises(InputError, match="expected safetensors, got a damaged file"):
+        checkpoint.read_tensors(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "[" * 200_000 + "]" * 200_000], ids=len)
+def test_brackets_inside_each_other_are_one_line(tmp_path: Path, text: str) -> None:
+    """However many; nothing recurses without end."""
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match="expected JSON, got brackets inside each other by the thousand"):
+        checkpoint.read_config(tmp_path, ["tokenizer"])
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As some editors write it."""
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert checkpoint.read_json(tmp_path / "config.json") == {"a": 1}
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -184,6 +227,31 @@ def test_copied_weights_share_no_memory(weights: dict[str, Tensor]) -> None:
         checkpoint.assign(model, lambda: weights, copy=copy)
         for name, parameter in model.named_parameters():
             assert (parameter.data_ptr() == weights[name].data_ptr()) is not copy
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("copy", [True, False])
+def test_weights_that_are_not_finite_are_named(
+    weights: dict[str, Tensor], value: float, dtype: torch.dtype, copy: bool
+) -> None:
+    """Converted, copied or kept as they are; the first of them."""
+    weights["0.bias"][1] = weights["1.bias"][0] = value
+    with pytest.raises(InputError, match=r"weights of the Sequential: expected finite numbers, got 0.bias with values"):
+        checkpoint.assign(two_layers().to(dtype), lambda: weights, copy=copy)
+
+
+def test_a_config_that_the_weights_cannot_hold_is_told_before_a_model_is_made(tmp_path: Path) -> None:
+    """By the number of weights; what is nearly right is told tensor by tensor later on."""
+    path = tmp_path / "weights.safetensors"
+    checkpoint.write_tensors(path, {"a": torch.zeros(30), "b": torch.zeros(2, 10)})
+    checkpoint.check_room(path, parameters=800, blocks=2)
+    for parameters, blocks, told in [
+        (10**6, 2, "1,000,000 parameters in 2 blocks"),
+        (50, 3, "50 parameters in 3 blocks"),
+    ]:
+        with pytest.raises(InputError, match=f"expected {told}, as config.json says, got 50 in 2 tensors$"):
+            checkpoint.check_room(path, parameters=parameters, blocks=blocks)
 
 
 MISFITS: dict[str, Callable[[dict[str, Tensor]], Any]] = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,12 +52,74 @@ def test_a_pickle_inside_torchs_format_is_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 40, 300])
-def test_a_file_cut_short_is_one_line(tmp_path: Path, kept: int) -> None:
-    """Empty, or cut anywhere."""
+@pytest.mark.parametrize(("kept", "told"), [(1, " or one of another kind"), (40, ", cut short"), (300, ", cut short")])
+def test_a_file_cut_short_is_one_line(tmp_path: Path, kept: int, told: str) -> None:
+    """Wherever it is cut."""
     torch.save({"a": torch.arange(100)}, tmp_path / "a.pth")
     cut = tmp_path / "cut.pth"
     cut.write_bytes((tmp_path / "a.pth").read_bytes()[:kept])
-    with pytest.raises(InputError, match=r"cut.pth: expected a checkpoint of tensors, got a damaged file") as caught:
+    with pytest.raises(
+        InputError, match=rf"cut.pth: expected a checkpoint of tensors, got a damaged file{told}$"
+    ) as caught:
         pickles.read(cut)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS: git lfs pull"),
+        (b"<html><body>404</body></html>", "a web page"),
+        (b"", "an empty file"),
+        (b"\x80", "a damaged file or one of another kind"),
+    ],
+)
+def test_what_is_often_there_instead_of_a_checkpoint_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    """What a checkout without Git LFS leaves, what a failed download leaves, and nothing at all."""
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(InputError, match=f"a.pth: expected a checkpoint of tensors, got {kind}"):
+        pickles.read(tmp_path / "a.pth")
+
+
+def test_side_data_becomes_placeholders(tmp_path: Path) -> None:
+    """NumPy's scalars and arrays, paths, an argparse.Namespace: nothing of them is made."""
+    values = [np.float32(1.5), np.arange(3), Path("a"), argparse.Namespace(a=np.int64(3)), np.dtype("f8")]
+    for zipped in (True, False):
+        torch.save({"a": torch.arange(3), "b": values}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        read = pickles.read(tmp_path / "a.pth")
+        assert torch.equal(read["a"], torch.arange(3))
+        assert [type(value) for value in read["b"]] == [pickles.SideData] * 5
+
+
+def bombs() -> dict[str, bytes]:
+    """Pickles of a few bytes that would take all memory or the whole stack."""
+    number = b"\x8a\x06" + (1 << 40).to_bytes(6, "little")
+    return {
+        "bytearray": b"\x80\x02cbuiltins\nbytearray\n" + number + b"\x85R.",
+        "bytearray of Python 2": b"\x80\x02c__builtin__\nbytearray\n" + number + b"\x85R.",
+        "nested": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+    }
+
+
+@pytest.mark.parametrize("bomb", ["bytearray", "bytearray of Python 2", "nested"])
+def test_a_small_pickle_stays_small(tmp_path: Path, bomb: str) -> None:
+    """In torch's format and bare; what it asks for is not made."""
+    file = tmp_path / "bomb.pth"
+    torch.save({}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, zipfile.ZipFile(file, "w") as made:
+        for entry in whole.infolist():
+            made.writestr(entry.filename, bombs()[bomb] if "data.pkl" in entry.filename else whole.read(entry))
+    for content in (file.read_bytes(), bombs()[bomb]):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"bomb.pth: expected a checkpoint of tensors, got a pickle (that|of)"):
+            pickles.read(file)
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    """A file of a few kilobytes may become one of gigabytes; torch.save compresses nothing."""
+    torch.save({"a": torch.zeros(10_000)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(InputError, match=r"b.pth: expected a checkpoint as torch.save writes it, got a compressed"):
+        pickles.read(tmp_path / "b.pth")

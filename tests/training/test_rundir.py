@@ -22,6 +22,8 @@ from nextscale.errors import InputError
 from nextscale.training.loop import Length, train
 from nextscale.training.tokenizer.stage import TokenizerStage
 
+ADVERSARY = ("adversarial.discriminator=patch",)  # which begins after a share of the run
+
 
 def run(stage: TokenizerStage, directory: Path, *, steps: int = 2, seed: int = 0) -> list[int]:
     """Train to the end; the steps it took."""
@@ -120,6 +122,48 @@ def test_differences_are_told_in_the_order_of_the_settings(first_stage, finished
     told = r"\(seed is 0 there, 7 here; q is 1 there, None here; w is 1 there, None here; e is 1 there, None here\)"
     with pytest.raises(InputError, match=told):
         run(first_stage(), finished, seed=7)
+
+
+@pytest.mark.parametrize("stage", ["first_stage", "second_stage"])
+def test_a_run_at_a_constant_rate_is_made_longer(stage: str, request, tmp_path: Path) -> None:
+    """And ends as one that was that long from the beginning."""
+    make = request.getfixturevalue(stage)
+    settings = ["codebook.restart_every=0"] if stage == "first_stage" else []
+    steady = {"final_rate": 1.0, "settings": settings}
+    assert run(make(**steady), tmp_path / "grown", steps=2) == [1, 2]
+    assert run(make(**steady), tmp_path / "grown", steps=4) == [3, 4]
+    assert run(make(**steady), tmp_path / "whole", steps=4) == [1, 2, 3, 4]
+    for name in ("tokenizer.safetensors", "transformer.safetensors", "run.json"):
+        files = [tmp_path / way / name for way in ("grown", "whole")]
+        assert {file.exists() for file in files} == {stage == "second_stage" or name != "transformer.safetensors"}
+        assert len({file.read_bytes() for file in files if file.exists()}) <= 1, name
+    assert run(make(**steady), tmp_path / "grown", steps=4) == []
+    with pytest.raises(InputError, match=r"length.steps is 4 there, 3 here\): choose another --out, or ask"):
+        run(make(**steady), tmp_path / "grown", steps=3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"warmup": 0.1}, {"final_weight_decay": 2.0}, {"settings": ADVERSARY}], ids=str
+)
+def test_a_run_whose_schedule_ends_names_the_way_to_go_on(first_stage, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Its last rate was the last; nothing is touched."""
+    changes = {"final_rate": 1.0, **changes} if changes else {}
+    run(first_stage(**changes), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=rf"choose another --out, with --init {tmp_path} to go on from its model"):
+        run(first_stage(**changes), tmp_path, steps=3)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_cut_short_while_it_was_made_longer_continues(first_stage, tmp_path: Path) -> None:
+    """run.json tells the new length already, the checkpoint still the old one."""
+    steady = {"final_rate": 1.0}
+    run(first_stage(**steady), tmp_path, steps=2)
+    steps = train(first_stage(**steady), tmp_path, Length(steps=4), seed=0, checks=2)
+    assert next(steps).step == 3
+    steps.close()
+    assert json.loads((tmp_path / "run.json").read_text())["finished"] is False
+    assert run(first_stage(**steady), tmp_path, steps=4) == [3, 4]
 
 
 def test_a_finished_run_s_model_is_mended(first_stage, finished: Path) -> None:

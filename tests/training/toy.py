@@ -160,6 +160,7 @@ def stage(
     data: DataSet | None = None,
     config: TokenizerConfig = TOKENIZER,
     seed: int = 0,
+    begin: MultiScaleVQVAE | None = None,
     **changes: object,
 ) -> TokenizerStage:
     """A tokenizer about to be trained; every network it looks through is a `Tiny`."""
@@ -168,6 +169,7 @@ def stage(
         data or data_set(),
         recipe=recipe(settings, **changes),
         seed=seed,
+        begin=begin,
         precision="fp32",
         perceptual=PerceptualDistance(Tiny()),
         backbone=Tiny(seed=1),

@@ -21,6 +21,7 @@ from nextscale.data import DataSet, Pictures
 from nextscale.features import FeatureNetwork
 from nextscale.features import load as load_features
 from nextscale.features.perceptual import PerceptualDistance
+from nextscale.files.checkpoint import fingerprint
 from nextscale.machine import distributed
 from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.scales import Scales
@@ -73,6 +74,7 @@ class TokenizerStage:
         data: pictures of the size the config asks for.
         recipe, seed: of the optimisation, of weights and data order.
         device, precision: where and in what the convnets compute; weights and quantizer stay float32.
+        begin: a tokenizer of the same config to go on from, instead of a random one; it is the one that is trained.
         perceptual: what the perceptual term measures with; None takes the packaged network.
         backbone: what a discriminator on features looks through; None takes the packaged network.
     """
@@ -88,13 +90,18 @@ class TokenizerStage:
         seed: int = 0,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
+        begin: MultiScaleVQVAE | None = None,
         perceptual: PerceptualDistance | None = None,
         backbone: FeatureNetwork | None = None,
     ) -> None:
         self.device = find_device(device)
         self.dtype = training_dtype(precision, self.device)
         self.data, self.recipe, self.seed = data, recipe, seed
-        self.model = MultiScaleVQVAE(config, seed=seed).to(self.device)
+        known: dict[str, object] = {}  # nothing of a random beginning, so that older runs continue
+        if begin is not None:
+            known["begin"] = fingerprint(begin.state_dict())  # before it is trained
+        self.begun = begin is not None
+        self.model = (begin or MultiScaleVQVAE(config, seed=seed)).to(self.device)
         self.model.quantizer.codebook.requires_grad_(recipe.codebook.learning == "gradient")
         self.passed = distributed.wrapped(Autoencoder(self.model), idle=self._leaves_some_idle())
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
@@ -107,7 +114,7 @@ class TokenizerStage:
         if recipe.adversarial.discriminator == "features":
             self.backbone = backbone or load_features(device=self.device)
         self.adversary = self._adversary()
-        self.settings = {
+        self.settings = known | {
             "tokenizer": to_json(config),
             "data": data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
@@ -158,8 +165,8 @@ class TokenizerStage:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Before the first step: put the codes where residuals are, if the recipe says so."""
-        if self.recipe.codebook.start == "kmeans":
+        """Before the first step: put new codes where residuals are, if the recipe says so."""
+        if self.recipe.codebook.start == "kmeans" and not self.begun:
             world = distributed.world()
             share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
             order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]

@@ -508,3 +508,18 @@ def test_export_is_what_load_reads(first_stage, tmp_path: Path) -> None:
     assert loaded.config == stage.best_model.config
     for name, tensor in stage.best_model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+# ---- going on from a trained one -------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_a_trained_tokenizer(first_stage) -> None:
+    """Its weights are those at the start, its codes stay where they are, and the run is told from one from scratch."""
+    trained = MultiScaleVQVAE(toys.TOKENIZER, seed=7)
+    weights = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    stage = first_stage(begin=trained)
+    stage.prepare()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in stage.model.state_dict().items())
+    assert stage.settings["begin"] != first_stage(begin=MultiScaleVQVAE(toys.TOKENIZER, seed=8)).settings["begin"]
+    assert "begin" not in first_stage().settings
+    assert stage.update(0, 10).finite
