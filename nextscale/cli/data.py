@@ -52,8 +52,8 @@ def tell(found: DataSet) -> None:
         say(f"data: {line}")
     if found.broken:
         say(
-            f"data: {len(found.broken)} pictures cannot be read and are left out; the run's data.json and "
-            "--list-broken FILE name them"
+            f"data: {len(found.broken)} pictures cannot be read and are left out; --list-broken FILE names them, "
+            "as does the data.json of a run"
         )
 
 
