@@ -139,7 +139,7 @@ def test_a_killed_encoding_goes_on_to_the_same_files(
     nextscale, started: Callable[..., subprocess.Popen[str]], pictures: Path, run: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at three moments, one after the other; `test_tokens` looks at every state that a kill can leave."""
-    command = ["encode", pictures, "--tokenizer", run, "--views", 60, "--flip", "--shard", 60, "--batch", 2, "--out"]
+    command = ["encode", pictures, "--tokenizer", run, "--views", 40, "--flip", "--shard", 40, "--batch", 2, "--out"]
     out = tmp_path / "killed"
     for files in (1, 5, 10):
         process = started(*command, out)
@@ -170,7 +170,7 @@ def test_a_second_encoding_into_the_same_cache_is_refused(
 ) -> None:
     """One line that names the first: process, host and since when. The first one goes on."""
     out = tmp_path / "cache"
-    command = ["encode", pictures, "--tokenizer", run, "--views", 60, "--shard", 60, "--batch", 2, "--out", out]
+    command = ["encode", pictures, "--tokenizer", run, "--views", 40, "--shard", 40, "--batch", 2, "--out", out]
     process = started(*command)
     wait_for_parts(process, out, 1)
     process.send_signal(signal.SIGSTOP)  # so that it is not through before the second one has looked
