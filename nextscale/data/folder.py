@@ -26,7 +26,7 @@ from nextscale.data.pictures import Progress
 from nextscale.data.splits import Role, first_choice, roles_of_folders
 from nextscale.data.walk import OURS, LeftOut, Tree
 from nextscale.errors import InputError
-from nextscale.images import SUFFIXES
+from nextscale.images import KINDS
 
 EMPTY = "folder{s} without pictures"
 EVERY = 10_000  # pictures between two calls of `progress`
@@ -296,7 +296,7 @@ def _one_folder(root: Path, part: Part) -> Listing:
     """`root` with a share held out by the hash of the names, so that a new file moves few others."""
     if not part.groups:
         left = f" ({told})" if (told := str(LeftOut(part.left))) else ""
-        raise InputError(f"expected pictures ({', '.join(SUFFIXES)}) or .tar shards in {root}, found none{left}")
+        raise InputError(f"expected pictures ({KINDS}) or .tar shards in {root}, found none{left}")
     return _listing(root, part, None, told=BY_HASH, left=part.left)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from nextscale.data.walk import Tree, is_picture
 from nextscale.errors import InputError
-from nextscale.images import SUFFIXES
+from nextscale.images import KINDS
 
 NONE = "none"  # one class; `./none` is a file of that name
 COLUMNS = ("file", "label")
@@ -182,7 +182,7 @@ def _check_pictures(rows: Mapping[str, Row], path: Path, root: Path) -> None:
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(f"{where}: expected a path below {root}, got {row.file!r}")
         if not is_picture(inside.name):
-            raise InputError(f"{where}: expected a picture ({', '.join(SUFFIXES)}), got {row.file!r}")
+            raise InputError(f"{where}: expected a picture ({KINDS}), got {row.file!r}")
         if os.path.isfile(f"{root}/{row.file}"):
             continue
         known = {plain(name) for name in Tree(root).names()[0]} if known is None else known

@@ -18,6 +18,7 @@ least one, is held out by the hash of their keys. A sample without a picture cou
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -37,10 +38,12 @@ from nextscale.data.splits import role_of_word, words_of
 from nextscale.data.tar import Member, members
 from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
 from nextscale.errors import InputError
-from nextscale.images import SUFFIXES
+from nextscale.images import KINDS, SUFFIXES
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 STATED = (".cls", ".json")  # the files that may state a class
+LONGEST = 255  # characters of a class
+MOST_TEXT = 2**24  # bytes of a file that states one
 LABEL_KEYS = ("label", "class", "cls")
 LISTS = ("classes.txt", "classes.json")
 MOST, NESTED = 1_000_000, 60  # names that a pattern may stand for, pairs of braces in it
@@ -79,6 +82,8 @@ class Sample:
 
     def open(self) -> BinaryIO:
         """See `nextscale.data.listing.Item`."""
+        if self.picture.size < 0:
+            raise FileNotFoundError(errno.ENOENT, "a sample without a picture of its own")
         return self.picture.open()
 
 
@@ -332,10 +337,10 @@ def _read(
     for samples, gone in in_threads(partial(_samples, root=root, suffixes=suffixes), paths, progress=progress):
         found += samples
         left.update(gone)
-    if not any(sample.picture.size for sample in found):
+    if not any(sample.picture.size > 0 for sample in found):
         some = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         told = f" ({LeftOut(left)})" if left else ""
-        raise InputError(f"expected samples with a picture ({', '.join(SUFFIXES)}) in {some}, found none{told}")
+        raise InputError(f"expected samples with a picture ({KINDS}) in {some}, found none{told}")
     return found
 
 
@@ -376,7 +381,7 @@ def _found(key: str, files: dict[str, Member], *, path: Path, shard: str) -> Fou
     pictures = [files[suffix] for suffix in SUFFIXES if suffix in files]
     if len(pictures) > 1:
         raise InputError(f"expected one picture a key in {path}, got {pictures[0].name} and {pictures[1].name}")
-    picture = pictures[0] if pictures else Member(path, key, 0, 0)  # nothing to read, and so unreadable
+    picture = pictures[0] if pictures else Member(path, key, 0, -1)  # nothing to read, and so unreadable
     return Found(key=key, name=f"{shard}/{picture.name}", picture=picture, stated=_stated(files))
 
 
@@ -401,6 +406,10 @@ def _stated(files: dict[str, Member]) -> Class | None:
 def _class(value: Any, member: Member) -> Class:
     if isinstance(value, str) and value.strip():
         name = value.strip()
+        if len(name) > LONGEST:
+            raise InputError(
+                f"expected a class of at most {LONGEST} characters in {member.name} of {member.tar}, got {len(name):,}"
+            )
         return int(name) if re.fullmatch(r"-?[0-9]+", name) else name
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -408,6 +417,10 @@ def _class(value: Any, member: Member) -> Class:
 
 
 def _text(member: Member) -> str:
+    if member.size > MOST_TEXT:
+        raise InputError(
+            f"expected at most {MOST_TEXT:,} bytes of text in {member.name} of {member.tar}, got {member.size:,}"
+        )
     try:
         with member.open() as stream:
             return stream.read().decode("utf-8-sig")

@@ -631,3 +631,17 @@ def test_progress_is_told(tmp_path: Path) -> None:
     put(tmp_path / "a.tar", samples(range(3)))
     data.load(tmp_path, height=16, width=16, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 1)] + [(done, 3) for done in range(1, 4)] * 2
+
+
+def test_a_class_of_any_length_is_told_in_one_line(tmp_path: Path) -> None:
+    """5,000 digits are no number that Python reads."""
+    put(tmp_path / "a.tar", [*samples(range(3)), *sample(3, "9" * 5000)])
+    with pytest.raises(InputError, match=r"a class of at most 255 characters in 0003\.cls of .*, got 5,000$"):
+        load(tmp_path)
+
+
+def test_a_sample_without_a_picture_is_called_so(tmp_path: Path) -> None:
+    """Its class alone, or pictures in named fields, are none of its own."""
+    put(tmp_path / "a.tar", [*samples(range(3)), ("9.cls", b"cat"), ("9.left.png", picture(9))])
+    with pytest.raises(InputError, match="got 1 of 4 .*: a.tar/9; the first: a sample without a picture of its own"):
+        load(tmp_path)
