@@ -68,7 +68,7 @@ FORMATS = {
 }
 _COMMON = (".jpg", ".jpeg", ".png", ".webp")  # named first in messages
 SUFFIXES = tuple(dict.fromkeys(_COMMON + sum(FORMATS.values(), ())))  # of the files that are taken for pictures
-KINDS = ".jpg, .png, .webp, .tif, .gif or another format that Pillow decodes"  # for messages
+KINDS = ".jpg, .jpeg, .png, .webp, .tif, .gif or another format that Pillow decodes"  # for messages
 MOST_BYTES = 2**31  # of a file: some decoders read it whole
 LONGEST = 16  # of pictures longer than 1:16 the ends are cut off before they are scaled
 Given = Tensor | np.ndarray | Image.Image | Sequence["Given"]
