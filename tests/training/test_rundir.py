@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,6 +378,7 @@ def test_tensorboard_shows_every_step_once(first_stage, tmp_path: Path) -> None:
         last = next(events)
     events.close()
     assert last.step == 5
+    time.sleep(1)  # tensorboard orders its files by the second in which they were begun, then by text: 100 before 99
     list(train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=2))
     log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
