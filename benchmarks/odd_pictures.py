@@ -3,7 +3,7 @@
     python benchmarks/odd_pictures.py --count 1000 --size 256
 
 The files are made here, one bit a pixel, so that they are small; each is decoded as training does it, in threads, and
-let go of. Printed are the peak of the process, what it had before, and the bound that `nextscale.images` states.
+freed. Printed are the peak of the process, what it had before, and the bound that `nextscale.images` states.
 """
 
 from __future__ import annotations
