@@ -24,11 +24,11 @@ from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
 from nextscale.images import Given, as_batch, from_unit, save, to_pil, to_unit
-from nextscale.machine.precision import Precision, find_device, find_dtype
+from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import loop
-from nextscale.sampling.engine import Engine, make_engine, signature
+from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
-from nextscale.sampling.loop import Choice, Painted
+from nextscale.sampling.loop import Choice
 from nextscale.sampling.memory import image_bytes
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
@@ -114,6 +114,13 @@ class Step:
         return self._pipeline.show(self._canvas)
 
 
+def _shown(engine: Engine, canvas_BCHW: Tensor) -> Tensor:
+    """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
+    with torch.inference_mode(), exact():
+        images = to_unit(engine.paint(canvas_BCHW))
+    return images.clone()
+
+
 def _numbered(stems: Iterable[str]) -> list[str]:
     """Equal ones are numbered: the same picture asked for twice, or with other settings in between."""
     seen: Counter[str] = Counter()
@@ -130,9 +137,12 @@ class Pipeline:
     Arguments:
         tokenizer, transformer: models that belong together (same scales and codebook), else `InputError`.
         classes: a name a class; their numbers when None.
-        device: where both go.
-        precision: "auto" takes bfloat16 where the hardware multiplies it fast. The blocks of `transformer` are then
-            converted, in place, and held in bfloat16; the tokenizer stays float32, its decoder runs in bfloat16.
+        device: where both run; a model that is elsewhere is copied there.
+        precision: what the blocks and the decoder compute in; "auto" takes bfloat16 where the hardware multiplies it
+            fast. Encoder and quantizer always compute in float32.
+
+    The two models are never changed. What is computed in another format than it is held in belongs to the pipeline and
+    is made on the first picture; a model that is on `device` is shared, so that the pipeline follows its training.
     """
 
     def __init__(
@@ -150,12 +160,10 @@ class Pipeline:
             raise InputError(f"classes: expected {transformer.config.classes} names, got {len(names)}")
         self.device = find_device(device)
         self.dtype = find_dtype(precision, self.device)
-        self.tokenizer = tokenizer.to(self.device)
-        self.transformer = transformer.to(self.device)
-        if self.dtype != torch.float32:
-            self.transformer.lower_precision(self.dtype)
+        self.tokenizer = on_device(tokenizer, self.device)
+        self.transformer = on_device(transformer, self.device)
         self.classes = names
-        self._engine: Engine | None = None
+        self._engines = Engines()
 
     def __repr__(self) -> str:
         """One line: model, size, classes, device, precision."""
@@ -168,22 +176,26 @@ class Pipeline:
         )
 
     def to(self, device: str | torch.device) -> Pipeline:
-        """Move both models to `device`, in the precision they have; returns this pipeline.
+        """Run on `device` from now on; returns this pipeline. A model that is elsewhere is replaced by a copy there.
 
         Raises `InputError` for a device that is not there, and for leaving "meta", where there are shapes alone.
         """
         device = find_device(device)
         if self.device.type == "meta" != device.type:
             raise InputError(f"device: expected weights to move to {device}, got shapes alone, on meta")
-        self._engine = None  # before the models move: not two copies at a time
-        self.tokenizer.to(device)
-        self.transformer.to(device)
+        self.refresh()  # before the models are copied: not two engines at a time
+        self.tokenizer, self.transformer = on_device(self.tokenizer, device), on_device(self.transformer, device)
         self.device = device
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without the engine, which is made again where it is needed."""
-        return {**vars(self), "_engine": None}
+    def refresh(self) -> None:
+        """Make what sampling holds copies of anew before the next picture.
+
+        Changed weights are noticed without it: whatever torch counts as a write; and of what it does not count (fused
+        optimizers, `.data`, tensors made in inference mode) all that reaches a thirty-second of a weight. This is for a
+        write through `.data` to fewer values.
+        """
+        self._engines.drop()
 
     # -- where pipelines come from and go ------------------------------------------------------------------------------
 
@@ -191,17 +203,23 @@ class Pipeline:
     def from_preset(
         cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
-        """Random weights in the shape of a preset (shapes alone on "meta"). Raises `InputError` for an unknown name."""
-        preset = presets.get(name)
-        given = None if find_device(device).type == "meta" else seed
-        models = MultiScaleVQVAE(preset.tokenizer, seed=given), VAR(preset.transformer, seed=given)
-        return cls(*models, device=device, precision=precision)
+        """Random weights in the shape of a preset (shapes alone on "meta"), blocks held in `precision`.
+
+        Raises `InputError` for an unknown name.
+        """
+        preset, place = presets.get(name), find_device(device)
+        given = None if place.type == "meta" else seed
+        transformer = VAR(preset.transformer, seed=given).lower_precision(find_dtype(precision, place))
+        tokenizer = MultiScaleVQVAE(preset.tokenizer, seed=given)
+        return cls(tokenizer, transformer, device=place, precision=precision)
 
     @classmethod
     def load(
         cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
         """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote; or on the hub.
+
+        The blocks are held in `precision`: in half of the memory where that is bfloat16.
 
         Raises `InputError` when files are missing, damaged, or do not fit each other.
         """
@@ -267,7 +285,8 @@ class Pipeline:
         requests, weights = self._requests(labels, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        done = [self._paint(self._walk(part, weights, choice)) for part in parts]
+        engine = self.engine()
+        done = [self._paint(engine, self._walk(engine, part, weights, choice)) for part in parts]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
 
@@ -285,8 +304,7 @@ class Pipeline:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
-        steps = self._walk(requests, weights, choice)
-        return (Step(step.scale, step.tokens, requests, self, step.canvas) for step in steps)
+        return self._walk(self.engine(), requests, weights, choice)
 
     def _requests(
         self,
@@ -314,36 +332,38 @@ class Pipeline:
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
 
-    def _walk(self, requests: Sequence[Request], weights: Sequence[float], choice: Choice) -> Iterator[Painted]:
+    def _walk(
+        self, engine: Engine, requests: tuple[Request, ...], weights: Sequence[float], choice: Choice
+    ) -> Iterator[Step]:
         walk = loop.generate(
-            self.engine().transformer,
-            self.tokenizer.quantizer,
+            engine.transformer,
+            engine.tokenizer.quantizer,
             [request.label for request in requests],
             [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
         )
-        # copied outside of inference mode, so that callers get tensors they may do anything with
-        return (Painted(step.scale, step.tokens.clone(), step.canvas.clone()) for step in walk)
+        while True:
+            with exact():  # not while the caller has the step
+                painted = next(walk, None)
+            if painted is None:
+                return
+            # copied outside of inference mode, so that callers get tensors they may do anything with
+            yield Step(painted.scale, painted.tokens.clone(), requests, self, painted.canvas.clone())
 
-    def _paint(self, walk: Iterator[Painted]) -> tuple[Tensor, Tensor]:
+    def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
         """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
         steps = list(walk)
         tokens_BL = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
-        return self.show(steps[-1].canvas), tokens_BL
+        return _shown(engine, steps[-1]._canvas), tokens_BL
 
     def engine(self) -> Engine:
-        """What sampling runs, made on first use and anew whenever weights have changed."""
-        if self._engine is None or self._engine.signature != signature(self.tokenizer, self.transformer):
-            self._engine = None  # not two at a time
-            self._engine = make_engine(self.tokenizer, self.transformer, self.dtype)
-        return self._engine
+        """What sampling runs, made on first use and anew whenever weights have changed (see `refresh`)."""
+        return self._engines.of(self.tokenizer, self.transformer, self.dtype)
 
     def show(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
-        with torch.inference_mode():
-            images = to_unit(self.engine().paint(canvas_BCHW))
-        return images.clone()
+        return _shown(self.engine(), canvas_BCHW)
 
     @torch.no_grad()
     def reconstruct(self, images: Given, through: int | None = None) -> Tensor:

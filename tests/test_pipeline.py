@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales
+from nextscale.images import to_unit
 
 Make = Callable[..., Any]
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
@@ -210,15 +212,97 @@ def test_stream_that_is_given_up_leaves_the_pipeline_usable(pipe: Pipeline, unto
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 
-def test_bf16_holds_the_blocks_low_and_the_rest_in_float32(make_tokenizer: Make, make_transformer: Make) -> None:
+def test_loaded_in_bf16_the_blocks_are_held_low_and_the_rest_in_float32(saved: Path) -> None:
     """The tokenizer whole, and of the transformer the head and the embeddings; pictures come out in float32."""
-    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+    pipe = Pipeline.load(saved, precision="bf16")
     for name, tensor in weights(pipe).items():
         low = name.startswith("transformer.blocks.")
         assert tensor.dtype == (torch.bfloat16 if low else torch.float32), name
     out = pipe.generate([1, 2])
     assert out.images.dtype == torch.float32
     assert 0 <= out.images.min() < out.images.max() <= 1
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_models_that_are_given_are_shared_and_never_changed(
+    make_tokenizer: Make, make_transformer: Make, precision: Any, lowered: bool
+) -> None:
+    """By making, sampling and moving; what is computed in another format than it is held in belongs to the pipeline."""
+    tokenizer, transformer = make_tokenizer(), make_transformer()
+    if lowered:
+        transformer.lower_precision(torch.bfloat16)
+    pipe = Pipeline(tokenizer, transformer, precision=precision)
+    assert pipe.tokenizer is tokenizer
+    assert pipe.transformer is transformer
+    before = {name: tensor.clone() for name, tensor in weights(pipe).items()}
+    places = [weight.data_ptr() for weight in (*tokenizer.parameters(), *transformer.parameters())]
+    pipe.generate([1])
+    pipe.to("meta").generate([1])
+    assert all(weight.is_meta for weight in weights(pipe).values())
+    after = weights(Pipeline(tokenizer, transformer))
+    assert [weight.data_ptr() for weight in (*tokenizer.parameters(), *transformer.parameters())] == places
+    assert all(
+        tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]) for name, tensor in after.items()
+    )
+    assert all(weight.requires_grad for weight in (*tokenizer.parameters(), *transformer.parameters()))
+
+
+def test_pipelines_that_share_a_transformer_do_not_disturb_each_other(
+    make_tokenizer: Make, make_transformer: Make
+) -> None:
+    """Each draws the tokens, and shows the precision, that it draws and shows alone, whichever is made first."""
+    labels: list[int | str] = [0, 1, 2, 3, 4, 5]
+    alone = {
+        precision: Pipeline(make_tokenizer(), make_transformer(), precision=precision).generate(labels)
+        for precision in ("fp32", "bf16")
+    }
+    assert not torch.equal(alone["fp32"].images, alone["bf16"].images)
+    for order in (("fp32", "bf16"), ("bf16", "fp32")):
+        models = make_tokenizer(), make_transformer()
+        pipes = {precision: Pipeline(*models, precision=precision) for precision in order}  # type: ignore[arg-type]
+        for precision in (*order, *order):
+            out = pipes[precision].generate(labels)
+            assert torch.equal(out.tokens, alone[precision].tokens)
+            assert torch.equal(out.images, alone[precision].images)
+
+
+def test_float32_of_a_transformer_held_low_is_computed_in_float32(make_tokenizer: Make, make_transformer: Make) -> None:
+    """With the values that it holds, as if they had been held in float32."""
+    low, rounded = make_transformer().lower_precision(torch.bfloat16), make_transformer()
+    rounded.load_state_dict({name: weight.float() for name, weight in low.state_dict().items()})
+    pipe = Pipeline(make_tokenizer(), low, precision="fp32")
+    assert repr(pipe).endswith("in float32)")
+    assert pipe.engine().transformer.compute_dtype == torch.float32
+    expected = Pipeline(make_tokenizer(), rounded, precision="fp32").generate([0, 1, 2, 3, 4])
+    assert torch.equal(pipe.generate([0, 1, 2, 3, 4]).images, expected.images)
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+def test_float32_means_float32_whatever_torch_is_told(pipe: Pipeline, images: Tensor, untouched: Make) -> None:
+    """After `set_float32_matmul_precision`, too, which stays as it was: between steps, and after an exception."""
+    given = pipe.tokenizer.decode(pipe.tokenizer.encode(images))
+    expected = pipe.generate([0, 1, 2], smooth=True), pipe.reconstruct(to_unit(images))
+    with products_in("medium"), untouched():
+        assert torch.equal(pipe.tokenizer.decode(pipe.tokenizer.encode(images)), given)
+        assert torch.equal(pipe.generate([0, 1, 2], smooth=True).images, expected[0].images)
+        assert torch.equal(pipe.reconstruct(to_unit(images)), expected[1])
+        for step in pipe.stream([0, 1, 2], smooth=True):
+            assert torch.get_float32_matmul_precision() == "medium"
+            last = step.preview()
+        assert torch.equal(last, expected[0].images)
+        with pytest.raises(InputError):
+            pipe.tokenizer.decode(torch.full((1, 30), 99))
 
 
 def test_bf16_paints_nearly_the_same_picture(make_tokenizer: Make, make_transformer: Make, pipe: Pipeline) -> None:
@@ -240,7 +324,8 @@ def test_saved_pipeline_is_loaded_bit_for_bit(
     """Every tensor in its format, both configs, the names; and it draws the same picture."""
     scales = Scales([1, (2, 1), (3, 2), (4, 6)])
     models = make_tokenizer(scales=scales), make_transformer(scales=scales, shared_modulation=shared)
-    pipe = Pipeline(*models, classes=NAMES, precision=precision)
+    Pipeline(*models, classes=NAMES, precision="fp32").save(tmp_path / "held in float32")
+    pipe = Pipeline.load(tmp_path / "held in float32", precision=precision)
     pipe.save(tmp_path)
     loaded = Pipeline.load(tmp_path, precision=precision)
     assert_same_weights(pipe, loaded)
@@ -257,7 +342,7 @@ def test_float32_files_load_in_bf16_as_if_lowered_afterwards(
 ) -> None:
     """Rounded once; and what is saved in bfloat16 loads in float32 with the rounded values."""
     low = Pipeline.load(saved, precision="bf16")
-    assert_same_weights(low, Pipeline(make_tokenizer(), make_transformer(), precision="bf16"))
+    assert_same_weights(low, Pipeline(make_tokenizer(), make_transformer().lower_precision(torch.bfloat16)))
     low.save(saved)
     high = Pipeline.load(saved, precision="fp32")
     assert all(tensor.dtype == torch.float32 for tensor in weights(high).values())
