@@ -1,6 +1,7 @@
 """Pipeline: a tokenizer, the transformer that goes with it, and the names of the classes.
 
-What people hold in their hands: generate, stream, reconstruct, save, load. Images leave it in [0, 1].
+What people hold in their hands: generate, stream, reconstruct, save, load. Images go in and come out in [0, 1]; the
+models inside work in [-1, 1].
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nextscale import hub, presets
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
-from nextscale.images import Given, as_batch, from_unit, save, to_pil, to_unit
+from nextscale.images import UNIT, Given, as_batch, from_unit, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import loop
 from nextscale.sampling.engine import Engine, Engines
@@ -367,17 +368,17 @@ class Pipeline:
 
     @torch.no_grad()
     def reconstruct(self, images: Given, through: int | None = None) -> Tensor:
-        """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [-1, 1].
+        """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [0, 1].
 
         Arguments:
-            images: (B, 3, H, W), floats in [-1, 1] or uint8, as tensor or array, or Pillow images: see
+            images: (B, 3, H, W), floats in [0, 1] or uint8, as tensor or array, or Pillow images: see
                 `images.as_batch`.
 
         Raises `InputError` for another size, another dtype, and floats out of range.
         """
         size = self.tokenizer.config
-        images_B3HW = as_batch(images, height=size.height, width=size.width)
-        return self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through)
+        images_B3HW = as_batch(images, height=size.height, width=size.width, within=UNIT)
+        return to_unit(self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through))
 
     def label(self, name: int | str) -> int:
         """The number of a class, from its name or number; the number of classes itself means "no class"."""
