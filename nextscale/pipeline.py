@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import hub, presets
-from nextscale.config import TransformerConfig, check_pair, from_json, to_json
+from nextscale.config import TransformerConfig, check_classes, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
 from nextscale.images import UNIT, Given, as_batch, from_unit, save, to_pil, to_unit
@@ -137,7 +138,7 @@ class Pipeline:
 
     Arguments:
         tokenizer, transformer: models that belong together (same scales and codebook), else `InputError`.
-        classes: a name a class; their numbers when None.
+        classes: a name a class, each another, else `InputError`; their numbers when None.
         device: where both run; a model that is elsewhere is copied there.
         precision: what the blocks and the decoder compute in; "auto" takes bfloat16 where the hardware multiplies it
             fast. Encoder and quantizer always compute in float32.
@@ -156,14 +157,11 @@ class Pipeline:
         precision: Precision = "auto",
     ) -> None:
         check_pair(tokenizer.config, transformer.config)
-        names = _numbers(transformer.config.classes) if classes is None else tuple(classes)
-        if len(names) != transformer.config.classes:
-            raise InputError(f"classes: expected {transformer.config.classes} names, got {len(names)}")
         self.device = find_device(device)
         self.dtype = find_dtype(precision, self.device)
         self.tokenizer = on_device(tokenizer, self.device)
         self.transformer = on_device(transformer, self.device)
-        self.classes = names
+        self.classes = _numbers(transformer.config.classes) if classes is None else tuple(classes)
         self._engines = Engines()
 
     def __repr__(self) -> str:
@@ -175,6 +173,16 @@ class Pipeline:
             f"Pipeline(VAR-d{model.depth}, {model.parameters / 1e6:.1f} M parameters, {size.height}x{size.width} px, "
             f"{model.classes} classes{shown}{more}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
         )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: tuple[str, ...]) -> None:
+        check_classes(names, self.transformer.config.classes)
+        self._classes = tuple(names)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Run on `device` from now on; returns this pipeline. A model that is elsewhere is replaced by a copy there.
@@ -270,7 +278,8 @@ class Pipeline:
         """Sample one image a label.
 
         Arguments:
-            labels: class names or numbers; the number of classes itself means "no class". One alone is for every seed.
+            labels: of classes, a string by its name, an integer by its number; the number of classes itself means "no
+                class". One alone is for every seed.
             seeds: one integer an image; one alone counts up from there: s, s + 1 ...; 0, 1, 2 ... when None. Seed i and
                 label i alone decide image i.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
@@ -381,20 +390,39 @@ class Pipeline:
         return to_unit(self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through))
 
     def label(self, name: int | str) -> int:
-        """The number of a class, from its name or number; the number of classes itself means "no class"."""
-        if isinstance(name, str) and name in self.classes:
-            return self.classes.index(name)
-        if isinstance(name, str) and (alike := [n for n in self.classes if _same(n, name)]):
-            return self.classes.index(alike[0])
-        try:
-            number = int(name) if isinstance(name, str) else operator.index(name)
-        except (ValueError, TypeError):
-            raise InputError(f"label: expected one of {', '.join(self.classes[:12])}, got {name!r}") from None
+        """The number of a class: a string is its name, an integer the number itself.
+
+        The number of classes means "no class". Raises `InputError` for what is neither, with the nearest names.
+        """
+        if isinstance(name, str):
+            return self._named(name)
+        number = _integer(name)
+        if number is None:
+            raise InputError(f"label: expected the name of a class or its number, got {name!r}")
         if not 0 <= number <= len(self.classes):
+            told = number if abs(number) < 10**18 else f"one of {number.bit_length()} bits"
             raise InputError(
-                f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {number}"
+                f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {told}"
             )
         return number
+
+    def _named(self, name: str) -> int:
+        if name in self.classes:
+            return self.classes.index(name)
+        for number, known in enumerate(self.classes):
+            if _same(known, name):
+                return number
+        some = ", ".join([*self.classes[:12], *(["..."] if len(self.classes) > 12 else [])])
+        raise InputError(f"label: expected one of {some}, got {name[:60]!r}{_meant(name, self.classes)}")
+
+
+def _meant(name: str, classes: Sequence[str]) -> str:
+    """What is perhaps meant by a name that no class has."""
+    if re.fullmatch("[0-9]{1,9}", name) and int(name) <= len(classes):
+        return f"; the class of this number is the integer {int(name)}"
+    lower = {known.casefold(): known for known in classes}
+    close = [lower[found] for found in get_close_matches(name.casefold(), lower, n=3)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _same(name: str, asked: str) -> bool:

@@ -196,7 +196,11 @@ def test_a_pillow_image_may_have_any_size_and_mode(pipe: Pipeline) -> None:
         ("tokenizer", lambda unit: unit * 255, r"got 0 \.\. 255; x / 127\.5 - 1 brings \[0, 255\] there$"),
         ("tokenizer", lambda unit: (unit * 2 - 1) * 1.02, r"expected floats in \[-1, 1\], got -1\.02 \.\. 1\.02$"),
         ("tokenizer", lambda unit: unit * float("nan"), r"got nan \.\. nan$"),
-        ("tokenizer", lambda unit: unit.clone().index_fill_(0, torch.tensor(0), float("inf")), r"got 0 \.\. inf$"),
+        (
+            "tokenizer",
+            lambda unit: unit.clone().index_fill_(0, torch.tensor(0), float("inf")),
+            r"got (0|inf) \.\. inf$",
+        ),
         ("pipeline", lambda unit: unit * 255, r"got 0 \.\. 255; x / 255 brings \[0, 255\] there$"),
         ("pipeline", lambda unit: unit * 2 - 1, r"got -1 \.\. 1; \(x \+ 1\) / 2 brings \[-1, 1\] there$"),
         ("pipeline", lambda unit: unit * 1.01, r"expected floats in \[0, 1\], got 0 \.\. 1\.01$"),

@@ -104,20 +104,80 @@ def test_seeds_count_from_zero_when_none_are_given(pipe: Pipeline) -> None:
 
 
 def test_labels_are_names_or_numbers(pipe: Pipeline) -> None:
-    """A name, its number, the number as text or from an array; the number of classes is "no class"."""
-    for label in ("dog", 3, "3", np.int64(3), torch.tensor(3)):
+    """A name, or a number, also from an array; the number of classes is "no class"."""
+    for label in ("dog", 3, np.int64(3), torch.tensor(3)):
         assert pipe.label(label) == 3  # type: ignore[arg-type]
     assert pipe.label(5) == 5
     assert torch.equal(pipe.generate(["dog"]).tokens, pipe.generate([3]).tokens)
     assert not torch.equal(pipe.generate([5]).tokens, pipe.generate([3]).tokens)
 
 
-@pytest.mark.parametrize("label", [6, -1, "wolf", "6", "", 2.5, None, float("nan"), float("inf")], ids=repr)
+def test_a_string_is_a_name_and_an_integer_a_number(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
+    """Also where classes are called like the numbers of others."""
+    pipe = Pipeline(tokenizer, transformer, classes=["1", "2", "3", "4", "5"], precision="fp32")
+    assert [pipe.label(label) for label in ("3", 3, "5", 5)] == [2, 3, 4, 5]
+    assert [request.name for request in pipe.generate(["3", 3]).requests] == ["3", "4"]
+    assert torch.equal(pipe.generate(["3"]).tokens, pipe.generate([2]).tokens)
+    numbered = Pipeline(tokenizer, transformer, precision="fp32")
+    assert [numbered.label(label) for label in ("3", 3, 5)] == [3, 3, 5]
+    with pytest.raises(InputError, match="expected one of 0, 1, 2, 3, 4, got '5'; the class of this number is the int"):
+        numbered.label("5")
+
+
+@pytest.mark.parametrize("label", [6, -1, 2**16000, "wolf", "6", "", 2.5, None, float("nan"), float("inf")], ids=type)
 def test_labels_that_are_no_class_are_refused(pipe: Pipeline, label: Any) -> None:
     """At the call, in one line that says which there are."""
+    expected = r"^label: expected (0 \.\. 4 \(or 5: no class\)|one of ant, bee|the name of a class or its number)"
     for door in (pipe.generate, pipe.stream):
-        with pytest.raises(InputError, match=r"^label: expected (0 \.\. 4 \(or 5: no class\)|one of ant, bee)"):
+        with pytest.raises(InputError, match=expected):
             door([label])
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("dgo", "; did you mean dog?"),
+        ("EELS", "; did you mean eel?"),
+        ("bees", "; did you mean bee?"),
+        ("2", "; the class of this number is the integer 2"),
+        ("giraffe", ""),
+        ("99", ""),
+        ("9" * 5000, ""),
+        ("\N{SUPERSCRIPT TWO}", ""),
+    ],
+)
+def test_a_mistyped_class_gets_the_nearest_names(pipe: Pipeline, asked: str, hint: str) -> None:
+    """Whatever their case; text that is a number gets the number."""
+    with pytest.raises(InputError) as refused:
+        pipe.label(asked)
+    assert str(refused.value) == f"label: expected one of ant, bee, cat, dog, eel, got {asked[:60]!r}{hint}"
+
+
+def test_a_long_list_of_classes_is_cut(tokenizer: MultiScaleVQVAE, make_transformer: Make) -> None:
+    """Behind the first twelve; the nearest names are looked for among all, three at most."""
+    names = [f"breed {number}" for number in range(1000)]
+    pipe = Pipeline(tokenizer, make_transformer(classes=1000, depth=1), classes=names, precision="fp32")
+    with pytest.raises(InputError, match=r"breed 11, \.\.\., got 'breed 9995'; did you mean breed 999 or .* or .*\?$"):
+        pipe.label("breed 9995")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["ant", "bee"], "^classes: expected 5 names, got 2$"),
+        (["ant", "bee", "cat", "bee", "eel"], "^classes: expected every name once, got 'bee' for 1 and 3$"),
+    ],
+)
+def test_classes_that_do_not_say_which_is_meant_are_refused(
+    tokenizer: MultiScaleVQVAE, transformer: VAR, names: list[str], told: str
+) -> None:
+    """When a pipeline is made, when it is given other names, and when one is loaded."""
+    with pytest.raises(InputError, match=told):
+        Pipeline(tokenizer, transformer, classes=names)
+    pipe = Pipeline(tokenizer, transformer, classes=NAMES)
+    with pytest.raises(InputError, match=told):
+        pipe.classes = tuple(names)
+    assert pipe.classes == tuple(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -399,6 +459,7 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     "config.json: expected JSON": lambda d: cut(d / "config.json"),
     "expected classes to be a list of names, got 5": lambda d: change(d, "classes", 5),
     r"classes: expected 5 names, got 1": lambda d: change(d, "classes", ["ant"]),
+    "classes: expected every name once, got 'ant' for 0 and 4": lambda d: change(d, "classes", [*NAMES[:4], "ant"]),
     "config of transformer: expected an object, got list": lambda d: change(d, "transformer", []),
     "config of transformer: depth: expected int, got '3'": lambda d: change(d, "transformer", "3", "depth"),
     r"weights do not fit the VAR: .* is not expected": lambda d: change(d, "transformer", 2, "depth"),
@@ -447,11 +508,9 @@ def test_no_model_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_belong_together_are_refused(tokenizer: MultiScaleVQVAE, make_transformer: Make) -> None:
-    """Nor do the wrong number of names."""
+    """With every difference."""
     with pytest.raises(InputError, match="do not belong together: codebook_size 64 and 65$"):
         Pipeline(tokenizer, make_transformer(codebook_size=65))
-    with pytest.raises(InputError, match="^classes: expected 5 names, got 2$"):
-        Pipeline(tokenizer, make_transformer(), classes=["ant", "bee"])
 
 
 def test_public_names_are_the_real_ones() -> None:
