@@ -486,6 +486,48 @@ def _from_array(array: np.ndarray) -> Tensor:
         raise InputError(f"images: expected uint8 or floats, got an array of {array.dtype}") from None
 
 
+def as_mask(given: Given, *, height: int, width: int) -> Tensor:
+    """What to repaint, in any of the usual forms -> (B, 1, H, W) float32, 1 = repaint, 0 = keep, between them both.
+
+    Arguments:
+        given: Pillow images of any size, scaled to this one: white on black, or drawn with transparency around it,
+            whose alpha counts; tensors or arrays (H, W), (B, H, W) or (B, 1, H, W), bool, floats in [0, 1] or uint8,
+            of which 255 is 1 unless there is nothing above 1; or a list of these.
+
+    Raises `InputError` for another shape or dtype, and for floats out of range.
+    """
+    if isinstance(given, Image.Image):
+        return _mask_of_image(given, height=height, width=width)
+    if isinstance(given, list | tuple):
+        if not given:
+            raise InputError("mask: expected at least one, got none")
+        return torch.cat([as_mask(one, height=height, width=width) for one in given])
+    tensor = _from_array(given) if isinstance(given, np.ndarray) else given
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"mask: expected a tensor, an array or a Pillow image, got {type(given).__name__}")
+    batch = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor[None, None] if tensor.ndim == 2 else tensor
+    kinds = batch.dtype in (torch.bool, torch.uint8) or batch.is_floating_point()
+    if batch.ndim != 4 or batch.shape[1:] != (1, height, width) or not kinds:
+        got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        wanted = f"({height}, {width}) or (batch, {height}, {width}), bool, float in [0, 1] or uint8"
+        raise InputError(f"mask: expected shape {wanted}, got {got}")
+    floats = batch.float()
+    low, high = (float(end) for end in floats.aminmax()) if floats.numel() else (0.0, 0.0)
+    if batch.dtype == torch.uint8 and high > 1:
+        return floats / 255
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"mask: expected floats in [0, 1], got {low:.4g} .. {high:.4g}")
+    return floats
+
+
+def _mask_of_image(image: Image.Image, *, height: int, width: int) -> Tensor:
+    """Its alpha where some of it is transparent, else its brightness."""
+    alpha = np.array(image.convert("RGBA").getchannel("A"))
+    seen = Image.fromarray(alpha) if alpha.min() < 255 else image.convert("L")
+    levels = np.array(seen.resize((width, height), Image.Resampling.BOX))
+    return torch.from_numpy(levels).float()[None, None] / 255
+
+
 def check_range(floats: Tensor, within: Range = SIGNED) -> None:
     """Raise `InputError` where floats leave their range by more than rounding, or are no numbers.
 

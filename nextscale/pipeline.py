@@ -25,9 +25,9 @@ from nextscale import hub, presets
 from nextscale.config import TransformerConfig, check_classes, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
-from nextscale.images import UNIT, Given, as_batch, from_unit, save, to_pil, to_unit
+from nextscale.images import UNIT, Given, as_batch, as_mask, from_unit, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
-from nextscale.sampling import loop
+from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
 from nextscale.sampling.loop import Choice
@@ -316,6 +316,72 @@ class Pipeline:
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
         return self._walk(self.engine(), requests, weights, choice)
 
+    @torch.no_grad()
+    def edit(
+        self,
+        images: Given,
+        mask: Given | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        *,
+        count: int = 1,
+        leak_free: bool = True,
+        keep_scales: int = 0,
+        feather: int = 0,
+        composite: bool = True,
+        guidance: float | Guidance = 1.5,
+        top_k: int = 900,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+        smooth: bool = False,
+    ) -> Generated:
+        """Repaint a part of each picture, or its fine scales: `count` results of the first, then of the next.
+
+        Arguments:
+            images: N pictures, as `reconstruct` takes them.
+            mask: one for all or one a picture, 1 or True where it is repainted, in between a mixture (see
+                `images.as_mask`). None repaints everything, but for what `keep_scales` keeps.
+            labels: of classes, one for all results or one a result, as `generate` takes them; None is no class.
+            seeds: one a result; one alone counts up from there; 0, 1, 2 ... when None.
+            leak_free: nothing of what is repainted reaches the result: the encoder sees it filled from around it, and
+                coarse tokens that see it are drawn. Otherwise the encoder sees it, and may tell of it.
+            keep_scales: so many coarse scales are kept inside the mask too, whatever `leak_free` says: a variation.
+            feather: over how many pixels the edge of the mask is softened, on the side that is repainted.
+            composite: what is kept comes back bit for bit; otherwise as the decoder paints it.
+            guidance, top_k, top_p, temperature, smooth: see `generate`.
+
+        Raises `InputError` for pictures or masks of another shape or number, a value out of range, and whatever
+        `generate` refuses.
+        """
+        size = self.tokenizer.config
+        _check_edit(count=count, feather=feather, keep_scales=keep_scales, scales=len(size.scales))
+        signed = as_batch(images, height=size.height, width=size.width, within=UNIT).to(self.device)
+        mask_B1HW = self._mask(mask, len(signed))
+        choice = Choice(top_k, top_p, temperature, smooth)
+        names = _spread(len(self.classes) if labels is None else labels, len(signed) * count)
+        requests, weights = self._requests(names, seeds, guidance, choice)
+        seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
+        keep = editing.kept(size.scales, mask_B1HW > 0, keep_scales=keep_scales)
+        signed, seen, mask_B1HW, *keep = (each.repeat_interleave(count, 0) for each in (signed, seen, mask_B1HW, *keep))
+        engine = self.engine()
+        change = editing.ResidualEdit(engine.tokenizer.quantizer, self.tokenizer.features(seen), keep)
+        painted, drawn_BL = self._paint(engine, self._walk(engine, requests, weights, choice, change))
+        if composite:
+            soft = editing.feathered(mask_B1HW, feather)
+            outside = torch.where(mask_B1HW > 0, to_unit(seen), to_unit(signed))
+            painted = editing.composed(painted, outside, soft)
+        return Generated(painted, change.painted(drawn_BL), requests)
+
+    def _mask(self, given: Given | None, batch: int) -> Tensor:
+        """(B, 1, H, W) float32 on the pipeline's device."""
+        size = self.tokenizer.config
+        if given is None:
+            return torch.ones(batch, 1, size.height, size.width, device=self.device)
+        mask_B1HW = as_mask(given, height=size.height, width=size.width).to(self.device)
+        if len(mask_B1HW) not in (1, batch):
+            raise InputError(f"mask: expected one, or one a picture, {batch}, got {len(mask_B1HW)}")
+        return mask_B1HW.expand(batch, -1, -1, -1)
+
     def _requests(
         self,
         labels: int | str | Sequence[int | str],
@@ -343,7 +409,12 @@ class Pipeline:
         return int(memory // each)
 
     def _walk(
-        self, engine: Engine, requests: tuple[Request, ...], weights: Sequence[float], choice: Choice
+        self,
+        engine: Engine,
+        requests: tuple[Request, ...],
+        weights: Sequence[float],
+        choice: Choice,
+        edit: loop.Edit | None = None,
     ) -> Iterator[Step]:
         walk = loop.generate(
             engine.transformer,
@@ -352,6 +423,7 @@ class Pipeline:
             [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
+            edit=edit,
         )
         while True:
             with exact():  # not while the caller has the step
@@ -428,6 +500,24 @@ def _meant(name: str, classes: Sequence[str]) -> str:
 def _same(name: str, asked: str) -> bool:
     """Whether both are one name: macOS writes the é of a folder's name as two characters, keyboards as one."""
     return normalize("NFC", name) == normalize("NFC", printable(asked))
+
+
+def _check_edit(*, count: int, feather: int, keep_scales: int, scales: int) -> None:
+    for name, value, least, most in (
+        ("count", count, 1, None),
+        ("feather", feather, 0, None),
+        ("keep_scales", keep_scales, 0, scales),
+    ):
+        number = _integer(value)
+        if number is None or number < least or (most is not None and number > most):
+            told = f"{least} or more" if most is None else f"{least} .. {most}"
+            raise InputError(f"{name}: expected {told}, got {value!r}")
+
+
+def _spread(labels: Any, count: int) -> list[int | str]:
+    """One label for all, or as they are."""
+    alone = isinstance(labels, str) or _integer(labels) is not None
+    return [labels] * count if alone else _listed("labels: expected names or numbers of classes", labels)
 
 
 def _aligned(labels: Any, seeds: Any) -> tuple[list[int | str], list[int]]:

@@ -1,11 +1,16 @@
 """Editing: functions given to `sampling.loop.generate(edit=...)` that replace codes before they are painted.
 
-Here is the release's way, kept to its rule for parity: the picture's own codes wherever the mask keeps, coarse to fine.
-Its faults are known: hidden content leaks through coarse codes, and residual codes stop fitting once the hole differs.
-Shapes: B batch, C code channels, L tokens of all scales, h w a scale's sides.
+Ours: where the mask keeps, every scale takes the codes nearest to what the canvas still lacks of the picture, so that
+errors made beside it are corrected there; coarse positions that see the repainted region are drawn, not copied; and the
+encoder sees that region filled from around it. The release's way is here for parity and comparison: the picture's own
+codes wherever the mask keeps. Hidden content leaks through its coarse codes, and residual codes stop fitting.
+
+Shapes: B batch, C code channels, H W sides of the picture, L tokens of all scales, h w a scale's sides.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +20,101 @@ from nextscale.errors import InputError
 from nextscale.sampling.loop import Edit
 from nextscale.scales import Scales
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer, check_tokens
+
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def filled(images_B3HW: Tensor, hole_B1HW: Tensor) -> Tensor:
+    """The pictures with their holes filled smoothly from around them, whatever was inside; grey where all is hole.
+
+    Pull and push (Gortler et al. 1996, section 3.4): averages of what is known at halved and halved sizes, and back up,
+    each size filling what the finer one does not know.
+
+    Arguments:
+        images_B3HW: floats.
+        hole_B1HW: bool, True inside.
+    """
+    known_B1HW = (~hole_B1HW).to(images_B3HW)
+    values_B3HW = images_B3HW.masked_fill(hole_B1HW, 0)  # not a product: of what is inside even NaN must not reach out
+    return _filled(values_B3HW, known_B1HW)
+
+
+def _filled(values_B3HW: Tensor, known_B1HW: Tensor) -> Tensor:
+    """`values` are 0 where `known`, 0 .. 1, is 0."""
+    size = values_B3HW.shape[-2:]
+    if size == (1, 1):
+        return values_B3HW
+    halved = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    weight_B1hw = F.adaptive_avg_pool2d(known_B1HW, halved)
+    coarse_B3hw = F.adaptive_avg_pool2d(values_B3HW * known_B1HW, halved) / weight_B1hw.clamp(min=1e-12)
+    below_B3hw = _filled(coarse_B3hw, (weight_B1hw > 0).to(weight_B1hw))
+    smooth_B3HW = F.interpolate(below_B3hw, size, mode="bilinear", align_corners=False)
+    return torch.where(known_B1HW > 0, values_B3HW, smooth_B3HW)
+
+
+def kept(scales: Scales, hole_B1HW: Tensor, *, keep_scales: int = 0) -> list[Tensor]:
+    """For each scale the positions that see nothing of the hole: K of (B, 1, h_k, w_k) bool.
+
+    A position sees the area that `MultiScaleQuantizer.pool` averages for it. The single one of a 1x1 scale sees all.
+
+    Arguments:
+        hole_B1HW: bool in pixels, True where the picture is repainted; H and W are multiples of the last grid's sides.
+        keep_scales: so many scales are kept everywhere, inside the hole too.
+    """
+    grid_B1hw = F.adaptive_max_pool2d(hole_B1HW.float(), scales.sizes[-1])
+    seen = [F.adaptive_max_pool2d(grid_B1hw, size) > 0 for size in scales]
+    return [torch.ones_like(hole) if k < keep_scales else ~hole for k, hole in enumerate(seen)]
+
+
+class ResidualEdit:
+    """An `Edit` for one walk: kept positions take the code nearest to what the canvas still lacks of the picture.
+
+    z_k = nearest(pool_k(f - f_hat_(k-1))) as in Algorithm 1 of the paper, but against the canvas as it was painted, the
+    drawn positions included: what these put over their border is taken back at the next scale.
+
+    Arguments:
+        quantizer: of the tokenizer.
+        f_BCHW: the picture's features, not quantized.
+        keep: K of (B, 1, h_k, w_k) bool, such as `kept` gives.
+    """
+
+    def __init__(self, quantizer: MultiScaleQuantizer, f_BCHW: Tensor, keep: Sequence[Tensor]) -> None:
+        self._quantizer, self._lacking_BCHW, self._keep = quantizer, f_BCHW, keep
+        self.own: list[Tensor] = []
+        """The picture's tokens at each scale so far, (B, h_k, w_k) int64; they count where the scale is kept."""
+
+    def __call__(self, k: int, codes_BChw: Tensor) -> Tensor:
+        tokens_Bhw = self._quantizer.nearest_tokens(self._lacking_BCHW, k)
+        codes_BChw = torch.where(self._keep[k], self._quantizer.lookup(tokens_Bhw), codes_BChw)
+        self._lacking_BCHW = self._lacking_BCHW - self._quantizer.contribution(codes_BChw, k)
+        self.own.append(tokens_Bhw)
+        return codes_BChw
+
+    def painted(self, drawn_BL: Tensor) -> Tensor:
+        """(B, L) int64: the tokens that were painted, of those drawn only where the picture's were not kept."""
+        pairs = zip(self._keep, self.own, strict=True)
+        own_BL = torch.cat([tokens.flatten(1) for _, tokens in pairs], dim=1)
+        keep_BL = torch.cat([keep.flatten(1) for keep in self._keep], dim=1)
+        return torch.where(keep_BL, own_BL, drawn_BL)
+
+
+def composed(painted_B3HW: Tensor, images_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
+    """The painted pictures where the mask is 1, the given ones, bit for bit, where it is 0, and mixtures in between."""
+    mixed_B3HW = images_B3HW + mask_B1HW * (painted_B3HW - images_B3HW)
+    return torch.where(mask_B1HW == 0, images_B3HW, torch.where(mask_B1HW == 1, painted_B3HW, mixed_B3HW))
+
+
+def feathered(mask_B1HW: Tensor, width: int) -> Tensor:
+    """The mask with a border that falls from 1 to 0 over `width` pixels, inside of it: what it kept stays kept."""
+    if not width:
+        return mask_B1HW
+    inside = F.pad(mask_B1HW, (width,) * 4, value=1.0)
+    eroded = -F.max_pool2d(-inside, 2 * width + 1, stride=1)
+    blurred = F.avg_pool2d(F.pad(eroded, (width,) * 4, mode="replicate"), 2 * width + 1, stride=1)
+    return torch.minimum(mask_B1HW, blurred)
+
+
+# ---- the release's way -----------------------------------------------------------------------------------------------
 
 Box = tuple[float, float, float, float]
 
