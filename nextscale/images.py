@@ -486,6 +486,17 @@ def _from_array(array: np.ndarray) -> Tensor:
         raise InputError(f"images: expected uint8 or floats, got an array of {array.dtype}") from None
 
 
+def as_unit(given: Given, *, height: int, width: int) -> Tensor:
+    """As `as_batch` takes `UNIT` ones, but left in [0, 1]: floats come back as they were, to the bit."""
+    if isinstance(given, list | tuple):
+        return torch.cat([as_unit(one, height=height, width=width) for one in given])
+    signed = as_batch(given, height=height, width=width, within=UNIT)
+    tensor = _from_array(given) if isinstance(given, np.ndarray) else given
+    if isinstance(tensor, Tensor) and tensor.is_floating_point():
+        return tensor.to(torch.float32).view(signed.shape)
+    return to_unit(signed)
+
+
 def as_mask(given: Given, *, height: int, width: int) -> Tensor:
     """What to repaint, in any of the usual forms -> (B, 1, H, W) float32, 1 = repaint, 0 = keep, between them both.
 

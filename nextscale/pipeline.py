@@ -18,6 +18,7 @@ from typing import Any
 from unicodedata import normalize
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from nextscale import hub, presets
 from nextscale.config import TransformerConfig, check_classes, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
-from nextscale.images import UNIT, Given, as_batch, as_mask, from_unit, save, to_pil, to_unit
+from nextscale.images import UNIT, Given, as_batch, as_mask, as_unit, from_unit, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
@@ -329,6 +330,7 @@ class Pipeline:
         keep_scales: int = 0,
         feather: int = 0,
         composite: bool = True,
+        copy: bool = False,
         guidance: float | Guidance = 1.5,
         top_k: int = 900,
         top_p: float = 0.96,
@@ -348,6 +350,8 @@ class Pipeline:
             keep_scales: so many coarse scales are kept inside the mask too, whatever `leak_free` says: a variation.
             feather: over how many pixels the edge of the mask is softened, on the side that is repainted.
             composite: what is kept comes back bit for bit; otherwise as the decoder paints it.
+            copy: the release's way, for comparison: the picture's own tokens are copied, the coarsest one too, even
+                where what was painted beside them has changed what they should be. It is not leak-free.
             guidance, top_k, top_p, temperature, smooth: see `generate`.
 
         Raises `InputError` for pictures or masks of another shape or number, a value out of range, and whatever
@@ -355,22 +359,37 @@ class Pipeline:
         """
         size = self.tokenizer.config
         _check_edit(count=count, feather=feather, keep_scales=keep_scales, scales=len(size.scales))
-        signed = as_batch(images, height=size.height, width=size.width, within=UNIT).to(self.device)
-        mask_B1HW = self._mask(mask, len(signed))
+        if copy and (leak_free or keep_scales):
+            raise InputError("copy: expected leak_free=False and no keep_scales, since the release's way leaks")
+        given, signed = self._pictures(images, count)
+        mask_B1HW = self._mask(mask, len(signed) // count).repeat_interleave(count, 0)
         choice = Choice(top_k, top_p, temperature, smooth)
-        names = _spread(len(self.classes) if labels is None else labels, len(signed) * count)
+        names = _spread(len(self.classes) if labels is None else labels, len(signed))
         requests, weights = self._requests(names, seeds, guidance, choice)
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
-        keep = editing.kept(size.scales, mask_B1HW > 0, keep_scales=keep_scales)
-        signed, seen, mask_B1HW, *keep = (each.repeat_interleave(count, 0) for each in (signed, seen, mask_B1HW, *keep))
+        change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
         engine = self.engine()
-        change = editing.ResidualEdit(engine.tokenizer.quantizer, self.tokenizer.features(seen), keep)
         painted, drawn_BL = self._paint(engine, self._walk(engine, requests, weights, choice, change))
         if composite:
-            soft = editing.feathered(mask_B1HW, feather)
-            outside = torch.where(mask_B1HW > 0, to_unit(seen), to_unit(signed))
-            painted = editing.composed(painted, outside, soft)
+            around = torch.where(mask_B1HW > 0, to_unit(seen), given)
+            painted = editing.composed(painted, around, editing.feathered(mask_B1HW, feather))
         return Generated(painted, change.painted(drawn_BL), requests)
+
+    def _change(self, seen_B3HW: Tensor, mask_B1HW: Tensor, *, keep_scales: int, copy: bool) -> editing.Keeping:
+        """What keeps the tokens of pictures in [-1, 1] outside of the mask."""
+        quantizer, f_BCHW = self.tokenizer.quantizer, self.tokenizer.features(seen_B3HW)
+        if copy:
+            keep_B1hw = 1 - F.interpolate(mask_B1HW, f_BCHW.shape[-2:], mode="area")
+            return editing.release_edit(quantizer, quantizer.encode(f_BCHW), keep_B1hw[:, 0])
+        keep = editing.kept(quantizer.scales, mask_B1HW > 0, keep_scales=keep_scales)
+        return editing.ResidualEdit(quantizer, f_BCHW, keep)
+
+    def _pictures(self, images: Given, count: int) -> tuple[Tensor, Tensor]:
+        """Each `count` times, in [0, 1] as they were given and in [-1, 1]."""
+        size = {"height": self.tokenizer.config.height, "width": self.tokenizer.config.width}
+        pair = as_unit(images, **size), as_batch(images, **size, within=UNIT)
+        unit, signed = (each.to(self.device).repeat_interleave(count, 0) for each in pair)
+        return unit, signed
 
     def _mask(self, given: Given | None, batch: int) -> Tensor:
         """(B, 1, H, W) float32 on the pipeline's device."""
@@ -515,9 +534,13 @@ def _check_edit(*, count: int, feather: int, keep_scales: int, scales: int) -> N
 
 
 def _spread(labels: Any, count: int) -> list[int | str]:
-    """One label for all, or as they are."""
-    alone = isinstance(labels, str) or _integer(labels) is not None
-    return [labels] * count if alone else _listed("labels: expected names or numbers of classes", labels)
+    """One label for all of `count` results, or one each."""
+    if isinstance(labels, str) or _integer(labels) is not None:
+        return [labels] * count
+    names = _listed("labels: expected names or numbers of classes", labels)
+    if len(names) != count:
+        raise InputError(f"labels: expected one for all results or one each, {count}, got {len(names)}")
+    return names
 
 
 def _aligned(labels: Any, seeds: Any) -> tuple[list[int | str], list[int]]:

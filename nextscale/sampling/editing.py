@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.sampling.loop import Edit
 from nextscale.scales import Scales
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer, check_tokens
 
@@ -66,8 +65,30 @@ def kept(scales: Scales, hole_B1HW: Tensor, *, keep_scales: int = 0) -> list[Ten
     return [torch.ones_like(hole) if k < keep_scales else ~hole for k, hole in enumerate(seen)]
 
 
-class ResidualEdit:
-    """An `Edit` for one walk: kept positions take the code nearest to what the canvas still lacks of the picture.
+class Keeping:
+    """An `Edit` for one walk, which paints tokens of its own where it keeps; `own` are these, as far as it has come."""
+
+    def __init__(self, quantizer: MultiScaleQuantizer, keep: Sequence[Tensor]) -> None:
+        self.quantizer, self.keep = quantizer, keep
+        self.own: list[Tensor] = []
+
+    def tokens(self, k: int) -> Tensor:
+        """(B, h_k, w_k) int64, of which those count that are kept."""
+        raise NotImplementedError
+
+    def __call__(self, k: int, codes_BChw: Tensor) -> Tensor:
+        self.own.append(self.tokens(k))
+        return torch.where(self.keep[k], self.quantizer.lookup(self.own[k]), codes_BChw)
+
+    def painted(self, drawn_BL: Tensor) -> Tensor:
+        """(B, L) int64: all that was painted, its own tokens and those drawn beside them."""
+        own_BL = torch.cat([tokens.flatten(1) for tokens in self.own], dim=1)
+        keep_BL = torch.cat([keep.expand(len(own_BL), -1, -1, -1).flatten(1) for keep in self.keep], dim=1)
+        return torch.where(keep_BL, own_BL, drawn_BL)
+
+
+class ResidualEdit(Keeping):
+    """Kept positions take the code nearest to what the canvas still lacks of the picture.
 
     z_k = nearest(pool_k(f - f_hat_(k-1))) as in Algorithm 1 of the paper, but against the canvas as it was painted, the
     drawn positions included: what these put over their border is taken back at the next scale.
@@ -79,23 +100,29 @@ class ResidualEdit:
     """
 
     def __init__(self, quantizer: MultiScaleQuantizer, f_BCHW: Tensor, keep: Sequence[Tensor]) -> None:
-        self._quantizer, self._lacking_BCHW, self._keep = quantizer, f_BCHW, keep
-        self.own: list[Tensor] = []
-        """The picture's tokens at each scale so far, (B, h_k, w_k) int64; they count where the scale is kept."""
+        super().__init__(quantizer, keep)
+        self._lacking_BCHW = f_BCHW
+
+    def tokens(self, k: int) -> Tensor:
+        """See `Keeping`."""
+        return self.quantizer.nearest_tokens(self._lacking_BCHW, k)
 
     def __call__(self, k: int, codes_BChw: Tensor) -> Tensor:
-        tokens_Bhw = self._quantizer.nearest_tokens(self._lacking_BCHW, k)
-        codes_BChw = torch.where(self._keep[k], self._quantizer.lookup(tokens_Bhw), codes_BChw)
-        self._lacking_BCHW = self._lacking_BCHW - self._quantizer.contribution(codes_BChw, k)
-        self.own.append(tokens_Bhw)
+        codes_BChw = super().__call__(k, codes_BChw)
+        self._lacking_BCHW = self._lacking_BCHW - self.quantizer.contribution(codes_BChw, k)
         return codes_BChw
 
-    def painted(self, drawn_BL: Tensor) -> Tensor:
-        """(B, L) int64: the tokens that were painted, of those drawn only where the picture's were not kept."""
-        pairs = zip(self._keep, self.own, strict=True)
-        own_BL = torch.cat([tokens.flatten(1) for _, tokens in pairs], dim=1)
-        keep_BL = torch.cat([keep.flatten(1) for keep in self._keep], dim=1)
-        return torch.where(keep_BL, own_BL, drawn_BL)
+
+class CopyEdit(Keeping):
+    """Kept positions take the picture's own tokens (B, L), whatever was painted beside them before."""
+
+    def __init__(self, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, keep: Sequence[Tensor]) -> None:
+        super().__init__(quantizer, keep)
+        self._tokens = quantizer.scales.split(tokens_BL.to(quantizer.codebook.weight.device))
+
+    def tokens(self, k: int) -> Tensor:
+        """See `Keeping`."""
+        return self._tokens[k]
 
 
 def composed(painted_B3HW: Tensor, images_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
@@ -137,7 +164,7 @@ def release_mask(scales: Scales, box: Box, *, inside: bool) -> Tensor:
     return keep
 
 
-def release_edit(quantizer: MultiScaleQuantizer, tokens_BL: Tensor, keep: Tensor) -> Edit:
+def release_edit(quantizer: MultiScaleQuantizer, tokens_BL: Tensor, keep: Tensor) -> CopyEdit:
     """Keep parts of a picture as the release does; the rest is whatever is sampled.
 
     At each scale the mask is resized bilinearly and what exceeds 0.5 is kept; a map of one token is always kept.
@@ -150,20 +177,11 @@ def release_edit(quantizer: MultiScaleQuantizer, tokens_BL: Tensor, keep: Tensor
     Raises `InputError` for tokens or a mask of another shape.
     """
     scales = quantizer.scales
-    codes = quantizer.codebook
-    check_tokens(tokens_BL, scales.total, codes.num_embeddings)
+    check_tokens(tokens_BL, scales.total, quantizer.codebook.num_embeddings)
     grid = (scales.height, scales.width)
     if tuple(keep.shape) not in (grid, (len(tokens_BL), *grid)):
         raise InputError(f"mask: expected shape {grid} or {(len(tokens_BL), *grid)}, got {tuple(keep.shape)}")
-    keep_B1HW = keep.to(codes.weight).expand(len(tokens_BL), *grid)[:, None]
-    pictures = scales.split(tokens_BL.to(codes.weight.device))
-
-    def edit(k: int, codes_BChw: Tensor) -> Tensor:
-        size = scales.sizes[k]
-        own_BChw = quantizer.lookup(pictures[k])
-        if size == (1, 1):
-            return own_BChw
-        keep_B1hw = F.interpolate(keep_B1HW, size, mode="bilinear", align_corners=False) > 0.5
-        return torch.where(keep_B1hw, own_BChw, codes_BChw)
-
-    return edit
+    keep_B1HW = keep.to(quantizer.codebook.weight).expand(len(tokens_BL), *grid)[:, None]
+    resized = [F.interpolate(keep_B1HW, size, mode="bilinear", align_corners=False) > 0.5 for size in scales]
+    whole = [torch.ones_like(keep) if keep[0].numel() == 1 else keep for keep in resized]
+    return CopyEdit(quantizer, tokens_BL, whole)
