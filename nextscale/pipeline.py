@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import hub, presets
-from nextscale.config import TransformerConfig, check_classes, check_pair, from_json, to_json
+from nextscale.config import check_classes, check_pair, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
 from nextscale.images import UNIT, Given, as_batch, as_mask, as_unit, from_unit, save, to_pil, to_unit
@@ -238,19 +238,16 @@ class Pipeline:
                 "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
             )
         model = hub.directory(str(model)) if hub.is_name(model) else model
-        sections = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
-        device = find_device(device)
-        tokenizer = MultiScaleVQVAE.load(model)
-        weights, config = Path(model) / transformer_files.WEIGHTS, from_json(TransformerConfig, sections["transformer"])
-        checkpoint.check_room(weights, parameters=config.parameters, blocks=config.depth)
-        transformer = VAR(config, seed=None).lower_precision(find_dtype(precision, device))
-        checkpoint.assign(transformer, lambda: checkpoint.read_tensors(weights), device=device)
-        return cls(
-            tokenizer, transformer, classes=_names(model, sections["classes"]), device=device, precision=precision
-        )
+        names = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))["classes"]
+        models = MultiScaleVQVAE.load(model, device=device), VAR.load(model, device=device, precision=precision)
+        return cls(*models, classes=_names(model, names), device=device, precision=precision)
 
     def save(self, directory: str | Path) -> None:
-        """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in."""
+        """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in.
+
+        An interrupted save leaves the old model, or one that `load` refuses: never one model's tokenizer in silence
+        beside another's transformer.
+        """
         config = {
             "tokenizer": to_json(self.tokenizer.config),
             "transformer": to_json(self.transformer.config),

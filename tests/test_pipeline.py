@@ -1,17 +1,21 @@
 """Laws of what people hold in their hands: what each door of Pipeline gives, refuses and leaves alone."""
 
 import json
+import os
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales
+from nextscale.files import checkpoint
 from nextscale.images import to_unit
 
 Make = Callable[..., Any]
@@ -465,8 +469,20 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     r"weights do not fit the VAR: .* is not expected": lambda d: change(d, "transformer", 2, "depth"),
     "weights do not fit the VAR: .* is missing": lambda d: change(d, "transformer", 4, "depth"),
     "weights do not fit the MultiScaleVQVAE: .* should be": lambda d: change(d, "tokenizer", 64, "channels"),
-    "weights do not fit the MultiScaleVQVAE: ": lambda d: swap(d),
+    "tokenizer.safetensors: expected the weights that config.json was written with, got others": lambda d: swap(d),
+    "weights do not fit the MultiScaleVQVAE: ": lambda d: swap(as_before(d)),
 }
+
+
+def as_before(directory: Path) -> Path:
+    """As earlier versions wrote a model: without checksums and their fingerprints."""
+    for name in ("tokenizer", "transformer"):
+        path = directory / f"{name}.safetensors"
+        safetensors.torch.save_file({key: value.clone() for key, value in checkpoint.read_tensors(path).items()}, path)
+    config = json.loads((directory / "config.json").read_text())
+    del config["weights"]
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 def cut(path: Path) -> None:
@@ -497,6 +513,109 @@ def test_broken_directory_is_one_line(saved: Path, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint) as caught:
         Pipeline.load(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_models_of_earlier_versions_load(pipe: Pipeline, saved: Path) -> None:
+    """Which have no checksums."""
+    assert_same_weights(Pipeline.load(as_before(saved), precision="fp32"), pipe)
+    assert_same_weights(Pipeline.load(saved, precision="fp32"), pipe)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "transformer"])
+def test_files_of_two_models_are_not_taken_for_one(
+    make_tokenizer: Make, make_transformer: Make, saved: Path, tmp_path: Path, name: str
+) -> None:
+    """Of the same shapes, even; whichever is another's, whoever loads it."""
+    other = Pipeline(make_tokenizer(), make_transformer(), precision="fp32")
+    with torch.no_grad():
+        other.tokenizer.decoder.head.bias[0] += 1
+        other.transformer.head.bias[0] += 1
+    other.save(tmp_path / "other")
+    (saved / f"{name}.safetensors").write_bytes((tmp_path / "other" / f"{name}.safetensors").read_bytes())
+    told = rf"{name}\.safetensors: expected the weights that config\.json was written with, got others"
+    for load in (Pipeline.load, MultiScaleVQVAE.load if name == "tokenizer" else VAR.load):
+        with pytest.raises(InputError, match=told):
+            load(saved)  # type: ignore[operator]
+    for load in (VAR.load if name == "tokenizer" else MultiScaleVQVAE.load,):
+        load(saved)  # whose own file is the right one
+
+
+def marks(pipe: Pipeline) -> tuple[float, float]:
+    """A value of each model."""
+    return pipe.tokenizer.decoder.head.bias[0].item(), pipe.transformer.head.bias[0].item()
+
+
+def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_or_none(
+    make_tokenizer: Make, make_transformer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each of its renames: never one model's tokenizer beside another's transformer."""
+    old, new = (Pipeline(make_tokenizer(), make_transformer(), precision="fp32") for _ in range(2))
+    with torch.no_grad():
+        new.tokenizer.decoder.head.bias[0] += 1
+        new.transformer.head.bias[0] += 1
+    replace, left, found = os.replace, 0, list[tuple[float, float] | None]()
+
+    def killed(source: Any, target: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(source, target)
+
+    for renames in range(4):
+        old.save(tmp_path)
+        left = renames
+        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+            patched.setattr(os, "replace", killed)
+            new.save(tmp_path)
+        try:
+            found.append(marks(Pipeline.load(tmp_path, precision="fp32")))
+        except InputError:
+            found.append(None)
+        assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert found == [marks(old), None, None, marks(new)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_flipped_bit_is_found(saved: Path, precision: Any) -> None:
+    """In any tensor, which is named; also where it is converted."""
+    generator = random.Random(0)
+    for name in ("tokenizer", "transformer"):
+        path = saved / f"{name}.safetensors"
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        tensors = [key for key in header if key != "__metadata__"]
+        for tensor in generator.sample(tensors, 4):
+            start, stop = header[tensor]["data_offsets"]
+            damaged = bytearray(content)
+            damaged[8 + length + generator.randrange(start, stop)] ^= 1 << generator.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(
+                InputError, match=rf"{name}\.safetensors: expected {tensor} as it was written, got other"
+            ):
+                Pipeline.load(saved, precision=precision)
+        path.write_bytes(content)
+
+
+def test_the_transformer_is_saved_and_loaded_alone(transformer: VAR, saved: Path, tmp_path: Path) -> None:
+    """From a pipeline's directory or its own, bit for bit, on a device, its blocks in a precision."""
+    transformer.save(tmp_path / "alone")
+    for directory in (saved, tmp_path / "alone"):
+        loaded = VAR.load(directory)
+        assert loaded.config == transformer.config
+        assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in loaded.parameters())
+        for name, tensor in transformer.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+    low = VAR.load(saved, precision="bf16")
+    assert low.compute_dtype == torch.bfloat16
+    assert low.head.weight.dtype == torch.float32
+    with pytest.raises(InputError, match=r"alone: expected a model with a tokenizer"):
+        Pipeline.load(tmp_path / "alone")
+    with pytest.raises(InputError, match="device: expected auto, cpu, or an accelerator that is there, got tpu9"):
+        VAR.load(saved, device="tpu9")
+    with pytest.raises(InputError, match="device: expected auto, cpu, or an accelerator that is there, got tpu9"):
+        MultiScaleVQVAE.load(saved, device="tpu9")
 
 
 def test_no_model_says_how_to_make_one(tmp_path: Path) -> None:

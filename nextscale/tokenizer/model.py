@@ -16,7 +16,7 @@ from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.images import Given, as_batch, check_range
-from nextscale.machine.precision import exact
+from nextscale.machine.precision import exact, find_device
 from nextscale.tokenizer.convnet import Decoder, Encoder
 from nextscale.tokenizer.quantizer import (
     MultiScaleQuantizer,
@@ -119,17 +119,17 @@ class MultiScaleVQVAE(nn.Module):
         checkpoint.save(directory, {"tokenizer": config.to_json(self.config)}, {WEIGHTS: self.state_dict()})
 
     @classmethod
-    def load(cls, directory: str | Path) -> MultiScaleVQVAE:
-        """The tokenizer of a tokenizer run, of a pipeline, or of whatever else holds the two files.
+    def load(cls, directory: str | Path, *, device: str | torch.device = "cpu") -> MultiScaleVQVAE:
+        """The tokenizer of a tokenizer run, of a pipeline, or of whatever else holds the two files; in float32.
 
         Raises `InputError` when they are missing, damaged, or contradict each other.
         """
-        section = checkpoint.read_config(directory, ("tokenizer",))["tokenizer"]
-        architecture = config.from_json(TokenizerConfig, section)
+        sections, place = checkpoint.read_config(directory, ("tokenizer",)), find_device(device)
+        architecture = config.from_json(TokenizerConfig, sections["tokenizer"])
         room = {"parameters": architecture.parameters, "blocks": architecture.blocks}
         checkpoint.check_room(Path(directory) / WEIGHTS, **room)
         model = cls(architecture, seed=None)
-        checkpoint.assign(model, lambda: checkpoint.read_tensors(Path(directory) / WEIGHTS))
+        checkpoint.load(model, Path(directory), WEIGHTS, sections, device=place)
         return model
 
 
