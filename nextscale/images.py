@@ -144,6 +144,12 @@ def open_rgb(source: Source) -> Image.Image:
         return upright_rgb(image)
 
 
+def open_mask(source: Source) -> Image.Image:
+    """The picture of a file as a mask, see `to_mask`. Raises like `open_rgb`."""
+    with _opened(source) as image, _room.taken(image.width * image.height):
+        return to_mask(image)
+
+
 def open_covering(source: Source, *, height: int, width: int, margin: float = 1.0) -> Image.Image:
     """`resize_to_cover` of `open_rgb`, without two large pictures side by side. Raises like `open_rgb`."""
     with _opened(source) as image, _room.taken(image.width * image.height):
@@ -158,8 +164,13 @@ def stored_size(source: Source) -> tuple[int, int]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """`to_rgb`, turned as the camera's note says."""
-    rgb, turn = to_rgb(image), _UPRIGHT.get(_orientation(image))
-    return rgb.transpose(turn) if turn is not None else rgb
+    return _upright(to_rgb(image), image)
+
+
+def _upright(converted: Image.Image, image: Image.Image) -> Image.Image:
+    """What was made of `image`, turned as the note in that says."""
+    turn = _UPRIGHT.get(_orientation(image))
+    return converted.transpose(turn) if turn is not None else converted
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -172,6 +183,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     return _in_bands(image, _on_white)
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """Upright 8-bit grey, white where it is drawn: its alpha where some of it is transparent, else how light it is."""
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    drawn = alpha if alpha and np.array(alpha).min() < 255 else to_rgb(image).convert("L")
+    return _upright(drawn, image)
 
 
 def read(source: Source, *, height: int, width: int) -> Tensor:
@@ -497,48 +515,6 @@ def as_unit(given: Given, *, height: int, width: int) -> Tensor:
     return to_unit(signed)
 
 
-def as_mask(given: Given, *, height: int, width: int) -> Tensor:
-    """What to repaint, in any of the usual forms -> (B, 1, H, W) float32, 1 = repaint, 0 = keep, between them both.
-
-    Arguments:
-        given: Pillow images of any size, scaled to this one: white on black, or drawn with transparency around it,
-            whose alpha counts; tensors or arrays (H, W), (B, H, W) or (B, 1, H, W), bool, floats in [0, 1] or uint8,
-            of which 255 is 1 unless there is nothing above 1; or a list of these.
-
-    Raises `InputError` for another shape or dtype, and for floats out of range.
-    """
-    if isinstance(given, Image.Image):
-        return _mask_of_image(given, height=height, width=width)
-    if isinstance(given, list | tuple):
-        if not given:
-            raise InputError("mask: expected at least one, got none")
-        return torch.cat([as_mask(one, height=height, width=width) for one in given])
-    tensor = _from_array(given) if isinstance(given, np.ndarray) else given
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"mask: expected a tensor, an array or a Pillow image, got {type(given).__name__}")
-    batch = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor[None, None] if tensor.ndim == 2 else tensor
-    kinds = batch.dtype in (torch.bool, torch.uint8) or batch.is_floating_point()
-    if batch.ndim != 4 or batch.shape[1:] != (1, height, width) or not kinds:
-        got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        wanted = f"({height}, {width}) or (batch, {height}, {width}), bool, float in [0, 1] or uint8"
-        raise InputError(f"mask: expected shape {wanted}, got {got}")
-    floats = batch.float()
-    low, high = (float(end) for end in floats.aminmax()) if floats.numel() else (0.0, 0.0)
-    if batch.dtype == torch.uint8 and high > 1:
-        return floats / 255
-    if not 0 <= low <= high <= 1:
-        raise InputError(f"mask: expected floats in [0, 1], got {low:.4g} .. {high:.4g}")
-    return floats
-
-
-def _mask_of_image(image: Image.Image, *, height: int, width: int) -> Tensor:
-    """Its alpha where some of it is transparent, else its brightness."""
-    alpha = np.array(image.convert("RGBA").getchannel("A"))
-    seen = Image.fromarray(alpha) if alpha.min() < 255 else image.convert("L")
-    levels = np.array(seen.resize((width, height), Image.Resampling.BOX))
-    return torch.from_numpy(levels).float()[None, None] / 255
-
-
 def check_range(floats: Tensor, within: Range = SIGNED) -> None:
     """Raise `InputError` where floats leave their range by more than rounding, or are no numbers.
 
@@ -583,8 +559,15 @@ def kept_size(image_size: tuple[int, int], *, height: int, width: int, margin: f
     return tall, most // tall - (wide - most // tall) % 2
 
 
-def resize_to_cover(image: Image.Image, *, height: int, width: int, margin: float = 1.0) -> Image.Image:
-    """The picture scaled with Lanczos so that it just covers `margin` times the target.
+def resize_to_cover(
+    image: Image.Image,
+    *,
+    height: int,
+    width: int,
+    margin: float = 1.0,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    """The picture scaled, with Lanczos unless told otherwise, so that it just covers `margin` times the target.
 
     Nothing is cut off, unless the result would have more pixels than 16 squares (`LONGEST`) of the target's longer
     side: of a picture so long only the middle is scaled, since 1 × 30,000 pixels would otherwise take gigabytes.
@@ -593,10 +576,10 @@ def resize_to_cover(image: Image.Image, *, height: int, width: int, margin: floa
     whole = cover_size(stored, height=height, width=width, margin=margin)
     kept = kept_size(stored, height=height, width=width, margin=margin)
     if kept == whole:
-        return image.resize((whole[1], whole[0]), Image.Resampling.LANCZOS)
+        return image.resize((whole[1], whole[0]), resample)
     (top, bottom, *down), (left, right, *across) = map(_seen, stored, whole, kept)
     part = image.crop((left, top, right, bottom))
-    return part.resize((kept[1], kept[0]), Image.Resampling.LANCZOS, box=(across[0], down[0], across[1], down[1]))
+    return part.resize((kept[1], kept[0]), resample, box=(across[0], down[0], across[1], down[1]))
 
 
 def _seen(stored: int, whole: int, kept: int) -> tuple[int, int, float, float]:

@@ -26,12 +26,13 @@ from nextscale import hub, presets
 from nextscale.config import check_classes, check_pair, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
-from nextscale.images import UNIT, Given, as_batch, as_mask, as_unit, from_unit, save, to_pil, to_unit
+from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
 from nextscale.sampling.loop import Choice
+from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
@@ -318,7 +319,7 @@ class Pipeline:
     def edit(
         self,
         images: Given,
-        mask: Given | None = None,
+        mask: Mask | None = None,
         labels: int | str | Sequence[int | str] | None = None,
         seeds: int | Sequence[int] | None = None,
         *,
@@ -339,7 +340,7 @@ class Pipeline:
         Arguments:
             images: N pictures, as `reconstruct` takes them.
             mask: one for all or one a picture, 1 or True where it is repainted, in between a mixture (see
-                `images.as_mask`). None repaints everything, but for what `keep_scales` keeps.
+                `sampling.masks.as_mask`). None repaints everything, but for what `keep_scales` keeps.
             labels: of classes, one for all results or one a result, as `generate` takes them; None is no class.
             seeds: one a result; one alone counts up from there; 0, 1, 2 ... when None.
             leak_free: nothing of what is repainted reaches the result: the encoder sees it filled from around it, and
@@ -388,7 +389,7 @@ class Pipeline:
         unit, signed = (each.to(self.device).repeat_interleave(count, 0) for each in pair)
         return unit, signed
 
-    def _mask(self, given: Given | None, batch: int) -> Tensor:
+    def _mask(self, given: Mask | None, batch: int) -> Tensor:
         """(B, 1, H, W) float32 on the pipeline's device."""
         size = self.tokenizer.config
         if given is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli import models
-from nextscale.cli.options import Depth, Indices, Labels, Model, Precision
 from nextscale.cli.output import at_least, directory, progress
+from nextscale.cli.painting import Painting, again, is_file
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,37 +23,11 @@ COLUMNS = 8  # of the grid, unless each label has its own row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Images from a model: one PNG a picture, and a grid of them all."""
+class Sample(Painting):
+    """Images from a model, of each class unless some are named (16 at most): one PNG a picture, and a grid of all."""
 
-    model: Model = ()
-    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
-    depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
-    label: Labels = ()
-    """Classes to paint, by name, or by number where no class is called so (default: each class, 16 at most)."""
-    label_index: Indices = ()
-    """Classes to paint, by number, whatever their names are."""
-    count: int = 1
-    """Pictures of each class."""
-    seed: int = 0
-    """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
-    guidance: float = 1.5
-    """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: int = 900
-    """Choose among the k likeliest codes; 0 is all."""
-    top_p: float = 0.96
-    """Choose among the likeliest codes that hold this much probability; 0 is all."""
-    temperature: float = 1.0
-    """Above 1 more varied, below 1 more typical."""
-    smooth: bool = False
-    """Mix codes (Gumbel-softmax) instead of choosing one: prettier, not for measuring."""
     batch: int = 8
     """Pictures painted at a time; changes the time, not the pictures (in bf16, at most a near tie in one)."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("samples")
     """Directory for pictures and grid; or a file, .png or another picture format, for the picture or a grid alone."""
     growing: bool = False
@@ -64,9 +35,9 @@ class Sample:
 
     def run(self) -> None:
         self._check()
-        pipe = models.load(self.model, self.depth, device=self.device, precision=self.precision)
+        pipe = self.pipeline()
         pictures = self._pictures(pipe)
-        alone = _is_file(self.out)
+        alone = is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)
         finished = []
         for request, stages in self._paint(pipe, pictures):
@@ -82,16 +53,14 @@ class Sample:
 
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
-        at_least("--count", 1, self.count)
+        self.check()
         at_least("--batch", 1, self.batch)
-        at_least("--seed", 0, self.seed)
-        if self.growing and _is_file(self.out):
+        if self.growing and is_file(self.out):
             raise InputError(f"--growing: expected a directory as --out, for the strips, got {self.out}")
 
     def _pictures(self, pipe: Pipeline) -> list[tuple[int, int]]:
         """Label and seed of each, label by label; picture i of all has seed `seed` + i."""
-        asked = [*(models.class_called(pipe, word) for word in self.label), *map(pipe.label, self.label_index)]
-        asked = asked or list(range(len(pipe.classes))[:UNASKED])
+        asked = self.asked(pipe) or list(range(len(pipe.classes))[:UNASKED])
         labels = [label for label in asked for _ in range(self.count)]
         return [(label, seed) for seed, label in enumerate(labels, start=self.seed)]
 
@@ -106,15 +75,7 @@ class Sample:
 
     def _stages(self, pipe: Pipeline, part: list[tuple[int, int]]) -> Iterator[tuple[Request, list[Tensor]]]:
         labels, seeds = zip(*part, strict=True)
-        steps = pipe.stream(
-            labels,
-            seeds,
-            guidance=self.guidance,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            temperature=self.temperature,
-            smooth=self.smooth,
-        )
+        steps = pipe.stream(labels, seeds, **self.settings())
         last = len(pipe.transformer.config.scales) - 1
         shown = [(step.requests, step.preview()) for step in steps if self.growing or step.scale == last]
         stages = zip(*(pictures for _, pictures in shown), strict=True)
@@ -124,14 +85,7 @@ class Sample:
         """What was written, and the command that writes it again."""
         what = f"{count} picture{'s' if count > 1 else ''}"
         print(f"{what} in {sheet}" if alone else f"{what} and {sheet.name} in {sheet.parent}")
-        print(f"again: {shlex.join(['nextscale', 'sample', *_options(self)])}")
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a picture is meant rather than a directory, by its suffix."""
-    from nextscale.images import SUFFIXES
-
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+        print(again("sample", self))
 
 
 def _save(file: Path, images: list[Tensor], *, columns: int, notes: Mapping[str, str] | None = None) -> None:
@@ -141,14 +95,3 @@ def _save(file: Path, images: list[Tensor], *, columns: int, notes: Mapping[str,
     from nextscale import images as pictures
 
     pictures.save(file, pictures.from_unit(pictures.grid(torch.stack(images), columns=columns)), notes=notes)
-
-
-def _options(command: Sample) -> list[str]:
-    """The options that differ from their defaults, as they are typed."""
-    words = []
-    for field in dataclasses.fields(command):
-        value = getattr(command, field.name)
-        if value != field.default:
-            words.append(f"--{field.name.replace('_', '-')}")
-            words += [] if value is True else [str(item) for item in (value if isinstance(value, tuple) else (value,))]
-    return words

@@ -1,0 +1,89 @@
+"""What `sample` and `edit` share: which model paints what, how it chooses, and the command that does it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextscale.cli import models
+from nextscale.cli.options import Depth, Indices, Labels, Model, Precision
+from nextscale.cli.output import at_least
+
+if TYPE_CHECKING:
+    from nextscale.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painting:
+    """The options of a command that paints pictures."""
+
+    model: Model = ()
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    depth: Depth = None
+    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    label: Labels = ()
+    """Classes to paint, by name, or by number where no class is called so."""
+    label_index: Indices = ()
+    """Classes to paint, by number, whatever their names are."""
+    count: int = 1
+    """Pictures of each."""
+    seed: int = 0
+    """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
+    guidance: float = 1.5
+    """Strength of classifier-free guidance at the last scale; 0 is none."""
+    top_k: int = 900
+    """Choose among the k likeliest codes; 0 is all."""
+    top_p: float = 0.96
+    """Choose among the likeliest codes that hold this much probability; 0 is all."""
+    temperature: float = 1.0
+    """Above 1 more varied, below 1 more typical."""
+    smooth: bool = False
+    """Mix codes (Gumbel-softmax) instead of choosing one: prettier, not for measuring."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32."""
+
+    def check(self) -> None:
+        """What can be known to be wrong before torch is imported."""
+        at_least("--count", 1, self.count)
+        at_least("--seed", 0, self.seed)
+
+    def pipeline(self) -> Pipeline:
+        """The model."""
+        return models.load(self.model, self.depth, device=self.device, precision=self.precision)
+
+    def asked(self, pipe: Pipeline) -> list[int]:
+        """The numbers of the classes that were named."""
+        return [*(models.class_called(pipe, word) for word in self.label), *map(pipe.label, self.label_index)]
+
+    def settings(self) -> dict[str, Any]:
+        """How tokens are chosen, as the methods of `Pipeline` take it."""
+        names = ("guidance", "top_k", "top_p", "temperature", "smooth")
+        return {name: getattr(self, name) for name in names}
+
+
+def is_file(path: Path) -> bool:
+    """Whether a picture is meant rather than a directory, by its suffix."""
+    from nextscale.images import SUFFIXES
+
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def again(name: str, command: Painting, *files: Path) -> str:
+    """The line that tells how to do the same once more, to `files`."""
+    return f"again: {shlex.join(['nextscale', name, *map(str, files), *_options(command)])}"
+
+
+def _options(command: Painting) -> list[str]:
+    """The options that differ from their defaults, as they are typed."""
+    words = []
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if value != field.default and field.name != "pictures":  # which are no option
+            words.append(f"--{field.name.replace('_', '-')}")
+            words += [] if value is True else [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+    return words
