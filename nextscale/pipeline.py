@@ -10,7 +10,7 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,7 +30,7 @@ from nextscale.machine.precision import Precision, exact, find_device, find_dtyp
 from nextscale.sampling import loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
-from nextscale.sampling.loop import Choice
+from nextscale.sampling.loop import Choice, Process
 from nextscale.sampling.memory import image_bytes
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
@@ -271,6 +271,8 @@ class Pipeline:
         temperature: float = 1.0,
         smooth: bool = False,
         memory: int | None = None,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Generated:
         """Sample one image a label.
 
@@ -284,16 +286,20 @@ class Pipeline:
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
+            logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
+                before temperature and truncation.
+            callback: called with the `Step` of each scale (of each batch) before the next is begun.
 
         Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, or too
-        little memory for a single image.
+        little memory for a single image, or logits that nothing can be drawn from.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
         engine = self.engine()
-        done = [self._paint(engine, self._walk(engine, part, weights, choice)) for part in parts]
+        walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
+        done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
 
@@ -307,11 +313,13 @@ class Pipeline:
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
-        return self._walk(self.engine(), requests, weights, choice)
+        return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
 
     def _requests(
         self,
@@ -340,7 +348,13 @@ class Pipeline:
         return int(memory // each)
 
     def _walk(
-        self, engine: Engine, requests: tuple[Request, ...], weights: Sequence[float], choice: Choice
+        self,
+        engine: Engine,
+        requests: tuple[Request, ...],
+        weights: Sequence[float],
+        choice: Choice,
+        process: Process | None,
+        callback: Callable[[Step], object] | None,
     ) -> Iterator[Step]:
         walk = loop.generate(
             engine.transformer,
@@ -349,6 +363,7 @@ class Pipeline:
             [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
+            process=process,
         )
         while True:
             with exact():  # not while the caller has the step
@@ -356,7 +371,10 @@ class Pipeline:
             if painted is None:
                 return
             # copied outside of inference mode, so that callers get tensors they may do anything with
-            yield Step(painted.scale, painted.tokens.clone(), requests, self, painted.canvas.clone())
+            step = Step(painted.scale, painted.tokens.clone(), requests, self, painted.canvas.clone())
+            if callback is not None:
+                callback(step)
+            yield step
 
     def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
         """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
