@@ -10,7 +10,7 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,7 +31,7 @@ from nextscale.machine.precision import Precision, exact, find_device, find_dtyp
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
-from nextscale.sampling.loop import Choice
+from nextscale.sampling.loop import Choice, Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -273,6 +273,8 @@ class Pipeline:
         temperature: float = 1.0,
         smooth: bool = False,
         memory: int | None = None,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Generated:
         """Sample one image a label.
 
@@ -286,16 +288,20 @@ class Pipeline:
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
+            logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
+                before temperature and truncation.
+            callback: called with the `Step` of each scale (of each batch) before the next is begun.
 
         Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, or too
-        little memory for a single image.
+        little memory for a single image, or logits that nothing can be drawn from.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
         engine = self.engine()
-        done = [self._paint(engine, self._walk(engine, part, weights, choice)) for part in parts]
+        walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
+        done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
 
@@ -309,11 +315,13 @@ class Pipeline:
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
-        return self._walk(self.engine(), requests, weights, choice)
+        return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
 
     @torch.no_grad()
     def edit(
@@ -334,6 +342,8 @@ class Pipeline:
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Generated:
         """Repaint a part of each picture, or its fine scales: `count` results of the first, then of the next.
 
@@ -350,7 +360,8 @@ class Pipeline:
             composite: what is kept comes back bit for bit; otherwise as the decoder paints it.
             copy: the release's way, for comparison: the picture's own tokens are copied, the coarsest one too, even
                 where what was painted beside them has changed what they should be. It is not leak-free.
-            guidance, top_k, top_p, temperature, smooth: see `generate`.
+            guidance, top_k, top_p, temperature, smooth, logits_processor, callback: see `generate`. Previews show what
+                is painted, before kept pixels are put back.
 
         Raises `InputError` for pictures or masks of another shape or number, a value out of range, and whatever
         `generate` refuses.
@@ -367,7 +378,9 @@ class Pipeline:
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
         change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
         engine = self.engine()
-        painted, drawn_BL = self._paint(engine, self._walk(engine, requests, weights, choice, change))
+        painted, drawn_BL = self._paint(
+            engine, self._walk(engine, requests, weights, choice, logits_processor, callback, change)
+        )
         if composite:
             around = torch.where(mask_B1HW > 0, to_unit(seen), given)
             painted = editing.composed(painted, around, editing.feathered(mask_B1HW, feather))
@@ -431,6 +444,8 @@ class Pipeline:
         requests: tuple[Request, ...],
         weights: Sequence[float],
         choice: Choice,
+        process: Process | None,
+        callback: Callable[[Step], object] | None,
         edit: loop.Edit | None = None,
     ) -> Iterator[Step]:
         walk = loop.generate(
@@ -440,6 +455,7 @@ class Pipeline:
             [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
+            process=process,
             edit=edit,
         )
         while True:
@@ -448,7 +464,10 @@ class Pipeline:
             if painted is None:
                 return
             # copied outside of inference mode, so that callers get tensors they may do anything with
-            yield Step(painted.scale, painted.tokens.clone(), requests, self, painted.canvas.clone())
+            step = Step(painted.scale, painted.tokens.clone(), requests, self, painted.canvas.clone())
+            if callback is not None:
+                callback(step)
+            yield step
 
     def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
         """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""

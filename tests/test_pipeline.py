@@ -17,6 +17,7 @@ from torch import Tensor
 from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales
 from nextscale.files import checkpoint
 from nextscale.images import to_unit
+from nextscale.sampling.memory import image_bytes
 
 Make = Callable[..., Any]
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
@@ -234,6 +235,86 @@ def test_what_comes_out_can_be_computed_with(pipe: Pipeline) -> None:
         assert factor.grad is not None
     assert pipe.tokenizer.decode(out.tokens).requires_grad
     assert pipe.tokenizer.quantizer.lookup(step.tokens).requires_grad
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_logits_processor_replaces_what_is_drawn_from(pipe: Pipeline) -> None:
+    """Called once a scale, in order, with what its tokens would be drawn from; what it returns is drawn from."""
+    seen: list[tuple[int, Tensor]] = []
+
+    def only_even_codes(scale: int, logits: Tensor) -> Tensor:
+        seen.append((scale, logits.clone()))
+        logits[..., 1::2] = -torch.inf
+        return logits
+
+    out = pipe.generate([0, 1, 2], logits_processor=only_even_codes)
+    assert (out.tokens % 2 == 0).all()
+    assert [(scale, logits.shape) for scale, logits in seen] == [(k, (3, (k + 1) ** 2, 64)) for k in range(4)]
+    greedy = pipe.generate([0, 1, 2], temperature=0, guidance=1.5, logits_processor=lambda k, logits: logits)
+    assert torch.equal(greedy.tokens, pipe.generate([0, 1, 2], temperature=0, guidance=1.5).tokens)
+    seen.clear()
+    first = pipe.generate(
+        [0, 1, 2], temperature=0, logits_processor=lambda k, logits: seen.append((k, logits)) or logits
+    )
+    expected = torch.cat([logits.argmax(dim=-1) for _, logits in seen], dim=1)
+    assert torch.equal(first.tokens, expected)
+    streamed = [step.tokens.flatten(1) for step in pipe.stream([0, 1, 2], logits_processor=only_even_codes)]
+    assert torch.equal(torch.cat(streamed, dim=1), out.tokens)
+
+
+def test_a_logits_processor_may_be_a_module_that_is_trained_on_what_it_saw(pipe: Pipeline) -> None:
+    """It gets ordinary tensors, and may give other formats than float32."""
+    weight, seen = torch.ones(64, requires_grad=True), []
+
+    def scaled(scale: int, logits: Tensor) -> Tensor:
+        seen.append(logits)
+        return (logits * weight).double()
+
+    assert torch.equal(pipe.generate([1], logits_processor=scaled).tokens, pipe.generate([1]).tokens)
+    (seen[0] * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("process", "told"),
+    [
+        (lambda k, logits: None, r"expected logits \(1, 1, 64\) of scale 0, got NoneType"),
+        (lambda k, logits: logits[..., :9], r"expected logits \(1, 1, 64\) of scale 0, got \(1, 1, 9\) torch\.float32"),
+        (lambda k, logits: logits.long(), r"got \(1, 1, 64\) torch\.int64"),
+        (lambda k, logits: logits * (1 if k < 2 else torch.nan), "a finite largest logit .*, got others at scale 2"),
+        (lambda k, logits: torch.full_like(logits, -torch.inf), "a finite largest logit .*, got others at scale 0"),
+        (lambda k, logits: logits.index_fill(-1, torch.tensor(3), torch.inf), "got others at scale 0"),
+    ],
+)
+def test_logits_that_nothing_can_be_drawn_from_are_refused(pipe: Pipeline, process: Any, told: str) -> None:
+    """Which scale, and what came."""
+    with pytest.raises(InputError, match=f"^logits_processor: .*{told}"):
+        pipe.generate([1], logits_processor=process)
+
+
+def test_a_callback_is_called_with_each_step(pipe: Pipeline) -> None:
+    """Of each batch; what `stream` yields, before it does; an exception of its own ends the call and nothing else."""
+    steps: list[Any] = []
+    out = pipe.generate([1, 2, 3], callback=steps.append)
+    assert [step.scale for step in steps] == [0, 1, 2, 3]
+    assert torch.equal(torch.cat([step.tokens.flatten(1) for step in steps], dim=1), out.tokens)
+    assert torch.equal(steps[-1].preview(), out.images)
+    steps.clear()
+    for step in pipe.stream([1, 2, 3], callback=steps.append):
+        assert step is steps[-1]
+    steps.clear()
+    alone = image_bytes(pipe.tokenizer.config, pipe.transformer.config, guided=True, dtype=torch.float32)
+    pipe.generate([1, 2, 3], memory=2 * alone, callback=steps.append)
+    assert [[request.label for request in step.requests] for step in steps] == [[1, 2]] * 4 + [[3]] * 4
+
+    def stop(step: Any) -> None:
+        raise StopAsyncIteration
+
+    with pytest.raises(StopAsyncIteration):
+        pipe.generate([1, 2, 3], callback=stop)
+    assert torch.equal(pipe.generate([1, 2, 3]).tokens, out.tokens)
 
 
 # -- what is left alone ------------------------------------------------------------------------------------------------

@@ -107,8 +107,15 @@ class VAR(nn.Module):
             codes_BlC: (B, h_k*w_k, C), the canvas pooled to this scale; None at k = 0.
             condition: from `condition`, of the same B labels.
             cache: as the steps before left it.
+
+        Raises `InputError` where a gradient would be needed: the cache is written in place. `forward` gives gradients.
         """
         x_BLD = self.embed_start(condition) if codes_BlC is None else self.embed_codes(codes_BlC, k, k + 1)
+        if x_BLD.requires_grad:
+            raise InputError(
+                "VAR.step: expected torch.no_grad() or torch.inference_mode() around it, as its cache is written in "
+                "place, got gradients switched on; VAR.forward gives gradients"
+            )
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             x_BLD = block(x_BLD, modulations, partial(cache.extend, i))
         cache.advance(x_BLD.shape[1])
