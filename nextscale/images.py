@@ -657,6 +657,12 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
         picture.save(file, picture_format, quality=95, **options)
 
 
+def notes(source: Source) -> dict[str, str]:
+    """The text that a PNG carries along; none in other formats. Raises like `open_rgb`."""
+    with _opened(source) as image:
+        return {name: str(text) for name, text in getattr(image, "text", {}).items()}
+
+
 def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
     chunks = PngInfo()
     for name, text in (notes or {}).items():

@@ -10,8 +10,8 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from nextscale.tokenizer import model as tokenizer_files
 from nextscale.transformer import VAR
 from nextscale.transformer import model as transformer_files
 
+MAKER = ("precision", "model", "edit")  # of a request, what a note of its own tells
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,6 +57,12 @@ class Request:
     top_p: float
     temperature: float
     smooth: bool
+    precision: str
+    """Of the computation: float32, bfloat16 or float16."""
+    model: str
+    """`Pipeline.fingerprint`."""
+    edit: Mapping[str, object] | None = None
+    """How `Pipeline.edit` was called, if it was; what it was called with is another picture."""
 
     @property
     def stem(self) -> str:
@@ -65,8 +73,25 @@ class Request:
 
     @property
     def notes(self) -> dict[str, str]:
-        """For a PNG to carry along."""
-        return {"nextscale": json.dumps(vars(self), ensure_ascii=False)}
+        """For a PNG to carry along; `from_notes` reads it."""
+        told = {name: value for name, value in vars(self).items() if value is not None}
+        maker = {name: told.pop(name) for name in MAKER if name in told}
+        return {"nextscale": json.dumps(told, ensure_ascii=False), "nextscale-model": json.dumps(maker)}
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, str]) -> Request:
+        """The request in a PNG's notes (`images.notes`).
+
+        Raises `InputError` where there is none, or one that nextscale does not write.
+        """
+        if not {"nextscale", "nextscale-model"} <= notes.keys():
+            raise InputError("expected a picture that tells what it was painted from, got one without such a note")
+        try:
+            values = json.loads(notes["nextscale"]) | json.loads(notes["nextscale-model"])
+            weights = values["guidance"]
+            return cls(**values | {"guidance": tuple(weights) if isinstance(weights, list) else weights})
+        except (ValueError, TypeError, KeyError):
+            raise InputError("expected a picture's note as nextscale writes it, got another") from None
 
 
 @dataclass(frozen=True)
@@ -90,7 +115,8 @@ class Generated:
     def save(self, directory: str | Path) -> list[Path]:
         """Write a PNG an image, named after class and seed, with its request inside; returns their paths.
 
-        A PNG's request is `json.loads(PIL.Image.open(path).text["nextscale"])`. Files of the same names are replaced.
+        `Request.from_notes(images.notes(path))` is the request again, for `repeat`; the settings alone, for `generate`,
+        are `json.loads(PIL.Image.open(path).text["nextscale"])`. Files of the same names are replaced.
         Raises `InputError` when the directory cannot be written.
         """
         stems = _numbered(request.stem for request in self.requests)
@@ -185,6 +211,11 @@ class Pipeline:
     def classes(self, names: tuple[str, ...]) -> None:
         check_classes(names, self.transformer.config.classes)
         self._classes = tuple(names)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the weights and the shape of the models, not with the device or precision."""
+        return self._engines.fingerprint(self.tokenizer, self.transformer, self.dtype)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Run on `device` from now on; returns this pipeline. A model that is elsewhere is replaced by a copy there.
@@ -323,6 +354,20 @@ class Pipeline:
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
         return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
 
+    def repeat(self, request: Request) -> Generated:
+        """Paint the picture of a request once more, the same to the bit in the same precision on the same machine.
+
+        Raises `InputError` for what another model painted, and for an edit, which takes its picture and mask.
+        """
+        if request.model != self.fingerprint:
+            raise InputError(f"expected the model that painted it, {request.model}, got another, {self.fingerprint}")
+        if request.edit is not None:
+            raise InputError("expected a picture painted from nothing, got an edit: its picture and mask are needed")
+        told = request.guidance
+        guidance = listed_guidance(told) if isinstance(told, tuple) else told
+        choice = {name: getattr(request, name) for name in vars(Choice())}
+        return self.generate(request.label, [request.seed], guidance=guidance, **choice)
+
     @torch.no_grad()
     def edit(
         self,
@@ -378,6 +423,8 @@ class Pipeline:
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
         change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
         engine = self.engine()
+        told = {"leak_free": leak_free, "keep_scales": keep_scales, "feather": feather, "copy": copy}
+        requests = tuple(replace(request, edit=told) for request in requests)
         painted, drawn_BL = self._paint(
             engine, self._walk(engine, requests, weights, choice, logits_processor, callback, change)
         )
@@ -430,7 +477,8 @@ class Pipeline:
         known = (*self.classes, "no class")
         places = [self.label(name) for name in names]
         asked = zip(places, numbers, strict=True)
-        return tuple(Request(label, known[label], seed, told, **vars(choice)) for label, seed in asked), weights
+        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": self.fingerprint}
+        return tuple(Request(label, known[label], seed, told, **how) for label, seed in asked), weights
 
     def _images_within(self, memory: int, *, guided: bool) -> int:
         each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)

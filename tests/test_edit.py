@@ -190,3 +190,13 @@ def test_bfloat16_edits_too(tokenizer: MultiScaleVQVAE, transformer: VAR, pictur
     done, other = pipe.edit(pictures, mask), pipe.edit(torch.where(mask, 1 - pictures, pictures), mask)
     assert same(done, other)
     assert torch.equal(done.images[..., ~mask], pictures[..., ~mask])
+
+
+def test_an_edit_tells_what_it_was_and_cannot_be_repeated_from_nothing(
+    pipe: Pipeline, pictures: Tensor, mask: Tensor
+) -> None:
+    """Its picture and its mask are not in the request."""
+    (request, *_) = pipe.edit(pictures, mask, "ant", feather=1).requests
+    assert request.edit == {"leak_free": True, "keep_scales": 0, "feather": 1, "copy": False}
+    with pytest.raises(InputError, match="got an edit: its picture and mask are needed"):
+        pipe.repeat(request)

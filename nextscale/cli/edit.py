@@ -115,7 +115,7 @@ class Edit(Painting):
 
         for picture, request in zip(done.pil(), done.requests, strict=True):
             path = self.out if alone else folder / f"{file.stem}-{request.stem}.png"
-            images.save(path, picture, notes=request.notes)
+            images.save(path, picture, notes=self.notes(request))
 
     def _tell(self, pairs: list[tuple[Image.Image, Image.Image | None]], size: TokenizerConfig, sheet: Path) -> None:
         """How much was repainted, what was written, and the command that writes it again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from nextscale.cli.options import Depth, Indices, Labels, Model, Precision
 from nextscale.cli.output import at_least
 
 if TYPE_CHECKING:
-    from nextscale.pipeline import Pipeline
+    from nextscale.pipeline import Pipeline, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class Painting:
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it, else fp32."""
 
+    no_metadata: bool = False
+    """Write no settings into PNGs (model, class, seed and so on; nextscale sample --like reads them)."""
+
     def check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         at_least("--count", 1, self.count)
@@ -65,6 +69,10 @@ class Painting:
         names = ("guidance", "top_k", "top_p", "temperature", "smooth")
         return {name: getattr(self, name) for name in names}
 
+    def notes(self, request: Request) -> Mapping[str, str] | None:
+        """What its PNG carries along."""
+        return None if self.no_metadata else request.notes
+
 
 def is_file(path: Path) -> bool:
     """Whether a picture is meant rather than a directory, by its suffix."""
@@ -78,12 +86,17 @@ def again(name: str, command: Painting, *files: Path) -> str:
     return f"again: {shlex.join(['nextscale', name, *map(str, files), *_options(command)])}"
 
 
+def changed(command: Painting) -> list[str]:
+    """The options that differ from their defaults, in order; not the positional `pictures`."""
+    fields = [field for field in dataclasses.fields(command) if field.name != "pictures"]
+    return [field.name for field in fields if getattr(command, field.name) != field.default]
+
+
 def _options(command: Painting) -> list[str]:
-    """The options that differ from their defaults, as they are typed."""
+    """Those as they are typed."""
     words = []
-    for field in dataclasses.fields(command):
-        value = getattr(command, field.name)
-        if value != field.default and field.name != "pictures":  # which are no option
-            words.append(f"--{field.name.replace('_', '-')}")
-            words += [] if value is True else [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+    for name in changed(command):
+        value = getattr(command, name)
+        words.append(f"--{name.replace('_', '-')}")
+        words += [] if value is True else [str(item) for item in (value if isinstance(value, tuple) else (value,))]
     return words

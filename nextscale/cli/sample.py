@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nextscale.cli import models
+from nextscale.cli.options import Precision
 from nextscale.cli.output import at_least, directory, progress
-from nextscale.cli.painting import Painting, again, is_file
+from nextscale.cli.painting import Painting, again, changed, is_file
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline, Request
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
+SHORT: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 COLUMNS = 8  # of the grid, unless each label has its own row
 
 
@@ -33,8 +36,14 @@ class Sample(Painting):
     growing: bool = False
     """Also save each picture's strip, from the first scale to the last."""
 
+    like: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")] = None
+    """Paint a picture of ours again, by the settings inside of it."""
+
     def run(self) -> None:
         self._check()
+        if self.like is not None:
+            self._repeat(self.like)
+            return
         pipe = self.pipeline()
         pictures = self._pictures(pipe)
         alone = is_file(self.out)
@@ -43,11 +52,11 @@ class Sample(Painting):
         for request, stages in self._paint(pipe, pictures):
             finished.append(stages[-1])
             if not alone:
-                _save(folder / f"{request.stem}.png", stages[-1:], columns=1, notes=request.notes)
+                _save(folder / f"{request.stem}.png", stages[-1:], columns=1, notes=self.notes(request))
             if self.growing:
-                _save(folder / f"{request.stem}-growing.png", stages, columns=len(stages), notes=request.notes)
+                _save(folder / f"{request.stem}-growing.png", stages, columns=len(stages), notes=self.notes(request))
         sheet = self.out if alone else folder / "grid.png"
-        notes = request.notes if len(pictures) == 1 else None
+        notes = self.notes(request) if len(pictures) == 1 else None
         _save(sheet, finished, columns=self.count if self.count > 1 else COLUMNS, notes=notes)
         self._tell(len(pictures), sheet, alone=alone)
 
@@ -57,6 +66,27 @@ class Sample(Painting):
         at_least("--batch", 1, self.batch)
         if self.growing and is_file(self.out):
             raise InputError(f"--growing: expected a directory as --out, for the strips, got {self.out}")
+        told = {"model", "depth", "device", "precision", "out", "no_metadata", "like"}
+        others = [name for name in changed(self) if name not in told] if self.like else []
+        if others:
+            raise InputError(f"--like: expected the settings in {self.like} alone, got --{others[0].replace('_', '-')}")
+
+    def _repeat(self, picture: Path) -> None:
+        """Paint it again, and tell whether it is the same."""
+        from nextscale import images
+        from nextscale.pipeline import Request
+
+        try:
+            request = Request.from_notes(images.notes(picture))
+            precision = SHORT.get(request.precision, "auto") if self.precision == "auto" else self.precision
+            pipe = models.load(self.model, self.depth, device=self.device, precision=precision)
+            (painted,) = pipe.repeat(request).pil()
+        except InputError as error:
+            raise InputError(f"--like {picture}: {error}") from None
+        file = self.out if is_file(self.out) else directory("--out", self.out) / f"{request.stem}.png"
+        same = painted.tobytes() == images.open_rgb(picture).tobytes()
+        images.save(file, painted, notes=self.notes(request))
+        print(f"{file}: {'the same pixels as' if same else 'not the same pixels as'} {picture}")
 
     def _pictures(self, pipe: Pipeline) -> list[tuple[int, int]]:
         """Label and seed of each, label by label; picture i of all has seed `seed` + i."""

@@ -8,12 +8,14 @@ It is made on the first picture and made anew when weights have changed.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nextscale.files.checkpoint import checksum
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.convnet import Decoder
 from nextscale.transformer import VAR
@@ -62,6 +64,7 @@ class Engines:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._seen: Seen | None = None
+        self._fingerprint: str | None = None
 
     def __reduce__(self) -> tuple[type[Engines], tuple[()]]:
         return Engines, ()
@@ -70,15 +73,23 @@ class Engines:
         """The engine for these models; whoever asks while it is being made waits for it."""
         with self._lock:
             if self._engine is None or self._seen is None or not self._seen.still(tokenizer, transformer):
-                self._engine = None  # not two at a time
+                self._engine = self._fingerprint = None  # not two at a time
                 self._seen = look(tokenizer, transformer)
                 self._engine = make_engine(tokenizer, transformer, dtype)
             return self._engine
 
+    def fingerprint(self, tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> str:
+        """`fingerprint` of these models, computed once as long as their weights stay."""
+        self.of(tokenizer, transformer, dtype)
+        with self._lock:
+            if self._fingerprint is None:
+                self._fingerprint = fingerprint(tokenizer, transformer)
+            return self._fingerprint
+
     def drop(self) -> None:
         """Let go of the engine: the next picture makes it anew."""
         with self._lock:
-            self._engine = self._seen = None
+            self._engine = self._seen = self._fingerprint = None
 
 
 class Seen(NamedTuple):
@@ -109,8 +120,8 @@ def look(tokenizer: MultiScaleVQVAE, transformer: VAR) -> Seen:
 
 
 def weights(tokenizer: MultiScaleVQVAE, transformer: VAR) -> list[Tensor]:
-    """Those that engines hold copies of, and some that they share."""
-    return [*tokenizer.decoder.parameters(), *transformer.parameters()]
+    """All of both: engines hold copies of some, and the fingerprint tells of all."""
+    return [*tokenizer.parameters(), *transformer.parameters()]
 
 
 def places(weights: list[Tensor]) -> list[tuple[int, int]]:
@@ -126,6 +137,21 @@ def sampled(weight: Tensor) -> Tensor:
     span = 1 + sum((side - 1) * stride for side, stride in zip(weight.shape, weight.stride(), strict=True))
     step = max(1, span // SAMPLES) | 1  # odd: an even one would stay in half of the columns, or in a few
     return weight.as_strided((-(-span // step),), (step,))
+
+
+@torch.no_grad()
+def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
+    """16 hex digits of all that decides a picture: both models' configurations and weights; empty for shapes alone.
+
+    Weights count as bfloat16 rounds them, so that a model held in that is the model it was made of.
+    """
+    if transformer.positions.is_meta:
+        return ""
+    digest = hashlib.sha256(repr((tokenizer.config, transformer.config)).encode())
+    for model in (tokenizer, transformer):
+        for name, weight in model.named_parameters():
+            digest.update(f"{name} {checksum(weight.to(torch.bfloat16))}".encode())
+    return digest.hexdigest()[:16]
 
 
 # -- how it is made ----------------------------------------------------------------------------------------------------

@@ -169,3 +169,23 @@ def test_an_out_that_is_a_file_is_a_mistake(nextscale, model: Path, tmp_path: Pa
     done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path / "taken")
     assert (done.status, done.errors.count("\n")) == (2, 1)
     assert "--out: expected a directory" in done.errors
+
+
+def test_a_picture_is_painted_again_by_what_it_tells(nextscale, model: Path, tmp_path: Path) -> None:
+    """Whatever else is asked for along with it is refused; so is a picture that tells nothing."""
+    given = ["--model", model, "--label", 7, "--seed", 5, "--guidance", 3, "--top-k", 40, "--temperature", 0.8]
+    assert nextscale("sample", *given, "--out", tmp_path / "first").status == 0
+    picture = tmp_path / "first" / "7-class-7-seed5.png"
+    done = nextscale("sample", "--model", model, "--like", picture, "--out", tmp_path / "again.png")
+    assert (done.status, done.errors) == (0, "")
+    assert done.output == f"{tmp_path / 'again.png'}: the same pixels as {picture}\n"
+    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+    refused = nextscale("sample", "--model", model, "--like", picture, "--seed", 3)
+    assert (refused.status, refused.errors.count("\n")) == (2, 1)
+    assert f"--like: expected the settings in {picture} alone, got --seed" in refused.errors
+    assert nextscale("sample", *given, "--no-metadata", "--out", tmp_path / "silent").status == 0
+    silent = tmp_path / "silent" / "7-class-7-seed5.png"
+    assert (images.notes(silent), silent.stat().st_size < picture.stat().st_size) == ({}, True)
+    refused = nextscale("sample", "--model", model, "--like", silent)
+    assert (refused.status, refused.errors.count("\n")) == (2, 1)
+    assert f"--like {silent}: expected a picture that tells what it was painted from" in refused.errors
