@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import together
 
 from nextscale import Pipeline, features
 from nextscale.evaluation import reference
@@ -251,28 +249,21 @@ def test_two_processes_find_what_one_finds(tiny: Path, labelled: Path, tmp_path:
     """Every figure to 1e-6 of itself, told once, plainly; with rejection sampling, which they also share."""
     given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 2, "--batch", 4]
     given += ["--rejection", 0.5, "--per-class"]
-    program = [sys.executable, str(Path(__file__).with_name("glance.py")), *map(str, given)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    found = []
-    for name, words in (("alone", program), ("together", launcher + program)):
-        file, place = tmp_path / f"{name}.json", {"XDG_CACHE_HOME": str(tmp_path / name), "COLUMNS": "80"}
-        done = subprocess.run(
-            [*words, "--json", str(file)],
-            capture_output=True,
-            timeout=240,
-            check=False,
-            env=os.environ | place,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        assert done.stdout.count(b"  FD-EffNetLite0-re  ") == 1
-        assert not set(b"\x1b\r") & set(done.stdout)
+    program, found = [Path(__file__).with_name("glance.py"), *given], []
+    for processes in (1, 2):
+        file, cache = tmp_path / f"{processes}.json", tmp_path / f"{processes}"
+        environment = {"XDG_CACHE_HOME": str(cache), "COLUMNS": "80"}
+        done = together(*program, "--json", file, processes=processes, strict=False, environment=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("  FD-EffNetLite0-re  ") == 1
+        assert not set("\x1b\r") & set(done.stdout)
         found.append(json.loads(file.read_text(encoding="utf-8"))["results"][0])
-    alone, together = found
-    assert alone["card"] == together["card"]
+    alone, shared = found
+    assert alone["card"] == shared["card"]
     distances = [[each["frechet_distance"] for each in result["per_class"]] for result in found]
     assert distances[1] == pytest.approx(distances[0], rel=1e-6)
     for key in FIGURES:
-        assert together["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
+        assert shared["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
 
 
 @pytest.fixture(scope="module")

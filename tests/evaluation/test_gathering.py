@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import together
 from torch import Tensor
 
 from nextscale import images
@@ -144,8 +143,5 @@ def test_other_pictures_than_announced_are_refused(pictures: Tensor, glance: Fea
 
 def test_two_processes_gather_what_one_does(tmp_path: Path) -> None:
     """See `two_processes.py`: features, Gaussians, a reference and its cache, and what is refused."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    script = str(Path(__file__).with_name("two_processes.py"))
-    command = [*launcher, sys.executable, "-W", "error", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = together(Path(__file__).with_name("two_processes.py"), tmp_path)
     assert done.returncode == 0, done.stderr

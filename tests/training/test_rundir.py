@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from training import toy as toys
 
 from nextscale import MultiScaleVQVAE, images
+from nextscale.config import TokenizerConfig
 from nextscale.data import DataSet
 from nextscale.errors import InputError
 from nextscale.training.loop import Length, train
@@ -35,11 +37,18 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 
+@pytest.fixture(scope="module")
+def made(toy: DataSet, tokenizer_config: TokenizerConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps; look, do not touch."""
+    out = tmp_path_factory.mktemp("finished")
+    run(toys.stage([], data=toy, config=tokenizer_config), out)
+    return out
+
+
 @pytest.fixture
-def finished(first_stage, tmp_path: Path) -> Path:
-    """A run of two steps."""
-    run(first_stage(), tmp_path / "run")
-    return tmp_path / "run"
+def finished(made: Path, tmp_path: Path) -> Path:
+    """A run of two steps, to be spoilt."""
+    return shutil.copytree(made, tmp_path / "run")
 
 
 # ---- whose directory it is -------------------------------------------------------------------------------------------
