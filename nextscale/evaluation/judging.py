@@ -16,7 +16,7 @@ from torch import Tensor
 from nextscale.evaluation.card import NetworkUsed, figure_name
 from nextscale.evaluation.distances import divergences, kernel_distance, score
 from nextscale.evaluation.gathering import Gathered
-from nextscale.evaluation.intervals import Interval, frechet_changes, interval, kernel_changes
+from nextscale.evaluation.intervals import Interval, frechet_changes, interval, kernel_interval
 from nextscale.evaluation.manifold import members
 from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, frechet_distance
@@ -115,9 +115,9 @@ class _Judging:
         if not self._enough():
             return {}
         ours, theirs = self._both()
-        value, deviation = kernel_distance(ours, theirs, generator=_generator())
-        low, high = interval(kernel_changes(ours, theirs, paired=self.paired), generator=_generator())
-        return {"kernel_distance": self._figure("KD", value, Interval(value + low, value + high), deviation=deviation)}
+        found = kernel_distance(ours, theirs, generator=_generator(), paired=self.paired)
+        ends = kernel_interval(ours, theirs, found, generator=_generator(), paired=self.paired)
+        return {"kernel_distance": self._figure("KD", found.mean, ends, deviation=found.deviation)}
 
     def score(self) -> dict[str, Figure]:
         classifier = getattr(self.network, "classifier", None)

@@ -40,6 +40,42 @@ def test_kernel_distance_of_whole_sets_is_the_mean_over_pairs() -> None:
     assert deviation == pytest.approx(0, abs=1e-12)
 
 
+def test_kernel_distance_of_pairs_leaves_out_a_vector_s_own_partner() -> None:
+    """The definition, pair by pair: mean over i != j of k(x, x') + k(y, y') - k(x, y') - k(y, x')."""
+    one, other = draw(9, 4, 1), draw(9, 4, 2)
+    distances = [
+        kernel(one[i], one[j]) + kernel(other[i], other[j]) - kernel(one[i], other[j]) - kernel(other[i], one[j])
+        for i, j in permutations(range(9), 2)
+    ]
+    found = kernel_distance(one, other, generator=chance(), subsets=3, paired=True)
+    assert found == pytest.approx((sum(distances) / 72, 0), rel=1e-12, abs=1e-12)
+
+
+def test_kernel_distance_of_pairs_draws_the_same_rows_of_both_sets() -> None:
+    """A set and itself are at distance 0 in every subset; drawn apart, subsets of it are not."""
+    whole = draw(60, 5)
+    together = kernel_distance(whole, whole.clone(), generator=chance(), subsets=5, size=10, paired=True)
+    assert together == pytest.approx((0, 0), abs=1e-12)
+    assert kernel_distance(whole, whole, generator=chance(), subsets=5, size=10).deviation > 0.01
+
+
+def test_kernel_distance_of_pairs_wants_a_partner_for_each() -> None:
+    """As many vectors in both sets."""
+    with pytest.raises(InputError, match="as many vectors in both sets of pairs, got 5 and 4"):
+        kernel_distance(torch.zeros(5, 3), torch.zeros(4, 3), generator=chance(), paired=True)
+
+
+def test_deviation_of_a_kernel_distance_is_that_of_its_subsets() -> None:
+    """Divided by their number: of two subsets half of what lies between them, of one none at all."""
+    one, other = draw(50, 4, 1), draw(60, 4, 2)
+    generator = chance(3)
+    singles = [kernel_distance(one, other, generator=generator, subsets=1, size=10) for _ in range(2)]
+    assert [single.deviation for single in singles] == [0, 0]
+    both = kernel_distance(one, other, generator=chance(3), subsets=2, size=10)
+    first, second = (single.mean for single in singles)
+    assert both == pytest.approx(((first + second) / 2, abs(first - second) / 2), rel=1e-12)
+
+
 def test_kernel_distance_of_points_that_coincide_is_known() -> None:
     """All at x and all at y of one dimension: k(x, x) + k(y, y) - 2 k(x, y) = 8 + 125 - 2 * 27."""
     mean, deviation = kernel_distance(torch.full((5, 1), 1.0), torch.full((7, 1), 2.0), generator=chance())

@@ -99,6 +99,8 @@ def test_pictures_that_come_back_whole_have_no_distance(
     assert figures.value("ssim") == pytest.approx(1, abs=1e-12)
     assert figures.value("perceptual_distance") == 0
     assert figures.value("frechet_distance") == pytest.approx(0, abs=1e-10)
+    kernel = figures.figures["kernel_distance"]
+    assert (kernel.value, kernel.low, kernel.high) == pytest.approx((0, 0, 0), abs=1e-12)
     assert figures.value("psnr") > 100
     assert [scale.residual for scale in figures.scales] == pytest.approx([0] * 4, abs=1e-12)
     assert [scale.psnr for scale in figures.scales] == pytest.approx([figures.value("psnr")] * 4)
