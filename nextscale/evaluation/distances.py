@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from nextscale.errors import InputError
+from nextscale.evaluation.statistics import check_finite
 
 SPATIAL = 2048  # numbers a picture at most
 GRID = 17  # cells a side at most: Inception's 17x17 map then gives its first 7 channels, which is what sFID looks at
@@ -106,7 +107,8 @@ def score(logits_NK: Tensor, *, splits: int = 10) -> Spread:
 
     Known as the Inception score when the classifier is Inception. Each split has a p(y) of its own. Pictures are dealt
     to the splits in an order that is shuffled, always alike: those of one class tend to stand together, and splits cut
-    off in the given order would each see few classes. Raises `InputError` for fewer pictures than splits.
+    off in the given order would each see few classes. Raises `InputError` for fewer pictures than splits, and like
+    `divergences`.
     """
     if logits_NK.ndim != 2 or not 1 <= splits <= len(logits_NK):
         raise InputError(f"score: expected scores (N, classes) for {splits} splits, got {tuple(logits_NK.shape)}")
@@ -121,8 +123,11 @@ def divergences(logits_NK: Tensor) -> Tensor:
     """How far each picture's classes are from the classes of all: (N,) float64, in nats; exp of the mean is the score.
 
     To first order p(y) may be held fixed when pictures are exchanged: `interval` of these, exp taken, is the score's.
+    Raises `InputError` for scores that make no probabilities; -infinity is a class that is out of the question.
     """
     p_NK = logits_NK.double().softmax(dim=1)
+    if not p_NK.isfinite().all():
+        raise InputError("score: expected finite scores of classes, got NaN or infinity")
     return (torch.special.xlogy(p_NK, p_NK) - torch.special.xlogy(p_NK, p_NK.mean(dim=0))).sum(dim=1)
 
 
@@ -139,13 +144,12 @@ def spatial_features(map_BCHW: Tensor) -> Tensor:
 
 
 def check_pair(features_ND: Tensor, others_MD: Tensor, *, least: int) -> None:
-    """Raise `InputError` unless both are (at least `least`, D) of the same D, floating point and finite."""
+    """Raise `InputError` unless both are (at least `least`, D) of the same D, floating point, and `check_finite`."""
     for name, rows in (("features", features_ND), ("others", others_MD)):
         if rows.ndim != 2 or len(rows) < least or not rows.is_floating_point():
             got = f"{tuple(rows.shape)} {str(rows.dtype).removeprefix('torch.')}"
             raise InputError(f"{name}: expected shape (at least {least}, features), floating point, got {got}")
-        if not rows.isfinite().all():
-            raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
+        check_finite(name, rows)
     if features_ND.shape[1] != others_MD.shape[1]:
         got = f"{features_ND.shape[1]} and {others_MD.shape[1]}"
         raise InputError(f"features: expected as many in both sets, got {got}")

@@ -42,10 +42,12 @@ def interval(values_N: Tensor, *, generator: torch.Generator, resamples: int = 1
         resamples: means of N values drawn with repetition; the cost is N each: 50,000 pictures take about a second.
 
     It tells of the pictures that were judged and not of those they are compared with, which are taken as given.
-    Raises `InputError` without values.
+    Raises `InputError` without values, and for values that are not finite.
     """
     if values_N.ndim != 1 or not len(values_N):
         raise InputError(f"interval: expected at least one value, in one row, got shape {tuple(values_N.shape)}")
+    if not values_N.isfinite().all():
+        raise InputError("interval: expected finite values, got NaN or infinity")
     values_N, count = values_N.double().cpu(), len(values_N)
     rows = max(1, DRAWN // count)
     sizes = (min(rows, resamples - done) for done in range(0, resamples, rows))

@@ -13,6 +13,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from nextscale.errors import InputError
 from nextscale.evaluation.card import NetworkUsed, figure_name
 from nextscale.evaluation.distances import divergences, kernel_distance, score
 from nextscale.evaluation.gathering import Gathered
@@ -33,7 +34,7 @@ Set = tuple[Gaussian, Tensor | None]  # of all pictures; features of those that 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure under the name it may be quoted by."""
+    """One figure under the name it may be quoted by. Raises `InputError` unless all its numbers are finite."""
 
     name: str
     value: float
@@ -45,6 +46,11 @@ class Figure:
     """Over the subsets, or the repetitions, that the value is a mean of; None where there are none."""
     repeats: tuple[float, ...] = ()
     """Of each repetition with other seeds, where there were several."""
+
+    def __post_init__(self) -> None:
+        numbers = [self.value, self.low, self.high, self.deviation, *self.repeats]
+        if not all(math.isfinite(number) for number in numbers if number is not None):
+            raise InputError(f"{self.name}: expected a finite figure, got {self.value:g} ({self.low} .. {self.high})")
 
 
 def compared(

@@ -115,6 +115,11 @@ def test_kernel_distance_is_decided_by_its_generator() -> None:
         (torch.zeros(5, 3), torch.zeros(5, 4), "as many in both sets, got 3 and 4"),
         (torch.zeros(5, 3).long(), torch.zeros(5, 3), "floating point, got .* int64"),
         (torch.full((5, 3), math.nan), torch.zeros(5, 3), "expected finite numbers"),
+        (
+            torch.zeros(5, 3),
+            torch.full((5, 3), 1e60, dtype=torch.float64),
+            r"others: expected finite numbers, at most 1e\+24",
+        ),
     ],
 )
 def test_kernel_distance_refuses_sets_that_do_not_compare(one: Tensor, other: Tensor, told: str) -> None:
@@ -167,6 +172,14 @@ def test_score_refuses_more_splits_than_pictures() -> None:
     for logits, splits in ((torch.zeros(3, 2), 4), (torch.zeros(3, 2), 0), (torch.zeros(3), 1)):
         with pytest.raises(InputError, match=r"expected scores \(N, classes\) for"):
             score(logits, splits=splits)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_score_of_what_is_not_finite_is_refused(wrong: float) -> None:
+    """And that of a picture that is of no class at all."""
+    for row in ([0.0, wrong], [-math.inf, -math.inf]):
+        with pytest.raises(InputError, match="score: expected finite scores"):
+            score(torch.tensor([[1.0, 0.0], row]), splits=1)
 
 
 # ---- spatial features ------------------------------------------------------------------------------------------------

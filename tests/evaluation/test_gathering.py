@@ -15,7 +15,7 @@ from torch import Tensor
 from nextscale import images
 from nextscale.errors import InputError
 from nextscale.evaluation.distances import spatial_features
-from nextscale.evaluation.gathering import Gathered, Gathering, gather, kept, shares
+from nextscale.evaluation.gathering import Gathered, Gathering, eight_bits, gather, kept, shares
 from nextscale.evaluation.statistics import RunningGaussian
 from nextscale.features import FeatureNetwork
 
@@ -149,3 +149,10 @@ def test_two_processes_gather_what_one_does(tmp_path: Path) -> None:
     command = [*launcher, sys.executable, "-W", "error", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_pictures_that_are_not_finite_are_refused() -> None:
+    """8 bits have no NaN: black would be left, which a black original is the best copy of."""
+    with pytest.raises(InputError, match="expected finite pictures from the model, got NaN"):
+        eight_bits(torch.full((1, 3, 4, 4), torch.nan))
+    assert (eight_bits(torch.full((1, 3, 4, 4), 1.7)) == 1).all()

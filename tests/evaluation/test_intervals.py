@@ -68,6 +68,13 @@ def test_interval_without_values_is_refused() -> None:
             interval(wrong, generator=chance())
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_interval_of_what_is_not_finite_is_refused(wrong: float) -> None:
+    """Its ends would be NaN, and the larger of 0 and NaN is 0."""
+    with pytest.raises(InputError, match="expected finite values, got NaN or infinity"):
+        interval(torch.tensor([0.5, wrong]), generator=chance())
+
+
 # ---- the Fréchet distance --------------------------------------------------------------------------------------------
 
 
@@ -122,6 +129,16 @@ def test_a_set_and_itself_have_no_interval() -> None:
     features = draw(50, 8)
     low, high = interval(frechet_shares(features, gaussian(features)), generator=chance())
     assert (low, high) == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_shares_of_what_is_no_gaussian_are_refused() -> None:
+    """A covariance with an eigenvalue of -1; a mean of NaN makes shares that no interval takes."""
+    other = Gaussian(torch.zeros(2, dtype=torch.float64), torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64))
+    with pytest.raises(InputError, match="positive semidefinite"):
+        frechet_changes(draw(9, 2), other)
+    changes = frechet_changes(draw(9, 2), Gaussian(other.mean * math.nan, torch.eye(2, dtype=torch.float64)))
+    with pytest.raises(InputError, match="expected finite values"):
+        interval(changes, generator=chance())
 
 
 def test_constants_have_shares() -> None:

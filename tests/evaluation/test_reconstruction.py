@@ -299,6 +299,22 @@ def test_few_pictures_are_warned_of(figures: ReconstructionFigures) -> None:
     assert told(50_000) == []
 
 
+@pytest.mark.parametrize(("stage", "told"), [("features", "finite features"), ("paint", "finite pictures")])
+def test_a_tokenizer_whose_numbers_are_not_finite_has_no_figures(
+    two_toned: MultiScaleVQVAE,
+    make_split: Callable[[Tensor], Split],
+    glance: FeatureNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    told: str,
+) -> None:
+    """NaN painted is black, the best copy of a black picture; NaN encoded is some code, and decoded a picture."""
+    sound = getattr(two_toned, stage)
+    monkeypatch.setattr(two_toned, stage, lambda given: sound(given) * math.nan)
+    with pytest.raises(InputError, match=f"expected {told} from the"):
+        evaluate(two_toned, make_split(toned(0, 5)), glance)
+
+
 def test_mistakes_are_told(
     tokenizer: MultiScaleVQVAE,
     make_tokenizer: Callable[..., MultiScaleVQVAE],
