@@ -147,11 +147,12 @@ def key_of(bits: int) -> int:
     ("bits", "expected"),
     [
         ((2**53 - 2**22) << 11, 31 * math.log(2)),
+        (2**64 - 1, 53 * math.log(2)),
         ((2**53 - 2) << 11, 52 * math.log(2)),
         (0, -math.log(54 * math.log(2))),
         (1 << 63, -math.log(math.log(2))),
     ],
-    ids=["1 - 2^-31", "largest but one", "smallest", "half"],
+    ids=["1 - 2^-31", "largest", "largest but one", "smallest", "half"],
 )
 def test_noise_is_exact_to_float32_at_the_ends(bits: int, expected: float) -> None:
     """-log(-log u): at u = 1 - 2^-31 that is 31 ln 2, which float32 could not tell from 1; never infinite."""
@@ -380,6 +381,28 @@ def test_guidance_may_be_any_schedule(tokenizer: MultiScaleVQVAE, transformer: V
     with torch.no_grad():
         conditional, unconditional = (transformer(torch.tensor([label]), start)[0, 0] for label in (1, 5))
     assert steps[0].tokens.item() == (4 * conditional - 3 * unconditional).argmax().item()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [([1, 2, 3, 4], [0, 1 / 3, 2 / 3, 1]), ([3, 4], [0, 1]), ([4], [0])], ids=str
+)
+def test_progress_goes_from_0_at_the_first_scale_to_1_at_the_last(
+    make_tokenizer: Callable[..., MultiScaleVQVAE],
+    make_transformer: Callable[..., VAR],
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    expected: list[float],
+) -> None:
+    """k / (K - 1), which is 0 where there is one scale."""
+    pair, told = (make_tokenizer(scales=Scales(sizes)), make_transformer(scales=Scales(sizes))), []
+
+    def listen(*given: Any, progress: float) -> tuple[Tensor, Tensor | None]:
+        told.append(progress)
+        return choose(*given, progress=progress)
+
+    monkeypatch.setattr(loop, "choose", listen)
+    walk(pair, [0], [0])
+    assert told == pytest.approx(expected, abs=1e-15)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
