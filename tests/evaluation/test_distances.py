@@ -160,6 +160,15 @@ def test_score_is_the_exponential_of_the_mean_divergence() -> None:
     assert score(p.log(), splits=1).mean == pytest.approx(math.exp(sum(each) / 12), rel=1e-12)
 
 
+def test_deviation_of_a_score_is_that_of_its_splits() -> None:
+    """Divided by their number: of two splits, half of what lies between them, and of one none at all."""
+    logits = draw(13, 5)
+    shuffled = logits[torch.randperm(13, generator=chance(0))]
+    first, second = (float(divergences(part).mean().exp()) for part in (shuffled[:7], shuffled[7:]))
+    assert score(logits, splits=2) == pytest.approx(((first + second) / 2, abs(first - second) / 2), rel=1e-12)
+    assert score(logits, splits=1).deviation == 0
+
+
 def test_score_does_not_see_that_pictures_are_sorted_by_class() -> None:
     """Splits cut off in the given order would see one class each: a score of 1 instead of nearly 10."""
     mean, deviation = score(sure_of(torch.arange(1000) // 100, 10), splits=10)

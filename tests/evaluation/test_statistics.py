@@ -217,6 +217,15 @@ def test_different_numbers_of_features_are_refused() -> None:
         frechet_distance(gathered(draw(9, 3)).gaussian(), gathered(draw(9, 4)).gaussian())
 
 
+@pytest.mark.parametrize("count", [1, 2, 6, 40])
+def test_the_root_of_a_covariance_has_as_many_rows_as_there_are_directions(count: int) -> None:
+    """Six pictures in 64 dimensions span five; what rounding leaves of the others is no row."""
+    covariance = gathered(draw(count, 64)).gaussian().covariance
+    root = covariance_root(covariance)
+    assert root.shape == (count - 1, 64)
+    torch.testing.assert_close(root.T @ root, covariance, rtol=1e-10, atol=1e-12)
+
+
 # ---- what is no Gaussian ---------------------------------------------------------------------------------------------
 
 
