@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,6 @@ from nextscale.cli.training import together
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nextscale.evaluation.card import Card, ReferenceUsed, Rejection, Setting
     from nextscale.evaluation.generation import Painted, Plan, Result
     from nextscale.evaluation.reference import ReferenceFeatures
@@ -109,7 +107,7 @@ class EvaluateGeneration:
     json: Json = None
     """Also write figures and cards as JSON; - is stdout, without the block."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to put a sheet of the first pictures (the first process's) and, of several settings, a plot."""
+    """Where to put a sheet of the first pictures, a row a class, and, of several settings, a plot."""
     save_npz: bool = False
     """Also put all pictures in --out, one .npz a setting, for ADM's evaluator."""
 
@@ -261,7 +259,7 @@ class EvaluateGeneration:
         if self.repeats > 1:
             which = f"{which}, set {number + 1} of {self.repeats}"
         plan = self._plan(parts, setting, first_seed, which)
-        with bar(f"painting{which}") as told, self._keeping(plan, keeping, first_seed) as also:
+        with bar(f"painting{which}") as told, self._keeping(plan, parts.pipe.classes, keeping, first_seed) as also:
             batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
             seen = gather(batches, parts.network, total=len(plan), keep=self.keep, keep_spatial=True)
         if not distributed.is_first():
@@ -273,7 +271,9 @@ class EvaluateGeneration:
         return dataclasses.replace(result, per_class=per_class(seen, plan.labels, parts.reference))
 
     @contextmanager
-    def _keeping(self, plan: Plan, setting: Setting | None, first_seed: int) -> Iterator[Callable[[Painted], None]]:
+    def _keeping(
+        self, plan: Plan, classes: Sequence[str], setting: Setting | None, first_seed: int
+    ) -> Iterator[Callable[[Painted], None]]:
         """Inside, what comes of the pictures beside figures: files in --out, named after setting and seed."""
         from nextscale.cli.generation_report import Sheet, named
         from nextscale.evaluation import samples
@@ -283,16 +283,19 @@ class EvaluateGeneration:
             yield lambda painted: None
             return
         seed = first_seed if self.repeats > 1 else None
-        sheet = Sheet(self.out / named("sheet.png", setting, seed))
-        takers: list[Callable[[Tensor], object]] = [sheet.add]
+        sheet = Sheet(self.out / named("sheet.png", setting, seed), classes)
+        takers: list[Callable[[Painted], object]] = [
+            lambda painted: sheet.add(painted.images, [plan.labels[index] for index in painted.indices])
+        ]
         with ExitStack() as files:
             if self.save_npz:
                 file = self.out / named("samples.npz", setting, seed)
-                takers.append(files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels)))
+                store = files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels))
+                takers.append(lambda painted: store(painted.images))
 
             def keep(painted: Painted) -> None:
                 for take in takers:
-                    take(painted.images)
+                    take(painted)
 
             yield keep
         sheet.save()

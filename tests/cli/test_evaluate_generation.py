@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from nextscale import Pipeline, features
+from nextscale import Pipeline, features, images
+from nextscale.cli.generation_report import Sheet
+from nextscale.cli.sheet import GAP, SIDE, Row, drawn
 from nextscale.evaluation import reference
 from nextscale.evaluation.card import Card
 
@@ -172,13 +175,29 @@ def test_a_sweep_is_a_table_whose_best_is_marked(call: Callable[..., Any], tmp_p
 
 
 def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
-    """A file of samples compared with the same pictures is at distance zero."""
+    """The sheet has a row of them beside each class's name."""
     assert call("--out", tmp_path, "--save-npz").status == 0
     stored = np.load(tmp_path / "samples.npz")
     assert (stored["arr_0"].shape, stored["arr_0"].dtype) == ((10, 8, 8, 3), np.uint8)
+    rows = [
+        Row(name, images.from_uint8(torch.from_numpy(stored["arr_0"][label::5]).permute(0, 3, 1, 2)))
+        for label, name in enumerate(("ant", "bee", "cat", "dog", "eel"))
+    ]
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (8 * 8 + 7 * 2, 2 * 8 + 2)
+        assert sheet.tobytes() == drawn(rows).tobytes()
     assert reference.load(tmp_path / "samples.npz", size=(8, 8)).count == 10
+
+
+def test_a_sheet_of_many_classes_shows_the_first_that_come(tmp_path: Path) -> None:
+    """Sixteen rows of four at most, in the order of the classes, whoever comes first and however many."""
+    sheet = Sheet(tmp_path / "sheet.png", [str(label) for label in range(1000)])
+    for _ in range(6):
+        sheet.add(torch.zeros(40, 3, 128, 128), [*range(39, 19, -1), *range(20)])
+    assert sorted(sheet.rows) == list(range(24, 40))
+    assert {len(row) for row in sheet.rows.values()} == {4}
+    sheet.save()
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.height == 16 * SIDE + 15 * GAP
 
 
 def test_stored_samples_are_a_reference(nextscale: Callable[..., Any], tiny: Path, call: Callable[..., Any]) -> None:
