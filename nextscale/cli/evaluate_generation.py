@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import tyro
 
 from nextscale.cli import models
+from nextscale.cli.data import ListBroken, check_broken, written_to
 from nextscale.cli.options import Depth, Json, Model, Precision
 from nextscale.cli.output import at_least, bar, check_json, directory, wrapped
 from nextscale.cli.training import together
@@ -69,6 +70,11 @@ class EvaluateGeneration:
         Literal["train", "validation"] | None, tyro.conf.arg(metavar="train|validation", help_behavior_hint="")
     ] = None
     """Compare with the pictures to train on, or with those held out (default: train; all of a folder)."""
+    max_broken: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    """Share of the reference's unreadable pictures that is left out; of more, it is refused (default: 0.01; of a
+    folder that is taken whole, none)."""
+    list_broken: ListBroken = None
+    """Where to write the unreadable pictures, name and reason, a line each."""
     per_class_count: Number = None
     """Pictures of each class."""
     count: Number = None
@@ -130,6 +136,7 @@ class EvaluateGeneration:
         at_least("--seed", 0, self.seed)
         at_least("--repeats", 1, self.repeats)
         check_json(self.json)
+        check_broken(self.max_broken or 0.0)
         if self.rejection is not None and not 0 < self.rejection <= 1:
             raise InputError(f"--rejection: expected a share above 0, at most 1, got {self.rejection:g}")
         if self.save_npz and self.out is None:
@@ -206,7 +213,7 @@ class EvaluateGeneration:
             self.classifier_data or self.reference,
             (pipe.tokenizer.config.height, pipe.tokenizer.config.width),
         )
-        found = reference.load(source, size=size, split="train").ordered(pipe.classes)
+        found = reference.load(source, size=size, split="train", max_broken=self.max_broken).ordered(pipe.classes)
         with bar("what the classifier learns from") as told:
             seen = found.features(network, batch=self.batch, progress=told)
         if seen.features is None or seen.labels is None:
@@ -234,7 +241,14 @@ class EvaluateGeneration:
 
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with bar("finding the reference") as told:
-            found = reference.load(self.reference, size=size, split=self.split, progress=told).ordered(pipe.classes)
+            found = reference.load(
+                self.reference,
+                size=size,
+                split=self.split,
+                max_broken=self.max_broken,
+                broken=None if self.list_broken is None else written_to(self.list_broken),
+                progress=told,
+            ).ordered(pipe.classes)
         for line in found.told if distributed.is_first() else ():
             print(wrapped(f"reference: {line}"), file=sys.stderr if str(self.json) == "-" else sys.stdout)
         with bar("looking at the reference") as told:

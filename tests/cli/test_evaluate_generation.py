@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -251,12 +252,32 @@ def test_a_mistake_is_one_line_and_status_2(
         ([*given, "--json", tmp_path], "--json: expected a file, got the directory"),
         (["--reference", pictures, "--depth", 16], "--depth"),
         ([*given, "--smooth"], "unknown option --smooth"),
+        ([*given, "--max-broken", 2], "--max-broken: expected a share from 0 to 1, got 2"),
+        ([*given, "--list-broken", tmp_path], "--list-broken: expected a file to write"),
     ]
     for options, told in cases:
         done = nextscale(*COMMAND, *options, "--out", out)
         assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1), options
         assert told in done.errors, done.errors
         assert not out.exists()
+
+
+def test_unreadable_pictures_are_left_out_as_far_as_allowed(
+    nextscale: Callable[..., Any], tiny: Path, labelled: Path, tmp_path: Path
+) -> None:
+    """And named in a file; without being asked, a reference with holes is refused."""
+    folder, listed = tmp_path / "reference", tmp_path / "broken.txt"
+    shutil.copytree(labelled, folder)
+    (folder / "class1" / "01.png").write_bytes(b"no picture")
+    given = [*COMMAND, "--model", tiny, "--reference", folder, "--per-class-count", 2]
+    done = nextscale(*given)
+    assert (done.status, done.output) == (2, "")
+    assert "01.png" in done.errors
+    done = nextscale(*given, "--max-broken", 0.1, "--list-broken", listed)
+    assert (done.status, done.errors) == (0, "")
+    assert "reference: 1 pictures cannot be read" in " ".join(done.output.split())
+    assert "24 pictures of 8x8" in " ".join(done.output.split())
+    assert listed.read_text(encoding="utf-8").startswith("class1/01.png\t")
 
 
 def test_samples_want_a_place(call: Callable[..., Any]) -> None:
