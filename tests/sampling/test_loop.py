@@ -252,13 +252,13 @@ def drawable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, Choice], list
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1.0])
-@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 10.0])
+@pytest.mark.parametrize("spread", [0.0, 5.0, 10.0])
 def test_top_p_at_either_end_keeps_every_code(
     drawable: Callable[[Tensor, Choice], list[int]], top_p: float, spread: float
 ) -> None:
-    """However unlikely: the sum of the likelier ones is rounded to 1 long before the last of 4,096."""
-    logits = torch.randn(4096, generator=torch.Generator().manual_seed(1)) * spread
-    assert drawable(logits, Choice(top_k=0, top_p=top_p)) == list(range(4096))
+    """However unlikely: the sum of the likelier ones is rounded to 1 long before the last of 1,000."""
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(1)) * spread
+    assert drawable(logits, Choice(top_k=0, top_p=top_p)) == list(range(1000))
     assert len(drawable(logits, Choice(top_k=900, top_p=top_p))) == 900
 
 
