@@ -40,24 +40,28 @@ def drawn(rows: Sequence[Row]) -> Image.Image:
 
     Names that are too long for their place are cut.
     """
-    height, width = rows[0].pictures.shape[2:]
-    zoom = -(-SIDE // min(height, width))
-    height, width, margin = height * zoom, width * zoom, _margin(rows)
+    sides = rows[0].pictures.shape[2:]
+    zoom, margin = -(-SIDE // min(sides)), _margin(rows)
+    height, width = (side * zoom for side in sides)
     heights = [height + (LINE if row.over else 0) for row in rows]
     across = max(len(row.pictures) for row in rows) * (width + GAP) - GAP
     sheet = Image.new("RGB", (margin + across, sum(heights) + GAP * (len(rows) - 1)), "white")
-    pen, bottom = ImageDraw.Draw(sheet), -GAP
+    bottom = -GAP
     for row, high in zip(rows, heights, strict=True):
         bottom += high + GAP
-        middle = bottom - height // 2
-        pen.text((margin - 2 * GAP, middle), _cut(row.name, MARGIN), "black", font(), anchor="rm")
-        for column, picture in enumerate(row.pictures):
-            enlarged = images.to_pil(picture).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (margin + column * (width + GAP), bottom - height))
-        for column, name in enumerate(row.over):
-            place = margin + column * (width + GAP) + width // 2, bottom - height - LINE // 2
-            pen.text(place, _cut(name, width), "black", font(), anchor="mm")
+        _draw(sheet, row, left=margin, top=bottom - height, size=(width, height))
     return sheet
+
+
+def _draw(sheet: Image.Image, row: Row, *, left: int, top: int, size: tuple[int, int]) -> None:
+    """A row whose pictures begin at `left`, `top`; names are before and above."""
+    pen, (width, height) = ImageDraw.Draw(sheet), size
+    starts = [left + column * (width + GAP) for column in range(len(row.pictures))]
+    pen.text((left - 2 * GAP, top + height // 2), _cut(row.name, MARGIN), "black", font(), anchor="rm")
+    for start, picture in zip(starts, row.pictures, strict=True):
+        sheet.paste(images.to_pil(picture).resize(size, Image.Resampling.NEAREST), (start, top))
+    for start, name in zip(starts, row.over, strict=False):
+        pen.text((start + width // 2, top - LINE // 2), _cut(name, width), "black", font(), anchor="mm")
 
 
 def scale_names(scales: Scales) -> list[str]:

@@ -6,11 +6,12 @@ Pixels here are the figure's own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
     from nextscale.evaluation.generation import Result
@@ -24,26 +25,30 @@ def drawn(results: Sequence[Result], names: Sequence[str], *, chosen: int, title
     """The figure; a star for the result `chosen`, a name for each where there is room."""
     from matplotlib.figure import Figure
 
-    distances = [result.figures["frechet_distance"].value for result in results]
     figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
     panels = list(zip(figure.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True))
     for axes, key in panels:
-        shares = [result.figures[key].value for result in results]
-        axes.scatter(shares, distances, s=16)
-        axes.scatter(shares[chosen], distances[chosen], marker="*", s=160, color="tab:orange")
+        _scatter(axes, _places(results, key), chosen)
         axes.set_xlabel(results[0].figures[key].name)
-        axes.margins(0.12)
-        axes.locator_params(axis="x", nbins=6)
-        axes.grid(alpha=0.3)
     panels[0][0].set_ylabel(results[0].figures["frechet_distance"].name)
     figure.suptitle(title, fontsize=9)
     figure.draw_without_rendering()  # from here on everything has its place
     figure.set_layout_engine("none")
-    radii = [STAR if index == chosen else POINT for index in range(len(results))]
     for axes, key in panels:
-        places = [(result.figures[key].value, y) for result, y in zip(results, distances, strict=True)]
-        label(axes, places, names, radii)
+        label(axes, _places(results, key), names, [STAR if i == chosen else POINT for i in range(len(results))])
     return figure
+
+
+def _places(results: Sequence[Result], key: str) -> list[tuple[float, float]]:
+    return [(result.figures[key].value, result.figures["frechet_distance"].value) for result in results]
+
+
+def _scatter(axes: Axes, places: Sequence[tuple[float, float]], chosen: int) -> None:
+    axes.scatter(*zip(*places, strict=True), s=16)
+    axes.scatter(*places[chosen], marker="*", s=160, color="tab:orange")
+    axes.margins(0.12)
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(alpha=0.3)
 
 
 def label(axes: Axes, places: Sequence[tuple[float, float]], names: Sequence[str], radii: Sequence[int]) -> None:
@@ -52,29 +57,31 @@ def label(axes: Axes, places: Sequence[tuple[float, float]], names: Sequence[str
     Arguments:
         radii: pixels around the middle of each point that stay free.
     """
+    from matplotlib.transforms import Bbox
+
+    points = axes.transData.transform(places)
+    taken = [Bbox.from_bounds(x - r, y - r, 2 * r, 2 * r) for (x, y), r in zip(points, radii, strict=True)]
+    line = {"arrowstyle": "-", "linewidth": 0.4, "color": "tab:gray", "shrinkA": 0, "shrinkB": 2}
+    style: dict[str, Any] = {"textcoords": "offset pixels", "fontsize": 7, "va": "bottom", "arrowprops": line}
+    for place, point, name in zip(places, points, names, strict=True):
+        text = axes.annotate(name, place, xytext=(0, 0), **style)
+        if not _put(text, point, axes.get_window_extent(), taken):
+            text.remove()
+
+
+def _put(text: Annotation, point: tuple[float, float], inside: Bbox, taken: list[Bbox]) -> bool:
+    """Move a name to the first place around its point that is free, and take that; false where there is none."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    inside = axes.get_window_extent()
-    points = axes.transData.transform(places)
-    taken = [Bbox.from_bounds(x - r, y - r, 2 * r, 2 * r) for (x, y), r in zip(points, radii, strict=True)]
-    for place, (x, y), name in zip(places, points, names, strict=True):
-        line = {"arrowstyle": "-", "linewidth": 0.4, "color": "tab:gray", "shrinkA": 0, "shrinkB": 2}
-        text = axes.annotate(
-            name, place, xytext=(0, 0), textcoords="offset pixels", fontsize=7, va="bottom", arrowprops=line
-        )
-        size = Text.get_window_extent(text)  # without the line
-        boxes = (
-            (offset, Bbox.from_bounds(x + offset[0], y + offset[1], size.width, size.height))
-            for offset in _around(size.width, size.height)
-        )
-        free = (each for each in boxes if _holds(inside, each[1]) and not each[1].count_overlaps(taken))
-        found = next(free, None)
-        if found is None:
-            text.remove()
-        else:
-            text.set_position(found[0])
-            taken.append(found[1])
+    size = Text.get_window_extent(text)  # without the line
+    for right, up in _around(size.width, size.height):
+        box = Bbox.from_bounds(point[0] + right, point[1] + up, size.width, size.height)
+        if _holds(inside, box) and not box.count_overlaps(taken):
+            text.set_position((right, up))
+            taken.append(box)
+            return True
+    return False
 
 
 def _around(width: float, height: float) -> Iterator[tuple[float, float]]:
