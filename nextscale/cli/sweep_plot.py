@@ -44,8 +44,9 @@ def _places(results: Sequence[Result], key: str) -> list[tuple[float, float]]:
 
 
 def _scatter(axes: Axes, places: Sequence[tuple[float, float]], chosen: int) -> None:
-    axes.scatter(*zip(*places, strict=True), s=16)
-    axes.scatter(*places[chosen], marker="*", s=160, color="tab:orange")
+    shares, distances = zip(*places, strict=True)
+    axes.scatter(shares, distances, s=16)
+    axes.scatter(shares[chosen], distances[chosen], marker="*", s=160, color="tab:orange")
     axes.margins(0.12)
     axes.locator_params(axis="x", nbins=6)
     axes.grid(alpha=0.3)

@@ -212,8 +212,10 @@ def _labels(path: Path, count: int) -> tuple[Tensor | None, str | None]:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """The Gaussians of a file. Raises `InputError` unless it holds `mu` and `sigma` that fit each other and
-    are a Gaussian's."""
+    """The Gaussians of a file.
+
+    Raises `InputError` unless it holds `mu` and `sigma` that fit each other, the latter positive semidefinite.
+    """
     path, names = Path(path), holds(path)
     if not {"mu", "sigma"} <= names:
         raise InputError(f"{path}: expected statistics mu and sigma, found {listed(names)}")
