@@ -14,7 +14,7 @@ from torch import Tensor
 from nextscale import images
 from nextscale.errors import InputError
 from nextscale.evaluation.distances import spatial_features
-from nextscale.evaluation.gathering import Gathered, Gathering, gather, kept, shares
+from nextscale.evaluation.gathering import Gathered, Gathering, eight_bits, gather, kept, shares
 from nextscale.evaluation.statistics import RunningGaussian
 from nextscale.features import FeatureNetwork
 
@@ -145,3 +145,10 @@ def test_two_processes_gather_what_one_does(tmp_path: Path) -> None:
     """See `two_processes.py`: features, Gaussians, a reference and its cache, and what is refused."""
     done = together(Path(__file__).with_name("two_processes.py"), tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_pictures_that_are_not_finite_are_refused() -> None:
+    """8 bits have no NaN: black would be left, which a black original is the best copy of."""
+    with pytest.raises(InputError, match="expected finite pictures from the model, got NaN"):
+        eight_bits(torch.full((1, 3, 4, 4), torch.nan))
+    assert (eight_bits(torch.full((1, 3, 4, 4), 1.7)) == 1).all()

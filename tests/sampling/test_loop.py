@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
+from nextscale.sampling import loop
 from nextscale.sampling.guidance import linear_guidance
 from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, random_keys
 
@@ -127,6 +128,38 @@ def test_noise_is_the_same_everywhere() -> None:
     torch.testing.assert_close(gumbel(keys[0, 0], torch.tensor([0, 1, 4095])), torch.tensor(GOLDEN_NOISE))
 
 
+def key_of(bits: int) -> int:
+    """The key whose noise for code 0 is made of these 64 bits: the steps of SplitMix64, backwards."""
+
+    def unshifted(y: int, by: int) -> int:
+        x = y
+        for _ in range(64 // by):
+            x = y ^ (x >> by)
+        return x
+
+    x = unshifted(bits, 31)
+    x = unshifted(x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64, 27)
+    x = unshifted(x * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64, 30)
+    return (x - 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        ((2**53 - 2**22) << 11, 31 * math.log(2)),
+        (2**64 - 1, 53 * math.log(2)),
+        ((2**53 - 2) << 11, 52 * math.log(2)),
+        (0, -math.log(54 * math.log(2))),
+        (1 << 63, -math.log(math.log(2))),
+    ],
+    ids=["1 - 2^-31", "largest", "largest but one", "smallest", "half"],
+)
+def test_noise_is_exact_to_float32_at_the_ends(bits: int, expected: float) -> None:
+    """-log(-log u): at u = 1 - 2^-31 that is 31 ln 2, which float32 could not tell from 1; never infinite."""
+    noise = gumbel(torch.tensor([key_of(bits)]), torch.tensor([0]))
+    assert noise.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_noise_is_finite_at_both_ends() -> None:
     """Two million draws: none infinite, the largest and smallest where two million Gumbel numbers have them."""
     noise = gumbel(random_keys([0], 500)[..., None], torch.arange(4096))
@@ -203,6 +236,40 @@ def test_equal_logits_are_drawn_equally_often(settings: dict[str, Any], codes: i
     assert len(counts) == codes
     chi_square = sum((count - DRAWS / codes) ** 2 / (DRAWS / codes) for count in counts)
     assert chi_square < limit
+
+
+@pytest.fixture
+def drawable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, Choice], list[int]]:
+    """`drawable(logits, choice)`: the codes that some noise could bring, found by noise that prefers each in turn."""
+
+    def find(logits: Tensor, choice: Choice) -> list[int]:
+        count = len(logits)
+        monkeypatch.setattr(loop, "gumbel", lambda keys, codes: (codes == torch.arange(count)[:, None]) * 1e6)
+        tokens, _ = choose(logits.expand(1, count, -1), random_keys([0], count), choice, progress=0.0)
+        return [v for v, token in enumerate(tokens[0].tolist()) if token == v]
+
+    return find
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 5.0, 10.0])
+def test_top_p_at_either_end_keeps_every_code(
+    drawable: Callable[[Tensor, Choice], list[int]], top_p: float, spread: float
+) -> None:
+    """However unlikely: the sum of the likelier ones is rounded to 1 long before the last of 1,000."""
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(1)) * spread
+    assert drawable(logits, Choice(top_k=0, top_p=top_p)) == list(range(1000))
+    assert len(drawable(logits, Choice(top_k=900, top_p=top_p))) == 900
+
+
+@pytest.mark.parametrize(
+    ("top_p", "codes"), [(0.5, 8), (0.501, 9), (1 / 16, 1), (0.03, 1), (1e-45, 1), (15 / 16, 15), (0.999, 16)]
+)
+def test_top_p_of_equal_logits_keeps_as_many_as_reach_it(
+    drawable: Callable[[Tensor, Choice], list[int]], top_p: float, codes: int
+) -> None:
+    """Of 16, each 1/16: exactly 8 for a half, and at least one."""
+    assert len(drawable(torch.tensor(EQUAL), Choice(top_k=0, top_p=top_p))) == codes
 
 
 def test_tiny_temperature_takes_the_likeliest_code() -> None:
@@ -314,6 +381,28 @@ def test_guidance_may_be_any_schedule(tokenizer: MultiScaleVQVAE, transformer: V
     with torch.no_grad():
         conditional, unconditional = (transformer(torch.tensor([label]), start)[0, 0] for label in (1, 5))
     assert steps[0].tokens.item() == (4 * conditional - 3 * unconditional).argmax().item()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [([1, 2, 3, 4], [0, 1 / 3, 2 / 3, 1]), ([3, 4], [0, 1]), ([4], [0])], ids=str
+)
+def test_progress_goes_from_0_at_the_first_scale_to_1_at_the_last(
+    make_tokenizer: Callable[..., MultiScaleVQVAE],
+    make_transformer: Callable[..., VAR],
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    expected: list[float],
+) -> None:
+    """k / (K - 1), which is 0 where there is one scale."""
+    pair, told = (make_tokenizer(scales=Scales(sizes)), make_transformer(scales=Scales(sizes))), []
+
+    def listen(*given: Any, progress: float) -> tuple[Tensor, Tensor | None]:
+        told.append(progress)
+        return choose(*given, progress=progress)
+
+    monkeypatch.setattr(loop, "choose", listen)
+    walk(pair, [0], [0])
+    assert told == pytest.approx(expected, abs=1e-15)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
