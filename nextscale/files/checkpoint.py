@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import InputError
-from nextscale.files.durable import beside, write_beside
+from nextscale.files.durable import flush, settle, whole, write_beside
 
 CONFIG = "config.json"
 WEIGHTS = "weights"  # in config.json: the fingerprint of each file
@@ -70,17 +70,20 @@ def kind(path: Path) -> str | None:
 
 
 def save(directory: str | Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write config.json and each of `files` (name -> tensors): all beside, then all renamed, config.json last.
+    """Write config.json and each of `files` (name -> tensors): all beside and flushed, then all renamed, config.json last.
 
-    An interrupted save leaves the old files or, between two renames, a set that `read_sums` refuses.
+    An interrupted save leaves the old files or, in the microseconds between two renames, a set that `read_sums` refuses.
     """
     sums = {name: {tensor: checksum(values) for tensor, values in files[name].items()} for name in files}
     config = config | {WEIGHTS: {name: _fingerprint_of(sums[name]) for name in files}}
     with ExitStack() as renames:  # which ends with what is entered first
-        renames.enter_context(beside(Path(directory) / CONFIG)).write_bytes(_json(config))
-        for name, tensors in files.items():
-            file = renames.enter_context(beside(Path(directory) / name))
+        first, *others = [renames.enter_context(whole(Path(directory) / name)) for name in (CONFIG, *files)]
+        first.write_bytes(_json(config))
+        for file, (name, tensors) in zip(others, files.items(), strict=True):
             _write_safetensors(tensors, file, metadata={SUMS: json.dumps(sums[name])})
+        for file in (first, *others):
+            flush(file)  # not between the renames: it may take seconds
+    settle(Path(directory) / CONFIG)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -89,9 +92,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_safetensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    whole = {name: _written(tensor) for name, tensor in tensors.items()}
+    written = {name: _written(tensor) for name, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file(whole, file, metadata)
+        safetensors.torch.save_file(written, file, metadata)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -113,9 +116,9 @@ def checksum(tensor: Tensor) -> str:
     """
     values = _written(tensor).cpu()
     bytes_n = values.as_strided((values.numel(),), (1,)).view(torch.uint8).numpy()  # of one value strides say nothing
-    whole = len(bytes_n) // BLOCK * BLOCK
-    sums = bytes_n[:whole].view(np.int64).reshape(-1, BLOCK // 8).sum(axis=1)
-    return hashlib.sha256(sums.tobytes() + bytes_n[whole:].tobytes()).hexdigest()[:16]
+    end = len(bytes_n) // BLOCK * BLOCK
+    sums = bytes_n[:end].view(np.int64).reshape(-1, BLOCK // 8).sum(axis=1)
+    return hashlib.sha256(sums.tobytes() + bytes_n[end:].tobytes()).hexdigest()[:16]
 
 
 def _fingerprint_of(sums: Mapping[str, str]) -> str:
