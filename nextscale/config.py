@@ -207,6 +207,15 @@ def check_pair(tokenizer: TokenizerConfig, transformer: TransformerConfig) -> No
     _require(not wrong, f"tokenizer and transformer do not belong together: {', '.join(wrong)}")
 
 
+def check_classes(names: Sequence[str], count: int) -> None:
+    """Raise `InputError` unless there are `count` names, each another: a name has to say which class is meant."""
+    _require(len(names) == count, f"classes: expected {count} names, got {len(names)}")
+    first: dict[str, int] = {}
+    for number, name in enumerate(names):
+        before = first.setdefault(name, number)
+        _require(before == number, f"classes: expected every name once, got {name!r} for {before} and {number}")
+
+
 Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
 
 

@@ -1,6 +1,7 @@
 """Pictures in and out: the only room that knows pixel ranges.
 
-A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models.
+A picture is a Pillow image, a uint8 tensor in [0, 255] or a float32 tensor in [-1, 1], the range of the models; what
+people give a `Pipeline` and get from it is in [0, 1] instead.
 Whatever a file holds (16 bits, CMYK, transparency, a camera's rotation) is upright 8-bit RGB on white after `open_rgb`;
 colour profiles are not applied. A file is judged by its content, by decoders that start no program and fetch nothing,
 and takes at most 32 bytes a stored pixel beside its own; `MOST_BYTES` and Pillow's limit of 179 million pixels bound
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from nextscale.errors import InputError
+from nextscale.files import durable
 
 Source = str | Path | BinaryIO
 # Pillow's pure decoders, tried in this order, and the suffixes of their files. Left out: EPS (runs Ghostscript), WMF,
@@ -92,7 +94,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 
-ROUNDING = 1 / 127.5  # how far floats may leave their range: a level of 8 bits
+ROUNDING = 1 / 255  # how far floats may leave their range, as a share of it: a level of 8 bits
 _ORIENTATION = 0x0112  # the EXIF tag
 _TILE = 322, 323  # the TIFF tags of a tile's width and height
 _BITS = 258  # the TIFF tag of the bits a sample
@@ -400,20 +402,36 @@ def to_pil(image: Tensor) -> Image.Image:
 # ---- what callers have in their hands --------------------------------------------------------------------------------
 
 
-def as_batch(given: Given, *, height: int, width: int) -> Tensor:
+class Range(NamedTuple):
+    """What floats lie in, black to white."""
+
+    low: float
+    high: float
+    levels: str
+    """How to bring [0, 255] there."""
+    other: str = ""
+    """How to bring [-1, 1] there, if it is another."""
+
+
+SIGNED = Range(-1, 1, "x / 127.5 - 1")  # of the models
+UNIT = Range(0, 1, "x / 255", "(x + 1) / 2")  # of everything that a `Pipeline` takes and gives
+
+
+def as_batch(given: Given, *, height: int, width: int, within: Range = SIGNED) -> Tensor:
     """Pictures in any of the usual forms -> (B, 3, H, W) float32 in [-1, 1], on the device they are on.
 
     Arguments:
         given: Pillow images of any size, covered and centre-cropped as training data are; tensors or arrays of this
             very size, (3, H, W) or (B, 3, H, W), arrays with their channels last too, uint8 or floats
-            in [-1, 1]; or a list of these.
+            of any width; or a list of these.
+        within: the range of floats; `UNIT` ones are brought to [-1, 1].
 
-    Raises `InputError` for another shape or dtype, and for floats that leave [-1, 1] by more than rounding.
+    Raises `InputError` for another shape or dtype, and for floats that leave their range by more than rounding.
     """
     if isinstance(given, Image.Image):
         return _from_image(given, height=height, width=width)
     if isinstance(given, list | tuple):
-        return _from_list(given, height=height, width=width)
+        return _from_list(given, height=height, width=width, within=within)
     tensor = _from_array(given) if isinstance(given, np.ndarray) else given
     if not isinstance(tensor, Tensor):
         raise InputError(f"images: expected tensors, arrays or Pillow images, got {type(given).__name__}")
@@ -423,13 +441,13 @@ def as_batch(given: Given, *, height: int, width: int) -> Tensor:
     floats = batch.is_floating_point()
     if batch.shape[1:] != (3, height, width) or not (floats or batch.dtype == torch.uint8):
         got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        wanted = f"(batch, 3, {height}, {width}), float in [-1, 1] or uint8"
+        wanted = f"(batch, 3, {height}, {width}), float in [{within.low}, {within.high}] or uint8"
         raise InputError(f"images: expected shape {wanted}, got {got}")
     if not floats:
         return from_uint8(batch)
     batch = batch.to(torch.float32)
-    check_range(batch)
-    return batch
+    check_range(batch, within)
+    return batch if within == SIGNED else from_unit(batch)
 
 
 def _from_image(image: Image.Image, *, height: int, width: int) -> Tensor:
@@ -443,11 +461,11 @@ def _from_image(image: Image.Image, *, height: int, width: int) -> Tensor:
     return center_crop(from_pil(covering), height=height, width=width)[None]
 
 
-def _from_list(given: Sequence[Given], *, height: int, width: int) -> Tensor:
+def _from_list(given: Sequence[Given], *, height: int, width: int, within: Range) -> Tensor:
     if not given:
         raise InputError("images: expected at least one, got none")
     try:
-        parts = [as_batch(one, height=height, width=width) for one in given]
+        parts = [as_batch(one, height=height, width=width, within=within) for one in given]
     except RecursionError:
         raise InputError("images: expected a list of pictures, got lists within lists without end") from None
     devices = sorted({str(part.device) for part in parts})
@@ -468,17 +486,27 @@ def _from_array(array: np.ndarray) -> Tensor:
         raise InputError(f"images: expected uint8 or floats, got an array of {array.dtype}") from None
 
 
-def check_range(floats: Tensor) -> None:
-    """Raise `InputError` where floats leave [-1, 1] by more than rounding, or are no numbers.
+def check_range(floats: Tensor, within: Range = SIGNED) -> None:
+    """Raise `InputError` where floats leave their range by more than rounding, or are no numbers.
 
     Waits for the device. Shapes alone, on the meta device, pass.
     """
     if floats.is_meta or not floats.numel():
         return
     low, high = (float(end) for end in floats.detach().aminmax())
-    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
-        hint = "; x / 127.5 - 1 brings [0, 255] there" if low >= 0 and 2 < high <= 255 else ""
-        raise InputError(f"images: expected floats in [-1, 1], got {low:.4g} .. {high:.4g}{hint}")
+    slack = ROUNDING * (within.high - within.low)
+    if not (low >= within.low - slack and high <= within.high + slack):
+        told = f"images: expected floats in [{within.low}, {within.high}], got {low:.4g} .. {high:.4g}"
+        raise InputError(told + _way_there(low, high, within))
+
+
+def _way_there(low: float, high: float, within: Range) -> str:
+    """How to bring floats into range that seem to lie in one of the two others that are usual."""
+    if low >= 0 and 2 < high <= 255:
+        return f"; {within.levels} brings [0, 255] there"
+    if within.other and -1 - 2 * ROUNDING <= low < -0.1 and high <= 1 + 2 * ROUNDING:
+        return f"; {within.other} brings [-1, 1] there"
+    return ""
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------
@@ -588,11 +616,9 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
     picture = to_pil(image) if isinstance(image, Tensor) else image
     if picture_format == "JPEG":
         picture = to_rgb(picture)  # it knows neither transparency nor palettes
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, picture, picture_format, _chunks(notes) if picture_format == "PNG" else {})
-    except OSError as error:
-        raise InputError(f"expected a place to write {path}, got: {error.strerror or error}") from error
+    options = _chunks(notes) if picture_format == "PNG" else {}
+    with durable.whole(path) as file:
+        picture.save(file, picture_format, quality=95, **options)
 
 
 def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
@@ -600,15 +626,6 @@ def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
     for name, text in (notes or {}).items():
         chunks.add_itxt(name, text)
     return {"pnginfo": chunks}
-
-
-def _write_whole(path: Path, picture: Image.Image, picture_format: str, options: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        picture.save(partial, picture_format, quality=95, **options)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def data_uri(image: Image.Image | Tensor) -> str:

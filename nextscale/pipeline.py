@@ -1,6 +1,7 @@
 """Pipeline: a tokenizer, the transformer that goes with it, and the names of the classes.
 
-What people hold in their hands: generate, stream, reconstruct, save, load. Images leave it in [0, 1].
+What people hold in their hands: generate, stream, reconstruct, save, load. Images go in and come out in [0, 1]; the
+models inside work in [-1, 1].
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -20,15 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import hub, presets
-from nextscale.config import TransformerConfig, check_pair, from_json, to_json
+from nextscale.config import check_classes, check_pair, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
-from nextscale.images import Given, as_batch, from_unit, save, to_pil, to_unit
-from nextscale.machine.precision import Precision, find_device, find_dtype
+from nextscale.images import UNIT, Given, as_batch, from_unit, save, to_pil, to_unit
+from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import loop
-from nextscale.sampling.engine import Engine, make_engine, signature
+from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
-from nextscale.sampling.loop import Choice, Painted
+from nextscale.sampling.loop import Choice, Process
 from nextscale.sampling.memory import image_bytes
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
@@ -114,6 +116,13 @@ class Step:
         return self._pipeline.show(self._canvas)
 
 
+def _shown(engine: Engine, canvas_BCHW: Tensor) -> Tensor:
+    """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
+    with torch.inference_mode(), exact():
+        images = to_unit(engine.paint(canvas_BCHW))
+    return images.clone()
+
+
 def _numbered(stems: Iterable[str]) -> list[str]:
     """Equal ones are numbered: the same picture asked for twice, or with other settings in between."""
     seen: Counter[str] = Counter()
@@ -129,10 +138,13 @@ class Pipeline:
 
     Arguments:
         tokenizer, transformer: models that belong together (same scales and codebook), else `InputError`.
-        classes: a name a class; their numbers when None.
-        device: where both go.
-        precision: "auto" takes bfloat16 where the hardware multiplies it fast. The blocks of `transformer` are then
-            converted, in place, and held in bfloat16; the tokenizer stays float32, its decoder runs in bfloat16.
+        classes: a name a class, each another, else `InputError`; their numbers when None.
+        device: where both run; a model that is elsewhere is copied there.
+        precision: what the blocks and the decoder compute in; "auto" takes bfloat16 where the hardware multiplies it
+            fast. Encoder and quantizer always compute in float32.
+
+    The two models are never changed. What is computed in another format than it is held in belongs to the pipeline and
+    is made on the first picture; a model that is on `device` is shared, so that the pipeline follows its training.
     """
 
     def __init__(
@@ -145,17 +157,12 @@ class Pipeline:
         precision: Precision = "auto",
     ) -> None:
         check_pair(tokenizer.config, transformer.config)
-        names = _numbers(transformer.config.classes) if classes is None else tuple(classes)
-        if len(names) != transformer.config.classes:
-            raise InputError(f"classes: expected {transformer.config.classes} names, got {len(names)}")
         self.device = find_device(device)
         self.dtype = find_dtype(precision, self.device)
-        self.tokenizer = tokenizer.to(self.device)
-        self.transformer = transformer.to(self.device)
-        if self.dtype != torch.float32:
-            self.transformer.lower_precision(self.dtype)
-        self.classes = names
-        self._engine: Engine | None = None
+        self.tokenizer = on_device(tokenizer, self.device)
+        self.transformer = on_device(transformer, self.device)
+        self.classes = _numbers(transformer.config.classes) if classes is None else tuple(classes)
+        self._engines = Engines()
 
     def __repr__(self) -> str:
         """One line: model, size, classes, device, precision."""
@@ -167,23 +174,37 @@ class Pipeline:
             f"{model.classes} classes{shown}{more}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
         )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: tuple[str, ...]) -> None:
+        check_classes(names, self.transformer.config.classes)
+        self._classes = tuple(names)
+
     def to(self, device: str | torch.device) -> Pipeline:
-        """Move both models to `device`, in the precision they have; returns this pipeline.
+        """Run on `device` from now on; returns this pipeline. A model that is elsewhere is replaced by a copy there.
 
         Raises `InputError` for a device that is not there, and for leaving "meta", where there are shapes alone.
         """
         device = find_device(device)
         if self.device.type == "meta" != device.type:
             raise InputError(f"device: expected weights to move to {device}, got shapes alone, on meta")
-        self._engine = None  # before the models move: not two copies at a time
-        self.tokenizer.to(device)
-        self.transformer.to(device)
+        self.refresh()  # before the models are copied: not two engines at a time
+        self.tokenizer, self.transformer = on_device(self.tokenizer, device), on_device(self.transformer, device)
         self.device = device
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without the engine, which is made again where it is needed."""
-        return {**vars(self), "_engine": None}
+    def refresh(self) -> None:
+        """Make what sampling holds copies of anew before the next picture.
+
+        Changed weights are noticed without it: whatever torch counts as a write; and of what it does not count (fused
+        optimizers, `.data`, tensors made in inference mode) all that reaches a thirty-second of a weight. This is for a
+        write through `.data` to fewer values.
+        """
+        self._engines.drop()
 
     # -- where pipelines come from and go ------------------------------------------------------------------------------
 
@@ -191,17 +212,23 @@ class Pipeline:
     def from_preset(
         cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
-        """Random weights in the shape of a preset (shapes alone on "meta"). Raises `InputError` for an unknown name."""
-        preset = presets.get(name)
-        given = None if find_device(device).type == "meta" else seed
-        models = MultiScaleVQVAE(preset.tokenizer, seed=given), VAR(preset.transformer, seed=given)
-        return cls(*models, device=device, precision=precision)
+        """Random weights in the shape of a preset (shapes alone on "meta"), blocks held in `precision`.
+
+        Raises `InputError` for an unknown name.
+        """
+        preset, place = presets.get(name), find_device(device)
+        given = None if place.type == "meta" else seed
+        transformer = VAR(preset.transformer, seed=given).lower_precision(find_dtype(precision, place))
+        tokenizer = MultiScaleVQVAE(preset.tokenizer, seed=given)
+        return cls(tokenizer, transformer, device=place, precision=precision)
 
     @classmethod
     def load(
         cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
         """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote; or on the hub.
+
+        The blocks are held in `precision`: in half of the memory where that is bfloat16.
 
         Raises `InputError` when files are missing, damaged, or do not fit each other.
         """
@@ -210,19 +237,16 @@ class Pipeline:
                 "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
             )
         model = hub.directory(str(model)) if hub.is_name(model) else model
-        sections = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
-        device = find_device(device)
-        tokenizer = MultiScaleVQVAE.load(model)
-        weights, config = Path(model) / transformer_files.WEIGHTS, from_json(TransformerConfig, sections["transformer"])
-        checkpoint.check_room(weights, parameters=config.parameters, blocks=config.depth)
-        transformer = VAR(config, seed=None).lower_precision(find_dtype(precision, device))
-        checkpoint.assign(transformer, lambda: checkpoint.read_tensors(weights), device=device)
-        return cls(
-            tokenizer, transformer, classes=_names(model, sections["classes"]), device=device, precision=precision
-        )
+        names = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))["classes"]
+        models = MultiScaleVQVAE.load(model, device=device), VAR.load(model, device=device, precision=precision)
+        return cls(*models, classes=_names(model, names), device=device, precision=precision)
 
     def save(self, directory: str | Path) -> None:
-        """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in."""
+        """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in.
+
+        An interrupted save leaves the old model, or one that `load` refuses: never one model's tokenizer in silence
+        beside another's transformer.
+        """
         config = {
             "tokenizer": to_json(self.tokenizer.config),
             "transformer": to_json(self.transformer.config),
@@ -247,11 +271,14 @@ class Pipeline:
         temperature: float = 1.0,
         smooth: bool = False,
         memory: int | None = None,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Generated:
         """Sample one image a label.
 
         Arguments:
-            labels: class names or numbers; the number of classes itself means "no class". One alone is for every seed.
+            labels: of classes, a string by its name, an integer by its number; the number of classes itself means "no
+                class". One alone is for every seed.
             seeds: one integer an image; one alone counts up from there: s, s + 1 ...; 0, 1, 2 ... when None. Seed i and
                 label i alone decide image i.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
@@ -259,15 +286,20 @@ class Pipeline:
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
+            logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
+                before temperature and truncation.
+            callback: called with the `Step` of each scale (of each batch) before the next is begun.
 
         Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, or too
-        little memory for a single image.
+        little memory for a single image, or logits that nothing can be drawn from.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        done = [self._paint(self._walk(part, weights, choice)) for part in parts]
+        engine = self.engine()
+        walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
+        done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
 
@@ -281,12 +313,13 @@ class Pipeline:
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
+        logits_processor: Process | None = None,
+        callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
-        steps = self._walk(requests, weights, choice)
-        return (Step(step.scale, step.tokens, requests, self, step.canvas) for step in steps)
+        return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
 
     def _requests(
         self,
@@ -314,66 +347,97 @@ class Pipeline:
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
 
-    def _walk(self, requests: Sequence[Request], weights: Sequence[float], choice: Choice) -> Iterator[Painted]:
+    def _walk(
+        self,
+        engine: Engine,
+        requests: tuple[Request, ...],
+        weights: Sequence[float],
+        choice: Choice,
+        process: Process | None,
+        callback: Callable[[Step], object] | None,
+    ) -> Iterator[Step]:
         walk = loop.generate(
-            self.engine().transformer,
-            self.tokenizer.quantizer,
+            engine.transformer,
+            engine.tokenizer.quantizer,
             [request.label for request in requests],
             [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
+            process=process,
         )
-        # copied outside of inference mode, so that callers get tensors they may do anything with
-        return (Painted(step.scale, step.tokens.clone(), step.canvas.clone()) for step in walk)
+        while True:
+            with exact():  # not while the caller has the step
+                painted = next(walk, None)
+            if painted is None:
+                return
+            # copied outside of inference mode, so that callers get tensors they may do anything with
+            step = Step(painted.scale, painted.tokens.clone(), requests, self, painted.canvas.clone())
+            if callback is not None:
+                callback(step)
+            yield step
 
-    def _paint(self, walk: Iterator[Painted]) -> tuple[Tensor, Tensor]:
+    def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
         """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
         steps = list(walk)
         tokens_BL = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
-        return self.show(steps[-1].canvas), tokens_BL
+        return _shown(engine, steps[-1]._canvas), tokens_BL
 
     def engine(self) -> Engine:
-        """What sampling runs, made on first use and anew whenever weights have changed."""
-        if self._engine is None or self._engine.signature != signature(self.tokenizer, self.transformer):
-            self._engine = None  # not two at a time
-            self._engine = make_engine(self.tokenizer, self.transformer, self.dtype)
-        return self._engine
+        """What sampling runs, made on first use and anew whenever weights have changed (see `refresh`)."""
+        return self._engines.of(self.tokenizer, self.transformer, self.dtype)
 
     def show(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""
-        with torch.inference_mode():
-            images = to_unit(self.engine().paint(canvas_BCHW))
-        return images.clone()
+        return _shown(self.engine(), canvas_BCHW)
 
     @torch.no_grad()
     def reconstruct(self, images: Given, through: int | None = None) -> Tensor:
-        """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [-1, 1].
+        """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [0, 1].
 
         Arguments:
-            images: (B, 3, H, W), floats in [-1, 1] or uint8, as tensor or array, or Pillow images: see
+            images: (B, 3, H, W), floats in [0, 1] or uint8, as tensor or array, or Pillow images: see
                 `images.as_batch`.
 
         Raises `InputError` for another size, another dtype, and floats out of range.
         """
         size = self.tokenizer.config
-        images_B3HW = as_batch(images, height=size.height, width=size.width)
-        return self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through)
+        images_B3HW = as_batch(images, height=size.height, width=size.width, within=UNIT)
+        return to_unit(self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through))
 
     def label(self, name: int | str) -> int:
-        """The number of a class, from its name or number; the number of classes itself means "no class"."""
-        if isinstance(name, str) and name in self.classes:
-            return self.classes.index(name)
-        if isinstance(name, str) and (alike := [n for n in self.classes if _same(n, name)]):
-            return self.classes.index(alike[0])
-        try:
-            number = int(name) if isinstance(name, str) else operator.index(name)
-        except (ValueError, TypeError):
-            raise InputError(f"label: expected one of {', '.join(self.classes[:12])}, got {name!r}") from None
+        """The number of a class: a string is its name, an integer the number itself.
+
+        The number of classes means "no class". Raises `InputError` for what is neither, with the nearest names.
+        """
+        if isinstance(name, str):
+            return self._named(name)
+        number = _integer(name)
+        if number is None:
+            raise InputError(f"label: expected the name of a class or its number, got {name!r}")
         if not 0 <= number <= len(self.classes):
+            told = number if abs(number) < 10**18 else f"one of {number.bit_length()} bits"
             raise InputError(
-                f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {number}"
+                f"label: expected 0 .. {len(self.classes) - 1} (or {len(self.classes)}: no class), got {told}"
             )
         return number
+
+    def _named(self, name: str) -> int:
+        if name in self.classes:
+            return self.classes.index(name)
+        for number, known in enumerate(self.classes):
+            if _same(known, name):
+                return number
+        some = ", ".join([*self.classes[:12], *(["..."] if len(self.classes) > 12 else [])])
+        raise InputError(f"label: expected one of {some}, got {name[:60]!r}{_meant(name, self.classes)}")
+
+
+def _meant(name: str, classes: Sequence[str]) -> str:
+    """What is perhaps meant by a name that no class has."""
+    if re.fullmatch("[0-9]{1,9}", name) and int(name) <= len(classes):
+        return f"; the class of this number is the integer {int(name)}"
+    lower = {known.casefold(): known for known in classes}
+    close = [lower[found] for found in get_close_matches(name.casefold(), lower, n=3)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _same(name: str, asked: str) -> bool:

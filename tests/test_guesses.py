@@ -164,13 +164,18 @@ def forms(floats: Tensor, levels: Tensor) -> Iterator[Any]:
 
 
 def test_pictures_go_in_as_people_have_them(pipe: Pipeline, floats: Tensor, levels: Tensor) -> None:
-    """Arrays, channels last too, Pillow images, lists of any; their tokens are those of the tensor."""
-    tokens, painted = pipe.tokenizer.encode(floats), pipe.reconstruct(floats)
+    """Arrays, channels last too, Pillow images, lists of any; their tokens are those of the tensor.
+
+    Floats are in [-1, 1] for the tokenizer and in [0, 1] for the pipeline.
+    """
+    unit = levels / 255
+    tokens, painted = pipe.tokenizer.encode(floats), pipe.reconstruct(unit)
+    torch.testing.assert_close(painted, (pipe.tokenizer.decode(tokens) + 1) / 2)
     for form in forms(floats, levels):
         assert torch.equal(pipe.tokenizer.encode(form), tokens)
+    for form in (*forms(unit, levels), levels):
         assert torch.equal(pipe.reconstruct(form), painted)
-    assert torch.equal(pipe.reconstruct(levels), painted)
-    torch.testing.assert_close(pipe.reconstruct(floats[1]), painted[1:2])
+    torch.testing.assert_close(pipe.reconstruct(unit[1]), painted[1:2])
 
 
 def test_a_pillow_image_may_have_any_size_and_mode(pipe: Pipeline) -> None:
@@ -186,24 +191,41 @@ def test_a_pillow_image_may_have_any_size_and_mode(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("door", "change", "told"),
     [
-        (lambda floats: (floats + 1) * 127.5, r"got 0 \.\. 255; x / 127\.5 - 1 brings \[0, 255\] there"),
-        (lambda floats: floats * 1.02, r"expected floats in \[-1, 1\], got -1\.02 \.\. 1\.02$"),
-        (lambda floats: floats * float("nan"), r"got nan \.\. nan$"),
-        (lambda floats: floats.clone().index_fill_(0, torch.tensor(0), float("inf")), r"got -1 \.\. inf$"),
+        ("tokenizer", lambda unit: unit * 255, r"got 0 \.\. 255; x / 127\.5 - 1 brings \[0, 255\] there$"),
+        ("tokenizer", lambda unit: (unit * 2 - 1) * 1.02, r"expected floats in \[-1, 1\], got -1\.02 \.\. 1\.02$"),
+        ("tokenizer", lambda unit: unit * float("nan"), r"got nan \.\. nan$"),
+        (
+            "tokenizer",
+            lambda unit: unit.clone().index_fill_(0, torch.tensor(0), float("inf")),
+            r"got (0|inf) \.\. inf$",
+        ),
+        ("pipeline", lambda unit: unit * 255, r"got 0 \.\. 255; x / 255 brings \[0, 255\] there$"),
+        ("pipeline", lambda unit: unit * 2 - 1, r"got -1 \.\. 1; \(x \+ 1\) / 2 brings \[-1, 1\] there$"),
+        ("pipeline", lambda unit: unit * 1.01, r"expected floats in \[0, 1\], got 0 \.\. 1\.01$"),
+        ("pipeline", lambda unit: unit - 0.01, r"got -0\.01 \.\. 0\.99$"),
+        ("pipeline", lambda unit: unit * float("nan"), r"got nan \.\. nan$"),
     ],
 )
-def test_floats_out_of_range_are_refused(pipe: Pipeline, floats: Tensor, change: Any, told: str) -> None:
-    """They would saturate in silence. Rounding is none: a level of 8 bits, or what bfloat16 leaves."""
-    floats = torch.cat([floats, torch.ones(1, 3, 8, 8), -torch.ones(1, 3, 8, 8)])
-    for door in (pipe.tokenizer.encode, pipe.reconstruct):
+def test_floats_out_of_range_are_refused(
+    pipe: Pipeline, levels: Tensor, door: str, change: Callable[[Tensor], Tensor], told: str
+) -> None:
+    """They would saturate, or be taken for paler pictures, in silence."""
+    unit = levels / 255
+    unit[:, :, 0, :2] = torch.tensor([0.0, 1.0])
+    given, enter = change(unit), pipe.reconstruct if door == "pipeline" else pipe.tokenizer.encode
+    for form in (given, given.double(), given.numpy(), list(given)):
         with pytest.raises(InputError, match=told):
-            door(change(floats))
-        with pytest.raises(InputError, match=told):
-            door(change(floats).numpy())
-        door(floats * (1 + 1 / 128))
-        door(floats.bfloat16())
+            enter(form)
+
+
+def test_rounding_is_in_range(pipe: Pipeline, levels: Tensor) -> None:
+    """A level of 8 bits beyond either end, and what half precision leaves."""
+    unit = torch.cat([levels / 255, torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)])
+    for given in (unit + 1 / 256, unit - 1 / 256, unit.bfloat16(), unit.half(), unit.half().numpy()):
+        pipe.reconstruct(given)
+        pipe.tokenizer.encode(given * 2 - 1)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +233,7 @@ def test_floats_out_of_range_are_refused(pipe: Pipeline, floats: Tensor, change:
     [
         ("cat.png", "images: expected tensors, arrays or Pillow images, got str"),
         ([], "images: expected at least one, got none"),
-        (np.zeros((8, 8, 3), np.int64), r"float in \[-1, 1\] or uint8, got \(3, 8, 8\) int64"),
+        (np.zeros((8, 8, 3), np.int64), r"float in \[(-1|0), 1\] or uint8, got \(3, 8, 8\) int64"),
         (np.zeros((2, 8, 9, 3), np.float32), r"expected shape \(batch, 3, 8, 8\), .*, got \(2, 3, 8, 9\) float32"),
         (np.array([None]), "images: expected uint8 or floats, got an array of object"),
     ],
@@ -262,7 +284,7 @@ def test_pictures_do_not_depend_on_torchs_defaults(
         tokens = pipe.tokenizer.encode(images)
         inputs = pipe.tokenizer.teacher_inputs(tokens)
         logits = pipe.transformer(tokens[:, 0] % 5, inputs)
-        return made.tokens, out.tokens, out.images, tokens, inputs, logits.detach(), pipe.reconstruct(images)
+        return made.tokens, out.tokens, out.images, tokens, inputs, logits.detach(), pipe.reconstruct((images + 1) / 2)
 
     expected = everything("plain")
     with defaults(dtype, device):

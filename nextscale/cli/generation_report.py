@@ -127,7 +127,7 @@ class Sheet:
 def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
     """Distance against precision and against recall."""
     from nextscale.cli.sweep_plot import drawn
-    from nextscale.files.checkpoint import write_beside
+    from nextscale.files.durable import write_beside
 
     names, settings = _varied([result.card.setting for result in results])
     figure = drawn(results, settings, chosen=chosen, title=f"{names}; the star has the least distance")

@@ -76,6 +76,24 @@ def notes() -> Iterator[None]:
         print("nextscale: note:", text, file=sys.stderr)
 
 
+def class_called(pipe: Pipeline, word: str) -> int:
+    """The number of the class that `--label` names; a number where no class is called so.
+
+    Where a class is called like the number of another, that it was taken is noted on stderr. Raises `InputError` where
+    it is neither.
+    """
+    number = int(word) if re.fullmatch("-?[0-9]{1,9}", word) else None
+    if number is not None and word not in pipe.classes:
+        return pipe.label(number)
+    label = pipe.label(word)
+    if number not in (None, label) and number in range(len(pipe.classes)):
+        other = f"--label-index {number} is the one called {pipe.classes[number]}"
+        print(
+            f"nextscale: note: --label {word} is the class called {word}, of number {label}; {other}", file=sys.stderr
+        )
+    return label
+
+
 def check_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> None:
     """Raise `InputError` when `--tokenizer` contradicts the options that name a model."""
     if model and run is not None:

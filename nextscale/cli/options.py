@@ -22,6 +22,7 @@ TokenizerRun = Annotated[Path | None, tyro.conf.arg(metavar="DIR|VAE", help_beha
 TokenizerSource = Annotated[Path, tyro.conf.arg(metavar="DIR|VAE")]
 TokenMaps = Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|HxW", help_behavior_hint="")]
 Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
+Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nextscale import images
 from nextscale.cli.sheet import Row
-from nextscale.files.checkpoint import write_beside
+from nextscale.files.durable import write_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

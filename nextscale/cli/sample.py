@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Labels, Model, Precision
+from nextscale.cli.options import Depth, Indices, Labels, Model, Precision
 from nextscale.cli.output import at_least, directory, progress
 from nextscale.errors import InputError
 
@@ -34,7 +34,9 @@ class Sample:
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
     label: Labels = ()
-    """Classes to paint, by name or number (default: each class, the first 16 at most)."""
+    """Classes to paint, by name, or by number where no class is called so (default: each class, 16 at most)."""
+    label_index: Indices = ()
+    """Classes to paint, by number, whatever their names are."""
     count: int = 1
     """Pictures of each class."""
     seed: int = 0
@@ -90,8 +92,9 @@ class Sample:
 
     def _pictures(self, pipe: Pipeline) -> list[tuple[int, int]]:
         """Label and seed of each, label by label; picture i of all has seed `seed` + i."""
-        asked = self.label or range(len(pipe.classes))[:UNASKED]
-        labels = [pipe.label(label) for label in asked for _ in range(self.count)]
+        asked = [*(models.class_called(pipe, word) for word in self.label), *map(pipe.label, self.label_index)]
+        asked = asked or list(range(len(pipe.classes))[:UNASKED])
+        labels = [label for label in asked for _ in range(self.count)]
         return [(label, seed) for seed, label in enumerate(labels, start=self.seed)]
 
     def _paint(self, pipe: Pipeline, pictures: list[tuple[int, int]]) -> Iterator[tuple[Request, list[Tensor]]]:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -69,9 +69,10 @@ def by_hash(name: str) -> bytes:
 
 def told_apart(names: Iterable[str]) -> tuple[str, ...]:
     """Class names that can be printed and saved, each its own: of equal ones the second has `~2` behind it."""
-    seen: Counter[str] = Counter()
-    told: list[str] = []
-    for name in map(printable, names):
-        seen[name] += 1
-        told.append(name if seen[name] == 1 else f"{name}~{seen[name]}")
+    listed = list(map(printable, names))
+    given, told = set(listed), dict[str, None]()
+    for name in listed:
+        others = (f"{name}~{number}" for number in count(2))
+        own = name if name not in told else next(other for other in others if other not in given | told.keys())
+        told[own] = None
     return tuple(told)

@@ -1,18 +1,23 @@
 """Which number format the matrix products run in: bfloat16 where the hardware multiplies it fast, float32 elsewhere.
 
-Only asked, never set: no global of torch is changed here.
+Of torch's globals only those that let float32 products run in less are set, by `exact`, and restored.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from nextscale.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Model = TypeVar("Model", bound=nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,3 +65,79 @@ def lowered(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[
 def as_held(device: torch.device) -> AbstractContextManager[object]:
     """A context in which everything runs in the dtype it is held in, whatever autocast the caller is in."""
     return lowered(device, torch.float32)
+
+
+def on_device(model: Model, device: torch.device) -> Model:
+    """The model itself where it is on `device`, else a copy there; the one that is given stays where it is."""
+    place = torch.empty(0, device=device).device  # which has an index where `device` has none
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(tensor.device == place for tensor in tensors):
+        return model
+    return copy.deepcopy(model, {id(tensor): _moved(tensor, place) for tensor in tensors})
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    moved = tensor.detach().to(device)
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+
+
+class _Exact:
+    """What `exact` gives. Threads share torch's settings: the first one in sets them, the last one out restores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._restore = _set_exact()
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._restore()
+
+
+def _set_exact() -> Callable[[], None]:
+    """Let float32 products be exact; returns what restores the settings."""
+    backends: Any = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    older, newer = _older(), [part.fp32_precision for part in parts]
+
+    def restore() -> None:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for part, before in zip(parts, newer, strict=True):
+            part.fp32_precision = "none"
+            if part.fp32_precision != before:  # it was not the setting of all parts that it followed
+                part.fp32_precision = before
+
+    if older is not None:
+        torch.set_float32_matmul_precision("highest")
+    for part in parts:
+        part.fp32_precision = "ieee"
+    return restore
+
+
+def _older() -> str | None:
+    """The setting that came before those of the parts; None where these say otherwise, as torch then refuses to."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+_exact = _Exact()
+
+
+def exact() -> AbstractContextManager[None]:
+    """A context in which float32 products are float32's.
+
+    Otherwise convolutions on CUDA run in TF32, torch's default there, and after `set_float32_matmul_precision` matrix
+    products in TF32 or bfloat16, on some CPUs too: enough to choose other codes.
+    """
+    return _exact

@@ -1,29 +1,31 @@
 """What sampling runs instead of the two models: the same weights in the layouts and formats that kernels like.
 
 In float32 these are the models themselves, the slow path that everything else is held against. In lower precision the
-decoder is converted once, channels last; on CPUs the products of the blocks and the head are prepacked once. Both are
-made on the first picture and made anew when weights have changed.
+decoder is converted once, channels last, and so are the blocks where they are held in another format; on CPUs the
+products of the blocks and the head are prepacked. All of it belongs to the engine: the models stay as they are.
+It is made on the first picture and made anew when weights have changed.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.convnet import Decoder
 from nextscale.transformer import VAR
-from nextscale.transformer.layers import Attention, FeedForward
 
 PACKING = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # what torch.compile uses too
+PACKED = ("qkv.weight", "out.weight", "up.weight", "down.weight", "head.weight")  # how the names of such weights end
 PIXELS = 256 * 256  # painted together on CPUs
-Signature = tuple[tuple[int, int], ...]
+SAMPLES = 64  # of a weight: optimizers change nearly all values, and each one looked at may have to come from memory
 
 
 class Engine(NamedTuple):
-    """The two halves of sampling, and the state of the weights they were made of."""
+    """The two halves of sampling."""
 
     transformer: VAR
     """Predicts; only `condition` and `step` are called."""
@@ -31,7 +33,6 @@ class Engine(NamedTuple):
     """Holds the quantizer and the convolution behind it, in float32."""
     decoder: Decoder
     """Paints, in the dtype and memory format of its weights."""
-    signature: Signature
 
     def paint(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat (B, C, h_K, w_K) -> the image it shows, (B, 3, H, W) float32 in [-1, 1].
@@ -51,24 +52,111 @@ class Engine(NamedTuple):
         return self.decoder(latent.to(weight.dtype, memory_format=memory_format)).float().clamp(-1, 1)
 
 
-def signature(*models: nn.Module) -> Signature:
-    """Changes with any weight that is replaced or written to; what goes through `.data` torch itself does not see."""
-    weights = (weight for model in models for weight in model.parameters())
-    return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+# -- made once, and anew when weights have changed ---------------------------------------------------------------------
+
+
+class Engines:
+    """The engine of one pipeline, kept as long as it fits the weights. Threads may share it; a copy begins empty."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._seen: Seen | None = None
+
+    def __reduce__(self) -> tuple[type[Engines], tuple[()]]:
+        return Engines, ()
+
+    def of(self, tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> Engine:
+        """The engine for these models; whoever asks while it is being made waits for it."""
+        with self._lock:
+            if self._engine is None or self._seen is None or not self._seen.still(tokenizer, transformer):
+                self._engine = None  # not two at a time
+                self._seen = look(tokenizer, transformer)
+                self._engine = make_engine(tokenizer, transformer, dtype)
+            return self._engine
+
+    def drop(self) -> None:
+        """Let go of the engine: the next picture makes it anew."""
+        with self._lock:
+            self._engine = self._seen = None
+
+
+class Seen(NamedTuple):
+    """The weights that an engine was made of, as far as a look at them tells."""
+
+    models: tuple[MultiScaleVQVAE, VAR]
+    places: list[tuple[int, int]]
+    """Address and version of each weight: torch counts most writes, and what is replaced is elsewhere."""
+    views: list[Tensor]
+    """Some values of each weight, where they are: fused optimizers and writes through `.data` count nothing."""
+    bits: Tensor
+    """(n,) int32, what those values were."""
+
+    @torch.no_grad()
+    def still(self, tokenizer: MultiScaleVQVAE, transformer: VAR) -> bool:
+        """Whether these are the models, and unchanged. Waits for the device."""
+        same = self.models[0] is tokenizer and self.models[1] is transformer
+        same = same and self.places == places(weights(tokenizer, transformer))
+        return same and (self.bits.is_meta or torch.equal(self.bits, bits(self.views)))
+
+
+@torch.no_grad()
+def look(tokenizer: MultiScaleVQVAE, transformer: VAR) -> Seen:
+    """A look at the models' weights as they are now."""
+    watched = weights(tokenizer, transformer)
+    views = [sampled(weight) for weight in watched]
+    return Seen((tokenizer, transformer), places(watched), views, bits(views))
+
+
+def weights(tokenizer: MultiScaleVQVAE, transformer: VAR) -> list[Tensor]:
+    """Those that engines hold copies of, and some that they share."""
+    return [*tokenizer.decoder.parameters(), *transformer.parameters()]
+
+
+def places(weights: list[Tensor]) -> list[tuple[int, int]]:
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+
+
+def bits(views: list[Tensor]) -> Tensor:
+    return torch.cat(views).float().view(torch.int32)
+
+
+def sampled(weight: Tensor) -> Tensor:
+    """A view of `SAMPLES` values of a weight, or a few more; of a small one, of all. Any 1/32 in a row has some."""
+    span = 1 + sum((side - 1) * stride for side, stride in zip(weight.shape, weight.stride(), strict=True))
+    step = max(1, span // SAMPLES) | 1  # odd: an even one would stay in half of the columns, or in a few
+    return weight.as_strided((-(-span // step),), (step,))
+
+
+# -- how it is made ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def make_engine(tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> Engine:
     """The engine for models on one device, in `dtype`; the models themselves stay as they are."""
-    state = signature(tokenizer, transformer)
-    if dtype == torch.float32:
-        return Engine(transformer, tokenizer, tokenizer.decoder, state)
-    return Engine(
-        packed(transformer) if can_pack(transformer) else transformer,
-        tokenizer,
-        lowered_decoder(tokenizer, dtype),
-        state,
-    )
+    decoder = tokenizer.decoder if dtype == torch.float32 else lowered_decoder(tokenizer, dtype)
+    return Engine(view_in(transformer, dtype), tokenizer, decoder)
+
+
+def view_in(transformer: VAR, dtype: torch.dtype) -> VAR:
+    """The transformer with its blocks in `dtype` and the rest in float32, products prepacked where that can be.
+
+    What needs no conversion is shared; the transformer itself where that is everything.
+    """
+    packs = dtype == torch.bfloat16 and transformer.positions.device.type == "cpu" and packs_bf16()
+    view = VAR(transformer.config, seed=None).lower_precision(dtype)
+    held = transformer.state_dict()
+    wanted = {name: weight.dtype for name, weight in view.state_dict().items()}
+    if not packs and all(weight.dtype == wanted[name] for name, weight in held.items()):
+        return transformer
+    if packs:
+        wanted["head.bias"] = dtype
+    converted = {
+        name: _packed(weight) if packs and name.endswith(PACKED) else weight.to(wanted[name])
+        for name, weight in held.items()
+    }
+    view.load_state_dict(converted, assign=True)
+    return view.requires_grad_(False)
 
 
 def lowered_decoder(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Decoder:
@@ -89,28 +177,5 @@ def packs_bf16() -> bool:
     return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def can_pack(transformer: VAR) -> bool:
-    """Whether the transformer's products can be prepacked: held in bfloat16, on a CPU that does it."""
-    on_cpu = transformer.positions.device.type == "cpu"
-    return transformer.compute_dtype == torch.bfloat16 and on_cpu and packs_bf16()
-
-
-def packed(transformer: VAR) -> VAR:
-    """A view of the transformer whose blocks and head multiply with prepacked weights; all else is shared."""
-    view = VAR(transformer.config, seed=None)
-    view.load_state_dict(transformer.state_dict(), assign=True)
-    for module in view.blocks.modules():
-        if isinstance(module, Attention):
-            _pack(module.qkv)
-            _pack(module.out)
-        elif isinstance(module, FeedForward):
-            _pack(module.up)
-            _pack(module.down)
-    view.head.bias = nn.Parameter(view.head.bias.to(torch.bfloat16), requires_grad=False)
-    _pack(view.head)
-    return view.requires_grad_(False)
-
-
-def _pack(layer: nn.Linear) -> None:
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(torch.bfloat16))
-    layer.weight = nn.Parameter(weight, requires_grad=False)
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.bfloat16))

@@ -1,7 +1,8 @@
 """One loop over scales: predict a scale, choose its tokens, paint them, pool the canvas, go on.
 
 Two models come in, neither knows the other; tokens, canvas and cache belong to the loop. What others want to change is
-a function: the guidance schedule, and `edit`, which may replace what is about to be painted.
+a function: the guidance schedule, `process`, which may replace the logits, and `edit`, which may replace what is about
+to be painted.
 
 Randomness is a pure function of (seed of the image, position, code): no generator has a state, so image i depends on
 seed i and label i alone, whatever the batch, the order, the device, or what else was sampled before.
@@ -25,6 +26,8 @@ from nextscale.transformer import VAR, KeyValueCache
 
 Edit = Callable[[int, Tensor], Tensor]
 """(scale k, codes (B, C, h_k, w_k)) -> the codes to paint instead."""
+Process = Callable[[int, Tensor], Tensor]
+"""(scale k, logits (B, h_k * w_k, V) float32, after guidance) -> the logits to draw from; may write to what it gets."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def generate(
     *,
     guidance: Guidance,
     choice: Choice,
+    process: Process | None = None,
     edit: Edit | None = None,
 ) -> Iterator[Painted]:
     """Sample images coarse to fine; yields after each scale.
@@ -79,7 +83,10 @@ def generate(
         seeds: B integers; seed i alone decides the randomness of image i.
         guidance: the schedule of its weight (`sampling.guidance`); one that is 0 throughout costs no second row.
         choice: truncation, temperature, smoothness.
+        process: may replace the logits of a scale before its tokens are drawn.
         edit: may replace the codes of a scale before they are painted.
+
+    Raises `InputError` for logits of `process` that nothing can be drawn from.
     """
     scales, batch = transformer.config.scales, len(labels)
     device = transformer.positions.device
@@ -92,6 +99,7 @@ def generate(
     canvas, codes_BlC = quantizer.blank(batch), None
     for k, part in enumerate(scales.slices()):
         logits_BlV = guided(transformer.step(k, codes_BlC, condition, cache), batch, weights[k])
+        logits_BlV = processed(process, k, logits_BlV) if process else logits_BlV
         tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choice, progress=k / max(len(scales) - 1, 1))
         tokens_Bhw = tokens_Bl.unflatten(1, scales.sizes[k])
         codes_BChw = (
@@ -109,6 +117,19 @@ def guided(logits_RlV: Tensor, batch: int, t: float) -> Tensor:
     if len(logits_RlV) == batch:
         return logits_RlV
     return (1 + t) * logits_RlV[:batch] - t * logits_RlV[batch:]
+
+
+def processed(process: Process, k: int, logits_BlV: Tensor) -> Tensor:
+    """What `process` makes of the logits, (B, l, V) float32. It gets ordinary tensors. Waits for the device."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        given = process(k, logits_BlV.clone())
+    if not isinstance(given, Tensor) or given.shape != logits_BlV.shape or not given.is_floating_point():
+        got = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(f"logits_processor: expected logits {tuple(logits_BlV.shape)} of scale {k}, got {got}")
+    given = given.to(logits_BlV)
+    if not given.is_meta and not bool(given.amax(dim=-1).isfinite().all()):
+        raise InputError(f"logits_processor: expected a finite largest logit of every token, got others at scale {k}")
+    return given
 
 
 def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: float) -> tuple[Tensor, Tensor | None]:

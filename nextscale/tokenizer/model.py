@@ -16,6 +16,7 @@ from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.images import Given, as_batch, check_range
+from nextscale.machine.precision import exact, find_device
 from nextscale.tokenizer.convnet import Decoder, Encoder
 from nextscale.tokenizer.quantizer import (
     MultiScaleQuantizer,
@@ -64,9 +65,10 @@ class MultiScaleVQVAE(nn.Module):
         if not isinstance(images, Tensor):
             size, device = self.config, self.quantizer.codebook.weight.device
             images = as_batch(images, height=size.height, width=size.width).to(device)
-        f_BCHW = self.features(images)
-        check_range(images)
-        return self.quantizer.encode(f_BCHW)
+        with exact():
+            f_BCHW = self.features(images)
+            check_range(images)
+            return self.quantizer.encode(f_BCHW)
 
     def decode(self, tokens_BL: Tensor, through: int | None = None) -> Tensor:
         """Tokens (B, L) int64 -> images (B, 3, H, W) in [-1, 1]; `through=k` paints the first k scales only (1 .. K).
@@ -78,14 +80,16 @@ class MultiScaleVQVAE(nn.Module):
         through = len(scales) if through is None else through
         if not 1 <= through <= len(scales):
             raise InputError(f"through: expected 1 .. {len(scales)} scales, got {through}")
-        for _, canvas in zip(range(through), self.quantizer.canvases(tokens_BL), strict=False):
-            painted = canvas
-        return self.paint(painted)
+        with exact():
+            for _, canvas in zip(range(through), self.quantizer.canvases(tokens_BL), strict=False):
+                painted = canvas
+            return self.paint(painted)
 
     def teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
         """Tokens (B, L) int64 -> the transformer's inputs for scales 2 .. K, (B, L - h_1*w_1, C) float32."""
         check_tokens(tokens_BL, self.config.scales.total, self.config.codebook_size)
-        return self.quantizer.teacher_inputs(tokens_BL)
+        with exact():
+            return self.quantizer.teacher_inputs(tokens_BL)
 
     def quantize(self, features_BCHW: Tensor, *, beta: float = 0.25) -> Quantized:
         """The training forward: straight-through f_hat, tokens, and the loss with commitment weight beta."""
@@ -115,17 +119,17 @@ class MultiScaleVQVAE(nn.Module):
         checkpoint.save(directory, {"tokenizer": config.to_json(self.config)}, {WEIGHTS: self.state_dict()})
 
     @classmethod
-    def load(cls, directory: str | Path) -> MultiScaleVQVAE:
-        """The tokenizer of a tokenizer run, of a pipeline, or of whatever else holds the two files.
+    def load(cls, directory: str | Path, *, device: str | torch.device = "cpu") -> MultiScaleVQVAE:
+        """The tokenizer of a tokenizer run, of a pipeline, or of whatever else holds the two files; in float32.
 
         Raises `InputError` when they are missing, damaged, or contradict each other.
         """
-        section = checkpoint.read_config(directory, ("tokenizer",))["tokenizer"]
-        architecture = config.from_json(TokenizerConfig, section)
+        sections, place = checkpoint.read_config(directory, ("tokenizer",)), find_device(device)
+        architecture = config.from_json(TokenizerConfig, sections["tokenizer"])
         room = {"parameters": architecture.parameters, "blocks": architecture.blocks}
         checkpoint.check_room(Path(directory) / WEIGHTS, **room)
         model = cls(architecture, seed=None)
-        checkpoint.assign(model, lambda: checkpoint.read_tensors(Path(directory) / WEIGHTS))
+        checkpoint.load(model, Path(directory), WEIGHTS, sections, device=place)
         return model
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.machine.precision import as_held
+from nextscale.transformer.attention import check_once
 
 # ---- pixels ----------------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once("chunked cross-entropy")
         factor = grads[0] / ctx.count
         dh_BLD, dw_VD, db_V = (factor * gradient for gradient in ctx.saved_tensors)
         return dh_BLD, dw_VD, db_V, None, None, None, None, None, None

@@ -110,6 +110,7 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_once("block-causal attention")
         q, k, v, *kept = ctx.saved_tensors
         out, remaining = grads[0].contiguous(), iter(kept)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -122,6 +123,15 @@ class _Split(torch.autograd.Function):
                 dk[heads, :stop] += torch.bmm(scores.transpose(1, 2), q[heads, start:stop])
                 dv[heads, :stop] += torch.bmm(weights_Nls.transpose(1, 2), of_part)
         return dq, dk, dv, None
+
+
+def check_once(what: str) -> None:
+    """For a hand-written `backward`: raise `RuntimeError` where its own gradient is asked for, which it has not got.
+
+    torch's `once_differentiable` gives zeros in silence where the gradient that comes in needs none itself.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{what} cannot be differentiated twice: expected create_graph=False, got True")
 
 
 def _heads(q: Tensor, parts: list[Part]) -> list[slice]:

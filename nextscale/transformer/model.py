@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.config import TransformerConfig
+from nextscale.config import TransformerConfig, from_json, to_json
 from nextscale.errors import InputError
-from nextscale.machine.precision import as_held
+from nextscale.files import checkpoint
+from nextscale.machine.precision import Precision, as_held, find_device, find_dtype
 from nextscale.scales import Scales
 from nextscale.transformer.attention import block_causal
 from nextscale.transformer.cache import KeyValueCache
@@ -105,8 +107,15 @@ class VAR(nn.Module):
             codes_BlC: (B, h_k*w_k, C), the canvas pooled to this scale; None at k = 0.
             condition: from `condition`, of the same B labels.
             cache: as the steps before left it.
+
+        Raises `InputError` where a gradient would be needed: the cache is written in place. `forward` gives gradients.
         """
         x_BLD = self.embed_start(condition) if codes_BlC is None else self.embed_codes(codes_BlC, k, k + 1)
+        if x_BLD.requires_grad:
+            raise InputError(
+                "VAR.step: expected torch.no_grad() or torch.inference_mode() around it, as its cache is written in "
+                "place, got gradients switched on; VAR.forward gives gradients"
+            )
         for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
             x_BLD = block(x_BLD, modulations, partial(cache.extend, i))
         cache.advance(x_BLD.shape[1])
@@ -165,6 +174,25 @@ class VAR(nn.Module):
         if self.shared_modulation is not None:
             self.shared_modulation.to(dtype)
         return self
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """Write config.json and transformer.safetensors, as `load` reads them, to a directory of their own."""
+        checkpoint.save(directory, {"transformer": to_json(self.config)}, {WEIGHTS: self.state_dict()})
+
+    @classmethod
+    def load(cls, directory: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> VAR:
+        """The transformer of a run or a pipeline, or what `save` wrote, its blocks held in `precision`.
+
+        Raises `InputError` when files are missing, damaged, or contradict each other.
+        """
+        sections, place = checkpoint.read_config(directory, ("transformer",)), find_device(device)
+        config = from_json(TransformerConfig, sections["transformer"])
+        checkpoint.check_room(Path(directory) / WEIGHTS, parameters=config.parameters, blocks=config.depth)
+        model = cls(config, seed=None).lower_precision(find_dtype(precision, place))
+        checkpoint.load(model, Path(directory), WEIGHTS, sections, device=place)
+        return model
 
     def _seen(self, labels_B: Tensor, inputs_BLC: Tensor) -> Scales:
         """The scales that teacher inputs are of: all, or the first ones."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,34 @@ def test_a_class_may_be_given_by_name(nextscale, model: Path, tmp_path: Path) ->
         assert nextscale("sample", "--model", model, "--label", label, "--out", tmp_path / folder).status == 0
     name, number = (tmp_path / folder / "0-smileys-emotion-seed0.png" for folder in ("name", "number"))
     assert name.read_bytes() == number.read_bytes()
+
+
+def test_a_number_is_a_name_where_a_class_is_called_so(nextscale, model: Path, tmp_path: Path) -> None:
+    """Which is said where the number of another class may have been meant; --label-index is always the number."""
+    config = json.loads((model / "config.json").read_text())
+    numbered = tmp_path / "numbered"
+    shutil.copytree(model, numbered)
+    (numbered / "config.json").write_text(json.dumps(config | {"classes": list("123456789")}))
+
+    def painted(*options: object) -> tuple[str, str]:
+        done = nextscale("sample", "--model", numbered, *options, "--out", tmp_path / "out")
+        assert done.status == 0, done.errors
+        (picture,) = names(tmp_path / "out") - {"grid.png"}
+        shutil.rmtree(tmp_path / "out")
+        return picture, done.errors
+
+    told = "nextscale: note: --label 3 is the class called 3, of number 2; --label-index 3 is the one called 4\n"
+    assert painted("--label", "3") == ("2-3-seed0.png", told)
+    assert painted("--label-index", "3") == ("3-4-seed0.png", "")
+    assert painted("--label", "9") == ("8-9-seed0.png", "")
+    assert painted("--label", "0") == ("0-1-seed0.png", "")
+
+
+def test_classes_by_name_and_by_number_go_together(nextscale, model: Path, tmp_path: Path) -> None:
+    """Names first."""
+    done = nextscale("sample", "--model", model, "--label-index", 2, 1, "--label", "class 7", "--out", tmp_path)
+    assert done.status == 0, done.errors
+    assert names(tmp_path) == {f"{n}-class-{n}-seed{seed}.png" for seed, n in enumerate((7, 2, 1))} | {"grid.png"}
 
 
 def test_growing_adds_a_strip_of_every_scale(nextscale, model: Path, tmp_path: Path) -> None:
@@ -133,6 +163,10 @@ def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path
         (["--model", "MODEL", "--label", "10"], "expected 0 .. 8"),
         (["--model", "MODEL", "--label", "-1"], "-1"),
         (["--model", "MODEL", "--label", "unheard-of"], "unheard-of"),
+        (["--model", "MODEL", "--label", "clas 7"], "did you mean class 7"),
+        (["--model", "MODEL", "--label-index", "10"], "expected 0 .. 8"),
+        (["--model", "MODEL", "--label-index", "-1"], "-1"),
+        (["--model", "MODEL", "--label-index", "seven"], "seven"),
         (["--model", "MODEL", "--top-p", "2"], "top_p: expected 0 .. 1, got 2.0"),
         (["--model", "MODEL", "--device", "abacus"], "abacus"),
         (["--count", "0"], "--count: expected at least 1, got 0"),

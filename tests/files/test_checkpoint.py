@@ -1,5 +1,6 @@
 """Laws of model files: whole or not there, exact, and one line about whatever is wrong with them."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_interrupted_save_leaves_the_old_file(
     checkpoint.write_tensors(path, tensors)
     before = path.read_bytes()
 
-    def write_half(tensors: dict[str, Tensor], path: Path) -> None:
+    def write_half(tensors: dict[str, Tensor], path: Path, metadata: object) -> None:
         Path(path).write_bytes(safetensors.torch.save(tensors)[:100])
         raise interruption
 
@@ -286,10 +287,10 @@ def test_a_saved_model_stays_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     real = safetensors.torch.save_file
 
-    def fail_on_second(tensors: dict[str, Tensor], path: Path) -> None:
+    def fail_on_second(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         if "b.safetensors" in path.name:
             raise KeyboardInterrupt
-        real(tensors, path)
+        real(tensors, path, metadata)
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail_on_second)
     newer = {name: {key: tensor + 1 for key, tensor in tensors.items()} for name, tensors in files.items()}
@@ -298,5 +299,45 @@ def test_a_saved_model_stays_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     monkeypatch.setattr(safetensors.torch, "save_file", real)
     checkpoint.save(tmp_path, {"tokenizer": {"newer": True}}, newer)
-    assert json.loads((tmp_path / "config.json").read_text()) == {"tokenizer": {"newer": True}}
+    assert json.loads((tmp_path / "config.json").read_text())["tokenizer"] == {"newer": True}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "config.json"]
+
+
+# ---- checksums -------------------------------------------------------------------------------------------------------
+
+
+def sums_of(content: bytes) -> str:
+    """The rule in plain Python: blocks of 4,096 words are added up, what is behind them stays."""
+    words = [int.from_bytes(content[at : at + 8], "little", signed=True) for at in range(0, len(content) // 8 * 8, 8)]
+    blocks = [sum(words[at : at + 4096]) % 2**64 for at in range(0, len(words) // 4096 * 4096, 4096)]
+    sums = b"".join(block.to_bytes(8, "little") for block in blocks)
+    return hashlib.sha256(sums + content[len(blocks) * 32768 :]).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("dtype", [*FORMATS, torch.int64, torch.bool])
+@pytest.mark.parametrize("count", [0, 1, 7, 4096, 40_001])
+def test_a_checksum_is_of_the_bytes(dtype: torch.dtype, count: int) -> None:
+    """Whatever their format, number, place in memory or strides."""
+    tensor = (torch.arange(count) * 2654435761 % 1000 - 500).to(dtype)
+    expected = sums_of(bits(tensor))
+    assert checkpoint.checksum(tensor) == expected
+    assert checkpoint.checksum(torch.stack([tensor, tensor], dim=-1)[..., 1]) == expected
+    shifted = torch.cat([torch.zeros(1, dtype=dtype), tensor])[1:]
+    assert checkpoint.checksum(shifted) == expected
+
+
+def test_a_checksum_finds_accidents() -> None:
+    """A bit anywhere, a block of zeros, two blocks that changed places, bytes cut off at the end."""
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randint(256, (3 * checkpoint.BLOCK + 5,), generator=generator, dtype=torch.uint8)
+    sums = {checkpoint.checksum(tensor)}
+    for place in (0, 9, checkpoint.BLOCK, len(tensor) - 1):
+        for bit in (0, 7):
+            changed = tensor.clone()
+            changed[place] ^= 1 << bit
+            sums.add(checkpoint.checksum(changed))
+    zeros = tensor.clone()
+    zeros[4096:8192] = 0
+    first, second, rest = tensor.split([checkpoint.BLOCK, checkpoint.BLOCK, len(tensor) - 2 * checkpoint.BLOCK])
+    sums |= {checkpoint.checksum(one) for one in (zeros, torch.cat([second, first, rest]), tensor[:-1])}
+    assert len(sums) == 1 + 8 + 3

@@ -1,13 +1,25 @@
-"""Laws of number formats and devices: asked for by name, found or refused, and no global of torch's is set."""
+"""Laws of number formats and devices: asked for by name, found or refused, and torch's globals are as they were."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 
 from nextscale import InputError
-from nextscale.machine.precision import DTYPES, find_device, find_dtype, lowered, multiplies_bf16_fast
+from nextscale.machine.precision import (
+    DTYPES,
+    exact,
+    find_device,
+    find_dtype,
+    lowered,
+    multiplies_bf16_fast,
+    on_device,
+)
 
 CPU = torch.device("cpu")
 
@@ -75,3 +87,111 @@ def test_lowered_runs_float32_weights_in_the_lower_format(untouched: Callable[[]
         with lowered(CPU, torch.float32):
             assert (a @ a).dtype == torch.float32
         assert (a @ a).dtype == torch.float32
+
+
+# -- float32 means float32 ---------------------------------------------------------------------------------------------
+
+BACKENDS: Any = torch.backends
+PARTS: dict[str, Any] = {
+    "all": BACKENDS,
+    "CUDA products": BACKENDS.cuda.matmul,
+    "CUDA convolutions": BACKENDS.cudnn.conv,
+    "CPU products": BACKENDS.mkldnn.matmul,
+    "CPU convolutions": BACKENDS.mkldnn.conv,
+}
+
+
+def settings() -> dict[str, str]:
+    """What torch lets float32 be computed in."""
+    return {name: part.fp32_precision for name, part in PARTS.items()}
+
+
+@pytest.fixture
+def free() -> Iterator[None]:
+    """A test may set what it likes."""
+    products, convolutions = torch.get_float32_matmul_precision(), BACKENDS.cudnn.allow_tf32
+    yield
+    for part in PARTS.values():
+        part.fp32_precision = "none"
+    torch.set_float32_matmul_precision(products)
+    BACKENDS.cudnn.allow_tf32 = convolutions
+
+
+def choose(name: str, value: str) -> Callable[[], None]:
+    return lambda: setattr(PARTS[name], "fp32_precision", value)
+
+
+CHOICES: dict[str, Callable[[], None]] = {
+    "torch's own": lambda: None,
+    "products high": lambda: torch.set_float32_matmul_precision("high"),
+    "products medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "convolutions plain": lambda: setattr(BACKENDS.cudnn, "allow_tf32", False),
+    "all in TF32": choose("all", "tf32"),
+    "CUDA products in TF32": choose("CUDA products", "tf32"),
+    "CUDA convolutions plain": choose("CUDA convolutions", "ieee"),
+    "CPU products in bfloat16": choose("CPU products", "bf16"),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.usefixtures("free")
+def test_exact_leaves_no_part_in_less_and_restores_what_was_chosen(choice: str) -> None:
+    """In both of torch's ways of choosing, inside each other, and when what is inside fails."""
+    CHOICES[choice]()
+    before = settings()
+    with suppress(ZeroDivisionError), exact():
+        assert {settings()[name] for name in PARTS if name != "all"} == {"ieee"}
+        with exact():
+            pass
+        assert {settings()[name] for name in PARTS if name != "all"} == {"ieee"}
+        raise ZeroDivisionError
+    assert settings() == before
+    if choice in ("products high", "products medium"):
+        assert torch.get_float32_matmul_precision() == choice.split()[1]
+
+
+@pytest.mark.usefixtures("free")
+def test_what_followed_a_general_setting_still_does() -> None:
+    """One that was never chosen by itself is not pinned to what it was."""
+    BACKENDS.fp32_precision = "tf32"
+    with exact():
+        pass
+    BACKENDS.fp32_precision = "ieee"
+    assert BACKENDS.cuda.matmul.fp32_precision == BACKENDS.mkldnn.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.usefixtures("free")
+def test_threads_leave_the_settings_as_they_were() -> None:
+    """Whoever is in first and out last."""
+    torch.set_float32_matmul_precision("medium")
+    before, together = settings(), threading.Barrier(2)
+
+    def inside(wait: float) -> None:
+        together.wait()
+        for _ in range(50):
+            with exact():
+                time.sleep(wait)
+                assert settings()["CPU products"] == "ieee"
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(inside, (0.0001, 0.0002)))
+    assert settings() == before
+
+
+# -- models on devices -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_on_its_device_is_itself_and_elsewhere_a_copy() -> None:
+    """Parameters, buffers and what else it holds; the one that is given stays as it was."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).eval()
+    model[0].weight.requires_grad_(False)
+    model[1].weight = model[0].bias  # two names of one tensor
+    assert on_device(model, CPU) is model
+    there = on_device(model, torch.device("meta"))
+    assert all(tensor.is_meta for tensor in there.state_dict().values())
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    assert not there[0].weight.requires_grad
+    assert there[0].bias.requires_grad
+    assert there[1].weight is there[0].bias
+    assert not there.training
+    assert [name for name, _ in there.named_buffers()] == [name for name, _ in model.named_buffers()]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +57,9 @@ def test_packed_products_are_the_plain_ones(make_transformer: Callable) -> None:
     plain = make_transformer().lower_precision(torch.bfloat16)
     inputs, labels = inputs_of(plain, 4), [0, 1, 2, plain.config.classes]
     expected = logits_of(plain, inputs, labels)
-    assert relative(logits_of(engine.packed(plain), inputs, labels), expected) < 0.015
+    packed = engine.view_in(plain, torch.bfloat16)
+    assert packed.head.weight.is_mkldnn
+    assert relative(logits_of(packed, inputs, labels), expected) < 0.015
 
 
 @needs_packing
@@ -61,7 +67,7 @@ def test_packing_leaves_the_transformer_as_it_was(make_transformer: Callable) ->
     """Its weights stay plain, float32 head and all, and the view shares what is not packed."""
     plain = make_transformer().lower_precision(torch.bfloat16)
     before = {name: weight.clone() for name, weight in plain.state_dict().items()}
-    view = engine.packed(plain)
+    view = engine.view_in(plain, torch.bfloat16)
     assert view.positions.data_ptr() == plain.positions.data_ptr()
     assert view.head.weight.is_mkldnn
     assert all(torch.equal(before[name], weight) for name, weight in plain.state_dict().items())
@@ -80,22 +86,128 @@ def test_bfloat16_stays_near_the_oracle(make_tokenizer: Callable, make_transform
     assert difference.mean() < 0.02 * 2
 
 
-@pytest.mark.parametrize("how", ["in place", "replaced"])
-def test_the_engine_follows_the_weights(make_tokenizer: Callable, make_transformer: Callable, how: str) -> None:
-    """Of both models, after the first picture."""
-    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
-    before = pipe.generate([0], [0])
-    head, last = pipe.transformer.head, pipe.tokenizer.decoder.head
+def last_layers(pipe: Pipeline) -> list[torch.nn.Module]:
+    """Of both models; what is drawn and what is painted depends on them."""
+    return [pipe.transformer.head, pipe.tokenizer.decoder.head]
+
+
+def learn(pipe: Pipeline) -> None:
+    """A step of a fused optimizer, after which torch counts no write."""
+    weights = [layer.weight for layer in last_layers(pipe)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    torch.optim.AdamW(weights, lr=0.1, fused=True).step()
+
+
+def through_data(pipe: Pipeline) -> None:
+    for layer in last_layers(pipe):
+        layer.weight.data.neg_()
+
+
+def counted(pipe: Pipeline) -> None:
     with torch.no_grad():
-        for layer in (head, last):
-            if how == "in place":
-                layer.weight.neg_()
-            else:
-                layer.weight = torch.nn.Parameter(-layer.weight)
-    after = pipe.generate([0], [0])
-    assert not torch.equal(before.tokens, after.tokens)
-    same_tokens = pipe.tokenizer.decode(after.tokens)
-    torch.testing.assert_close(after.images * 2 - 1, same_tokens.detach(), atol=0.1, rtol=0)
+        for layer in last_layers(pipe):
+            layer.weight.neg_()
+
+
+def some_rows(pipe: Pipeline) -> None:
+    for layer in last_layers(pipe):
+        layer.weight.data[1 : 1 + -(-len(layer.weight) // 32)] += 1
+
+
+def replaced(pipe: Pipeline) -> None:
+    for layer in last_layers(pipe):
+        layer.weight = torch.nn.Parameter(-layer.weight)
+
+
+def refreshed(pipe: Pipeline) -> None:
+    """Single values: what `refresh` is for."""
+    for layer in last_layers(pipe):
+        layer.weight.data.view(-1)[1] += 100
+    pipe.refresh()
+
+
+@pytest.mark.parametrize("change", [learn, through_data, counted, some_rows, replaced, refreshed])
+def test_the_engine_follows_the_weights(make_tokenizer: Callable, make_transformer: Callable, change: Callable) -> None:
+    """Of both models, after the first picture: what is sampled next is what a new pipeline samples."""
+    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+    before = pipe.generate(range(5))
+    change(pipe)
+    new = Pipeline(pipe.tokenizer, pipe.transformer, precision="bf16")
+    after, expected = pipe.generate(range(5)), new.generate(range(5))
+    assert not torch.equal(before.tokens, expected.tokens)
+    assert torch.equal(after.tokens, expected.tokens)
+    assert torch.equal(after.images, expected.images)
+
+
+@pytest.mark.parametrize("model", ["transformer", "tokenizer"])
+def test_weights_made_in_inference_mode_are_followed(
+    make_tokenizer: Callable, make_transformer: Callable, model: str
+) -> None:
+    """Torch counts no writes to them; in one model alone, the other staying as it is."""
+    with torch.inference_mode():
+        pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+        before = pipe.generate([0])
+        (pipe.transformer if model == "transformer" else pipe.tokenizer.decoder).head.weight.neg_()
+        after, expected = pipe.generate([0]), Pipeline(pipe.tokenizer, pipe.transformer, precision="bf16").generate([0])
+    assert not torch.equal(before.images, expected.images)
+    assert torch.equal(after.images, expected.images)
+
+
+@pytest.mark.parametrize("shape", [(7,), (64,), (65,), (4, 6), (3, 4, 3, 3), (1, 9, 64), (4, 1, 1), (64, 1), (640, 64)])
+def test_values_all_over_a_weight_are_looked_at(shape: tuple[int, ...]) -> None:
+    """Its own, few, every value of a small one, and some of any run of a thirty-second of it, at its end too."""
+    weight = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    seen = engine.sampled(weight).long()
+    between = torch.cat([seen, torch.tensor([weight.numel()])]).diff()
+    assert seen[0] == 0
+    assert 0 < between.min() <= between.max() <= max(1, weight.numel() / 32)
+    assert len(seen) <= 2 * engine.SAMPLES
+
+
+@pytest.mark.parametrize("shape", [(3072, 1024), (1024, 4096), (512, 512, 3, 3), (384, 1536)])
+def test_the_values_looked_at_are_of_many_columns(shape: tuple[int, ...]) -> None:
+    """A step of a power of two would see one column of all."""
+    weight = torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
+    seen = engine.sampled(weight).long()
+    assert len((seen % math.prod(shape[1:])).unique()) > engine.SAMPLES / 2
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.randn(6, 4, 3, 3).to(memory_format=torch.channels_last),
+        torch.randn(64, 640).T,
+        torch.randn(64, 640)[:, :9],
+    ],
+    ids=["channels last", "transposed", "part of another"],
+)
+def test_a_weight_in_another_layout_is_looked_at(weight: torch.Tensor) -> None:
+    """A change of all values changes all, or nearly all, that are looked at."""
+    seen, before = engine.sampled(weight), engine.sampled(weight).clone()
+    weight.neg_()
+    assert (seen == -before).float().mean() >= weight.numel() / (weight.untyped_storage().nbytes() / 4)
+
+
+def test_threads_share_one_engine(
+    make_tokenizer: Callable, make_transformer: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets it, made once for all, when they ask at the same time, after the weights have changed too."""
+    pipe, made = Pipeline(make_tokenizer(), make_transformer(), precision="bf16"), []
+    make = engine.make_engine
+
+    def slowly(*models: Any) -> engine.Engine:
+        made.append(models)
+        time.sleep(0.02)
+        return make(*models)
+
+    monkeypatch.setattr(engine, "make_engine", slowly)
+    for times in (1, 2):
+        with ThreadPoolExecutor(8) as threads:
+            got = list(threads.map(lambda _: pipe.engine(), range(16)))
+        assert all(isinstance(one, engine.Engine) and one is got[0] for one in got)
+        assert len(made) == times
+        pipe.transformer.head.weight.data.neg_()
 
 
 def test_the_engine_is_made_once(make_tokenizer: Callable, make_transformer: Callable) -> None:

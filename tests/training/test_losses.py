@@ -238,3 +238,11 @@ def test_unigram_entropy_of_known_positions() -> None:
     torch.testing.assert_close(
         unigram_entropy(tokens, 8), torch.tensor([0, math.log(2), math.log(4), three_to_one], dtype=torch.float64)
     )
+
+
+def test_a_second_derivative_of_the_chunked_cross_entropy_is_refused() -> None:
+    """Its gradients are made in the forward pass, and know nothing of their own."""
+    h, weight, bias = torch.randn(1, 3, 4, requires_grad=True), torch.randn(5, 4), torch.zeros(5)
+    loss, *_ = chunked_cross_entropy(h, weight, bias, torch.zeros(1, 3, dtype=torch.int64), torch.ones(3))
+    with pytest.raises(RuntimeError, match="^chunked cross-entropy cannot be differentiated twice"):
+        torch.autograd.grad(loss, h, create_graph=True)

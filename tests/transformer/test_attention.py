@@ -95,3 +95,13 @@ def test_half_precision_keeps_its_format() -> None:
     assert plain.dtype == inside.dtype == torch.bfloat16
     assert torch.equal(plain, inside)
     assert (plain - exact).std() / exact.std() < 0.01
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Also of a sum, whose own gradient needs none; once, and once more along a kept graph, is allowed."""
+    q, k, v, _ = drawn(SCALES[1])
+    total = block_causal(SCALES[1], CPU)(q, k, v, 1.0).sum()
+    once, again = (torch.autograd.grad(total, (q, k, v), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(once, again)
+    with pytest.raises(RuntimeError, match="^block-causal attention cannot be differentiated twice"):
+        torch.autograd.grad(total, (q, k, v), create_graph=True)

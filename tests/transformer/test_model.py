@@ -52,6 +52,19 @@ def test_forward_equals_step_by_step_with_a_cache(variant: VAR, random_inputs: C
     torch.testing.assert_close(torch.cat(step_by_step(variant, labels, inputs), dim=1), logits, atol=1e-4, rtol=0)
 
 
+def test_a_step_with_gradients_says_what_it_needs(
+    make_transformer: Callable[..., VAR], random_inputs: Callable[..., Tensor]
+) -> None:
+    """Its cache is written in place; a model that is not trained needs nothing."""
+    model, labels, inputs = make_transformer(), torch.tensor([1, 2]), random_inputs()
+    with pytest.raises(
+        InputError, match=r"^VAR\.step: expected torch\.no_grad\(\) or torch\.inference_mode\(\) around it"
+    ):
+        step_by_step(model, labels, inputs)
+    logits = torch.cat(step_by_step(model.requires_grad_(False), labels, inputs), dim=1)
+    torch.testing.assert_close(logits, model(labels, inputs), atol=1e-4, rtol=0)
+
+
 @torch.no_grad()
 def test_teacher_forcing_sees_what_sampling_would_see(
     make_tokenizer: Callable[..., MultiScaleVQVAE],
