@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from nextscale.errors import InputError
 from nextscale.machine import distributed
-from nextscale.training.optimization import Optimization, Outcome, make_optimizer, running_average, training_dtype
+from nextscale.training.optimization import (
+    Optimization,
+    Outcome,
+    WeightAverage,
+    make_optimizer,
+    running_average,
+    training_dtype,
+)
 from nextscale.training.recipes import Recipe
 from nextscale.training.tokenizer.discriminators import Head
 
@@ -203,6 +210,23 @@ def test_the_running_average_follows_its_formula(decay: float) -> None:
         torch.testing.assert_close(average.module.weight.double(), expected, rtol=1e-5, atol=1e-6)
     if decay == 0:
         assert torch.equal(average.module.weight, model.weight)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_an_average_of_weights_alone_follows_the_same_formula(decay: float) -> None:
+    """The first update takes the weights as they then are, whatever the average began with."""
+    model = linear()
+    average, expected = WeightAverage(model, decay), 0.0
+    for n in range(12):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(3, 3, generator=torch.Generator().manual_seed(n)))
+        average.update()
+        d = 0.0 if n == 0 else min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * model.weight.detach().double()
+        torch.testing.assert_close(average.averages["weight"].double(), expected, rtol=1e-5, atol=1e-6)
+        assert average.steps == n + 1
+        if n == 0:
+            assert torch.equal(average.averages["weight"], model.weight)
 
 
 def test_the_running_average_has_the_buffers_of_the_model(make_tokenizer) -> None:

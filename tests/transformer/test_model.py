@@ -195,6 +195,16 @@ def test_lower_precision_holds_the_blocks_and_nothing_else(
 
 
 @torch.no_grad()
+def test_the_last_norm_is_computed_in_float32(transformer: VAR) -> None:
+    """Of what blocks in bfloat16 leave, exactly what the same numbers in float32 give."""
+    x = torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    condition = transformer.condition(torch.tensor([1, 5]))
+    of_low, of_exact = transformer.before_head(x, condition), transformer.before_head(x.float(), condition)
+    assert of_low.dtype == torch.float32
+    assert torch.equal(of_low, of_exact)
+
+
+@torch.no_grad()
 def test_autocast_keeps_logits_in_float32_and_close(transformer: VAR, random_inputs: Callable[..., Tensor]) -> None:
     """As in training with mixed precision: float32 weights, products in bfloat16, the head exact."""
     labels, inputs = torch.tensor([1, 2]), random_inputs(batch=2)
@@ -267,6 +277,25 @@ def test_initial_weights_have_the_published_statistics(depth: int, shared: bool)
             assert not parameter.any(), name
         if name.endswith("temperature"):
             assert torch.equal(parameter, torch.full((4, 1, 1), math.log(4))), name
+
+
+@pytest.mark.parametrize(
+    ("depth", "gamma"),
+    [(20, 1e-3), (21, 1e-4), (24, 1e-4), (25, 1e-5), (30, 1e-5), (31, 5e-6), (36, 5e-6)],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_initial_gates_are_the_releases_at_every_depth(
+    transformer_config: TransformerConfig, depth: int, gamma: float, shared: bool
+) -> None:
+    """gamma is 1e-3 up to depth 20, 1e-4 up to 24, 1e-5 up to 30, 5e-6 beyond: within 5 % over all blocks."""
+    changes = {"width": 16, "heads": 1, "feed_forward": 16, "shared_modulation": shared}
+    config = dataclasses.replace(transformer_config, depth=depth, **changes)
+    model = VAR(config, seed=0)
+    if shared:
+        gates, std = torch.cat([block.modulation_table[:, :, :2] for block in model.blocks]), 16**-0.5
+    else:
+        gates, std = torch.cat([block.modulation.weight[: 2 * 16] for block in model.blocks]), math.sqrt(1 / (3 * 16))
+    assert gates.std().item() == pytest.approx(gamma * std, rel=0.1 if shared else 0.05)
 
 
 def test_untrained_model_expects_every_code_alike(
