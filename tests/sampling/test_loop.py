@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
+from nextscale.sampling import loop
 from nextscale.sampling.guidance import linear_guidance
-from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, random_keys
+from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, mixed, random_keys
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
 Pair = tuple[MultiScaleVQVAE, VAR]
@@ -515,6 +516,42 @@ def test_sampling_leaves_the_mode_and_the_gradients_of_the_models(
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert torch.equal(model.start.grad, torch.ones_like(model.start))
     assert torch.equal(*tokens)
+
+
+def test_the_loop_runs_where_the_weights_are(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
+    """Everything it makes lies on their device: with weights on the meta device there are shapes and nothing else."""
+    pair = (MultiScaleVQVAE(tokenizer.config, seed=None), VAR(transformer.config, seed=None))
+    for smooth in (False, True):
+        steps = walk(pair, [1, 2], [0, 1], choice=Choice(smooth=smooth))
+        assert [step.tokens.shape for step in steps] == [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 4)]
+        assert all(step.tokens.is_meta and step.canvas.is_meta for step in steps)
+
+
+def test_the_loop_remembers_in_the_format_of_the_blocks(
+    tokenizer: MultiScaleVQVAE, make_transformer: Callable[..., VAR], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of bfloat16 blocks take half of the room."""
+    made: list[torch.dtype] = []
+
+    class Noted(loop.KeyValueCache):
+        def __init__(self, *arguments: Any, dtype: torch.dtype, device: torch.device) -> None:
+            super().__init__(*arguments, dtype=dtype, device=device)
+            made.append(self.memory.dtype)
+
+    monkeypatch.setattr(loop, "KeyValueCache", Noted)
+    for model in (make_transformer(), make_transformer().lower_precision(torch.bfloat16)):
+        walk((tokenizer, model), [1], [0])
+    assert made == [torch.float32, torch.bfloat16]
+
+
+def test_a_mixture_of_one_code_is_that_code(tokenizer: MultiScaleVQVAE) -> None:
+    """And of two codes their mean: (B, C, h, w), row after row."""
+    quantizer = tokenizer.quantizer
+    first, second = torch.arange(12).view(2, 2, 3), torch.arange(12, 24).view(2, 2, 3)
+    one, other = (torch.nn.functional.one_hot(tokens.flatten(1), 64).float() for tokens in (first, second))
+    torch.testing.assert_close(mixed(quantizer, one, (2, 3)), quantizer.lookup(first))
+    mean = (quantizer.lookup(first) + quantizer.lookup(second)) / 2
+    torch.testing.assert_close(mixed(quantizer, (one + other) / 2, (2, 3)), mean)
 
 
 def test_choice_is_frozen() -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nextscale import InputError, MultiScaleVQVAE, Scales
@@ -225,6 +227,76 @@ def test_config_and_weights_that_contradict_each_other_are_refused(make_tokenize
 
 
 def test_any_integer_is_a_seed(tokenizer_config: TokenizerConfig) -> None:
-    """Beyond 64 bits and below 0, too."""
-    for seed in (-1, 2**64 + 5, 10**30):
-        assert MultiScaleVQVAE(tokenizer_config, seed=seed).encoder.stem.weight.isfinite().all()
+    """Beyond 64 bits and below 0, too; seeds 2^63 apart are one, all others are different."""
+    seeds = (-1, 2**63 - 1, 2**64 + 5, 5, 131, 10**30)
+    stems = [MultiScaleVQVAE(tokenizer_config, seed=seed).encoder.stem.weight for seed in seeds]
+    assert torch.equal(stems[0], stems[1])
+    assert torch.equal(stems[2], stems[3])
+    assert len(torch.stack(stems).flatten(1).unique(dim=0)) == 4
+
+
+def test_weights_do_not_depend_on_torchs_defaults(tokenizer_config: TokenizerConfig) -> None:
+    """Neither on its default dtype nor on its default device."""
+    expected = MultiScaleVQVAE(tokenizer_config, seed=4).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            seen = MultiScaleVQVAE(tokenizer_config, seed=4).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+@torch.no_grad()
+def test_pictures_in_other_forms_are_the_same_pictures(tokenizer: MultiScaleVQVAE) -> None:
+    """Arrays with their channels last, Pillow images, one or several."""
+    array = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    floats = torch.from_numpy(array).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = tokenizer.encode(floats)
+    assert torch.equal(tokenizer.encode(array), expected)
+    assert torch.equal(tokenizer.encode([Image.fromarray(each) for each in array]), expected)
+    assert torch.equal(tokenizer.encode(floats.double()), expected)
+    shapes = MultiScaleVQVAE(tokenizer.config, seed=None).encode(array)
+    assert (shapes.shape, shapes.is_meta) == ((2, 30), True)
+
+
+@torch.no_grad()
+def test_a_rectangle_is_as_high_and_as_wide_as_its_scales_say(make_tokenizer: Make) -> None:
+    """By the door of arrays too, and in what is said of others."""
+    tokenizer = make_tokenizer(scales=Scales([1, (4, 6)]))
+    assert tokenizer.encode(np.zeros((1, 8, 12, 3), dtype=np.uint8)).shape == (1, 25)
+    for given in (torch.zeros(1, 3, 12, 8), np.zeros((1, 12, 8, 3), dtype=np.uint8)):
+        with pytest.raises(InputError, match=r"^images: expected shape \(batch, 3, 8, 12\), float in \[-1, 1\]"):
+            tokenizer.encode(given)
+
+
+@pytest.mark.parametrize("value", [1.1, -1.1, math.nan])
+@torch.no_grad()
+def test_pictures_out_of_range_are_refused(tokenizer: MultiScaleVQVAE, images: Tensor, value: float) -> None:
+    """A single pixel is enough."""
+    spoilt = images.clone()
+    spoilt[2, 1, 3, 4] = value
+    with pytest.raises(InputError, match=r"^images: expected floats in \[-1, 1\], got "):
+        tokenizer.encode(spoilt)
+
+
+@torch.no_grad()
+def test_features_and_pictures_are_float32_in_any_autocast(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """As in training with mixed precision: near the exact ones, and not equal to them."""
+    exact = tokenizer.features(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low, painted = tokenizer.features(images), tokenizer.paint(exact)
+    assert low.dtype == painted.dtype == torch.float32
+    assert 0 < (low - exact).std() / exact.std() < 0.05
+    assert 0 < (painted - tokenizer.paint(exact)).abs().max() < 0.1
+
+
+def test_a_file_without_room_for_the_config_is_told_before_a_model_is_made(make_tokenizer: Make, tmp_path) -> None:
+    """Of parameters and of blocks: either would take hours to make."""
+    make_tokenizer().save(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for name, wrong in (("codebook_size", 2**20), ("residual_blocks", 200)):
+        path.write_text(json.dumps({"tokenizer": values["tokenizer"] | {name: wrong}}))
+        with pytest.raises(InputError, match=r"tokenizer.safetensors: expected [\d,]+ parameters in [\d,]+ blocks"):
+            MultiScaleVQVAE.load(tmp_path)

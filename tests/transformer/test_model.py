@@ -223,6 +223,55 @@ def test_weights_follow_the_seed(transformer_config: TransformerConfig, untouche
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+def test_seeds_are_taken_modulo_2_to_the_63(transformer_config: TransformerConfig) -> None:
+    """Any integer is one; all others give other weights."""
+    small = dataclasses.replace(transformer_config, depth=1)
+    starts = [VAR(small, seed=seed).start for seed in (-1, 2**63 - 1, 2**64 + 5, 5, 131, 10**30)]
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[2], starts[3])
+    assert len(torch.stack(starts).flatten(1).unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_do_not_depend_on_torchs_defaults(transformer_config: TransformerConfig, shared: bool) -> None:
+    """Neither on its default dtype nor on its default device."""
+    config = dataclasses.replace(transformer_config, shared_modulation=shared)
+    expected = VAR(config, seed=4).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            seen = VAR(config, seed=4).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+@torch.no_grad()
+def test_blocks_may_be_run_in_another_way(transformer: VAR, random_inputs: Callable[..., Tensor]) -> None:
+    """`run` gets each block and its arguments, in order; what it gives goes on."""
+    labels, inputs, seen = torch.tensor([1, 5]), random_inputs(batch=2), []
+
+    def run(block: nn.Module, *arguments: Any) -> Tensor:
+        seen.append(block)
+        return block(*arguments) + len(seen)
+
+    expected = transformer.hidden(labels, inputs)
+    assert not torch.allclose(transformer.hidden(labels, inputs, run=run), expected)
+    assert seen == list(transformer.blocks)
+    assert torch.equal(transformer.hidden(labels, inputs, run=lambda block, *given: block(*given)), expected)
+
+
+@torch.no_grad()
+def test_a_model_on_the_meta_device_has_the_shapes(transformer_config: TransformerConfig) -> None:
+    """Forward and step by step: nothing that either makes lies elsewhere."""
+    model = VAR(transformer_config, seed=None)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    labels, inputs = torch.zeros(2, dtype=torch.int64, device="meta"), torch.zeros(2, 29, 8, device="meta")
+    logits = model(labels, inputs)
+    assert (logits.shape, logits.is_meta) == ((2, 30, 64), True)
+    assert [step.shape[1] for step in step_by_step(model, labels, inputs)] == [1, 4, 9, 16]
+
+
 @pytest.mark.parametrize("depth", [4, 22, 30, 36])
 @pytest.mark.parametrize("shared", [False, True])
 def test_initial_weights_have_the_published_statistics(depth: int, shared: bool) -> None:
