@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextscale import InputError, MultiScaleVQVAE, Scales
 from nextscale.config import TokenizerConfig
+from nextscale.tokenizer import model
 
 Make = Callable[..., MultiScaleVQVAE]
 
@@ -144,10 +145,11 @@ def test_through_counts_scales_from_one(
 
 
 def test_weights_follow_the_seed(make_tokenizer: Make, untouched: Callable[[], Any]) -> None:
-    """Same seed, same weights; another seed, others; torch's own state is not asked."""
+    """Same seed, same weights; another seed, others; 0 unless told; torch's own state is not asked."""
     config = make_tokenizer().config
     with untouched():
-        first, again, other = (MultiScaleVQVAE(config, seed=seed).state_dict() for seed in (0, 0, 1))
+        first, other = (MultiScaleVQVAE(config, seed=seed).state_dict() for seed in (0, 1))
+        again = MultiScaleVQVAE(config).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["encoder.stem.weight"], other["encoder.stem.weight"])
     assert all(bool(tensor.isfinite().all()) for tensor in first.values())
@@ -191,6 +193,22 @@ def test_saved_tokenizer_is_loaded_bit_for_bit(
     assert torch.equal(loaded.encode(images), tokenizer.encode(images))
     assert loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_no_weights_are_drawn_that_a_file_replaces(
+    make_tokenizer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model that would take longer than to read it."""
+    make_tokenizer().save(tmp_path)
+    monkeypatch.setattr(model, "initialize", lambda *_: pytest.fail("weights were drawn"))
+    MultiScaleVQVAE.load(tmp_path)
+
+
+def test_one_code_channel_is_enough(make_tokenizer: Make, images: Tensor) -> None:
+    """Codes are numbers then, and what goes through them is finite."""
+    tokenizer = make_tokenizer(code_channels=1)
+    with torch.no_grad():
+        assert tokenizer.decode(tokenizer.encode(images)).isfinite().all()
 
 
 def test_what_is_done_to_a_loaded_tokenizer_stays_out_of_its_file(make_tokenizer: Make, tmp_path: Path) -> None:
