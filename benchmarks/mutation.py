@@ -30,7 +30,9 @@ from mutmut.mutation import diff_apply
 from mutmut.mutation.file_mutation import MutationVisitor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TESTS = {
+# Thousands of draws for each change: what they show is shown by formulas, too.
+SIMULATIONS = "not what_other and not hold and not resampling and not theirs and not too_wide"
+MODULES = {
     "guidance": ("sampling/guidance.py", ["sampling/test_guidance.py"]),
     "attention": ("transformer/attention.py", ["transformer/test_attention.py"]),
     "quantizer": ("tokenizer/quantizer.py", ["tokenizer/test_quantizer.py", "tokenizer/test_rescaled.py"]),
@@ -49,7 +51,7 @@ NOTICED = (1, 3, 24, 36, 152, 255, -24, -11)  # exit statuses of tests that fail
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", choices=[*TESTS, "all"], default="all", help="all unless told")
+    parser.add_argument("modules", nargs="*", choices=[*MODULES, "all"], default="all", help="all unless told")
     parser.add_argument("--again", action="store_true", help="only what survived the last time")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "mutants", help="folder for copies and results")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
@@ -57,7 +59,7 @@ def main() -> None:
     if arguments.inside:
         run_inside(arguments.inside, again=arguments.again)
         return
-    names = list(TESTS) if "all" in arguments.modules else arguments.modules
+    names = list(MODULES) if "all" in arguments.modules else arguments.modules
     rows = [measured(name, arguments.work / name, again=arguments.again) for name in names]
     print(f"{'module':14}{'mutants':>9}{'noticed':>9}{'survived':>10}")
     for name, counts in rows:
@@ -67,7 +69,7 @@ def main() -> None:
 def measured(name: str, work: Path, *, again: bool) -> tuple[str, Counter[str]]:
     """Run mutmut over one module in a process of its own, print what survived; how many mutants were noticed."""
     work.mkdir(parents=True, exist_ok=True)
-    for part in ("nextscale", "tests", "pyproject.toml"):
+    for part in ("nextscale", "tests", "benchmarks", "pyproject.toml"):
         if not (work / part).is_symlink():
             (work / part).symlink_to(REPOSITORY / part)
     command = [sys.executable, str(Path(__file__).resolve()), "--inside", name, *(["--again"] if again else [])]
@@ -85,14 +87,14 @@ def measured(name: str, work: Path, *, again: bool) -> tuple[str, Counter[str]]:
 
 def results(name: str, work: Path = Path()) -> dict[str, int]:
     """The exit status of the tests for each mutant, by its name."""
-    path = work / "mutants" / "nextscale" / f"{TESTS[name][0]}.meta"
+    path = work / "mutants" / "nextscale" / f"{MODULES[name][0]}.meta"
     return json.loads(path.read_text())["exit_code_by_key"] if path.exists() else {}
 
 
 def difference(name: str, mutant: str, work: Path) -> str:
     """The name of a mutant, and the lines that it changes."""
     with contextlib.chdir(work):
-        lines = diff_apply.get_diff_for_mutant(mutant, path=Path("nextscale") / TESTS[name][0]).splitlines()
+        lines = diff_apply.get_diff_for_mutant(mutant, path=Path("nextscale") / MODULES[name][0]).splitlines()
     changed = [line for line in lines if line[:1] in ("-", "+") and line[:3] not in ("---", "+++")]
     return "\n    ".join([mutant.removeprefix("nextscale."), *changed])
 
@@ -100,10 +102,11 @@ def difference(name: str, mutant: str, work: Path) -> str:
 def run_inside(name: str, *, again: bool) -> None:
     """In the folder of a module: make its mutants and try them."""
     allow_harmless_decorators()
-    file, tests = TESTS[name]
+    file, tests = MODULES[name]
     configuration._config = dataclasses.replace(
         configuration.config(),
         only_mutate=[f"nextscale/{file}"],
+        pytest_add_cli_args=["-k", SIMULATIONS] if file.startswith("evaluation") else [],
         pytest_add_cli_args_test_selection=[f"tests/{test}" for test in tests],
     )
     survivors = [mutant for mutant, code in results(name).items() if code not in NOTICED]

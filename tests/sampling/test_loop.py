@@ -122,8 +122,9 @@ def test_seeds_may_come_from_numpy_and_torch() -> None:
 
 
 def test_noise_is_the_same_everywhere() -> None:
-    """Golden numbers: moving one changes every picture of every seed."""
-    keys = random_keys([0, -1], 2)
+    """Golden numbers: moving one changes every picture of every seed, also where torch makes tensors elsewhere."""
+    with torch.device("meta"):
+        keys = random_keys([0, -1], 2)
     assert keys.tolist() == GOLDEN_KEYS
     torch.testing.assert_close(gumbel(keys[0, 0], torch.tensor([0, 1, 4095])), torch.tensor(GOLDEN_NOISE))
 
@@ -212,6 +213,24 @@ def test_tiny_temperature_takes_the_likeliest_code() -> None:
     for temperature in (1e-6, 1e-30, 1e-42):
         tokens, _ = choose(logits, random_keys([1], 50), Choice(temperature=temperature), progress=0.0)
         assert set(tokens.flatten().tolist()) == {RANDOM.index(max(RANDOM))}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40])
+@pytest.mark.parametrize("top_k", [0, 900])
+def test_the_likeliest_code_is_painted_pure(temperature: float, top_k: int) -> None:
+    """Also where smooth sampling would mix: a weight of 1, and 0 for all others."""
+    logits = torch.tensor(RANDOM).expand(1, 50, -1)
+    choice = Choice(temperature=temperature, top_k=top_k, smooth=True)
+    tokens, mixture = choose(logits, random_keys([1], 50), choice, progress=0.5)
+    assert set(tokens.flatten().tolist()) == {RANDOM.index(max(RANDOM))}
+    assert mixture is not None
+    assert torch.equal(mixture, torch.nn.functional.one_hot(tokens, 32).float())
+
+
+def test_without_limits_every_code_is_a_candidate() -> None:
+    """However few positions there are."""
+    tokens, _ = choose(torch.zeros(500, 1, 16), random_keys(range(500), 1), NO_LIMITS, progress=0.0)
+    assert len(tokens.unique()) == 16
 
 
 def test_truncation_changes_a_draw_only_where_it_cuts_the_winner() -> None:
