@@ -104,6 +104,12 @@ def test_streams_of_all_images_and_positions_differ() -> None:
     assert len(keys.unique()) == keys.numel()
 
 
+def test_no_seeds_have_no_streams() -> None:
+    """Integers all the same."""
+    keys = random_keys([], 4)
+    assert (keys.shape, keys.dtype) == ((0, 4), torch.int64)
+
+
 @given(st.integers(), st.integers(1, 20))
 def test_any_integer_is_a_seed(seed: int, total: int) -> None:
     """Negative ones and huge ones too, modulo 2^64; the first positions do not depend on how many there are."""
