@@ -205,6 +205,19 @@ def test_the_last_norm_is_computed_in_float32(transformer: VAR) -> None:
 
 
 @torch.no_grad()
+def test_the_head_multiplies_in_the_format_it_is_held_in(make_transformer: Callable[..., VAR]) -> None:
+    """And gives float32; autocast has no say in it."""
+    model, h = make_transformer(), torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(0))
+    exact = h @ model.head.weight.T + model.head.bias
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model.through_head(h), exact, atol=1e-5, rtol=1e-4)
+    model.head.to(torch.bfloat16)
+    low = model.through_head(h)
+    assert low.dtype == torch.float32
+    assert 0 < (low - exact).std() / exact.std() < BF16_ERROR
+
+
+@torch.no_grad()
 def test_autocast_keeps_logits_in_float32_and_close(transformer: VAR, random_inputs: Callable[..., Tensor]) -> None:
     """As in training with mixed precision: float32 weights, products in bfloat16, the head exact."""
     labels, inputs = torch.tensor([1, 2]), random_inputs(batch=2)
@@ -222,6 +235,33 @@ def test_weights_follow_the_seed(transformer_config: TransformerConfig, untouche
         again = VAR(transformer_config).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+@torch.no_grad()
+def test_what_enters_the_blocks_is_a_sum_of_embeddings(variant: VAR) -> None:
+    """Class, start, position and level of the first scale; of the others the projected codes, position and level."""
+    scales, labels = variant.config.scales, torch.tensor([2, 5])
+    places = variant.positions[0] + variant.levels.weight[scales.level_ids()]
+    first = scales.slices()[0]
+    classes = variant.class_embedding.weight[labels].unsqueeze(1)
+    expected = classes + variant.start + places[first]
+    torch.testing.assert_close(variant.embed_start(variant.condition(labels)), expected)
+    for k, part in enumerate(scales.slices()[1:], start=1):
+        codes = torch.randn(2, scales.total - part.start, 8, generator=torch.Generator().manual_seed(k))
+        projected = codes @ variant.code_projection.weight.T + variant.code_projection.bias
+        expected = projected + places[part.start :]
+        torch.testing.assert_close(variant.embed_codes(codes, k, len(scales)), expected)
+        alone = variant.embed_codes(codes[:, : scales.lengths[k]], k, k + 1)
+        torch.testing.assert_close(alone, expected[:, : scales.lengths[k]])
+
+
+@torch.no_grad()
+def test_a_condition_of_another_model_is_noticed(transformer: VAR) -> None:
+    """One without modulations for the last block would leave it out in silence."""
+    condition = transformer.condition(torch.tensor([0]))
+    cache = KeyValueCache(transformer.config, 1, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="shorter"):
+        transformer.step(0, None, condition._replace(blocks=condition.blocks[:-1]), cache)
 
 
 def test_seeds_are_taken_modulo_2_to_the_63(transformer_config: TransformerConfig) -> None:
