@@ -241,6 +241,7 @@ def test_weights_follow_the_seed(transformer_config: TransformerConfig, untouche
 def test_what_enters_the_blocks_is_a_sum_of_embeddings(variant: VAR) -> None:
     """Class, start, position and level of the first scale; of the others the projected codes, position and level."""
     scales, labels = variant.config.scales, torch.tensor([2, 5])
+    assert (variant.start.shape, variant.positions.shape) == ((1, scales.lengths[0], 64), (1, scales.total, 64))
     places = variant.positions[0] + variant.levels.weight[scales.level_ids()]
     first = scales.slices()[0]
     classes = variant.class_embedding.weight[labels].unsqueeze(1)
