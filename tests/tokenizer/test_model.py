@@ -176,6 +176,14 @@ def test_initial_weights_are_what_they_are_said_to_be(make_tokenizer: Make) -> N
     assert not tokenizer.quantizer.hits_KV.any()
 
 
+def test_initial_codes_are_spread_over_a_factor_of_twenty(make_tokenizer: Make) -> None:
+    """The variance of their log-lengths is that of a uniform law, log(20)^2 / 12, and of a normal vector's length."""
+    codes = make_tokenizer(codebook_size=2**16, code_channels=32).quantizer.codebook.weight.detach()
+    of_length = float(torch.special.polygamma(1, torch.tensor(32 / 2))) / 4
+    expected = math.log(20) ** 2 / 12 + of_length
+    assert codes.norm(dim=1).log().var().item() == pytest.approx(expected, rel=0.01)
+
+
 def test_saved_tokenizer_is_loaded_bit_for_bit(
     make_tokenizer: Make, images: Tensor, tmp_path: Path, untouched: Callable[[], Any]
 ) -> None:
@@ -245,7 +253,7 @@ def test_config_and_weights_that_contradict_each_other_are_refused(make_tokenize
 
 
 def test_any_integer_is_a_seed(tokenizer_config: TokenizerConfig) -> None:
-    """Beyond 64 bits and below 0, too; seeds 2^63 apart are one, all others are different."""
+    """Beyond 64 bits and below 0, too: modulo 2^63; these four are different."""
     seeds = (-1, 2**63 - 1, 2**64 + 5, 5, 131, 10**30)
     stems = [MultiScaleVQVAE(tokenizer_config, seed=seed).encoder.stem.weight for seed in seeds]
     assert torch.equal(stems[0], stems[1])
