@@ -233,6 +233,19 @@ def test_the_likeliest_code_is_painted_pure(temperature: float, top_k: int) -> N
     assert torch.equal(mixture, torch.nn.functional.one_hot(tokens, 32).float())
 
 
+@pytest.mark.parametrize("choice", [Choice(top_k=5, top_p=0, smooth=True), Choice(top_k=0, top_p=0.7, smooth=True)])
+def test_every_position_is_drawn_by_its_own_logits(choice: Choice) -> None:
+    """Sharp ones and flat ones beside each other: candidates, token and mixture are what each has alone."""
+    spread = torch.tensor([0.1, 1.0, 8.0]).view(1, 3, 1)
+    logits, keys = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)) * spread, random_keys([0, 1], 3)
+    tokens, mixture = choose(logits, keys, choice, progress=0.5)
+    for b, i in np.ndindex(2, 3):
+        token, alone = choose(logits[b : b + 1, i : i + 1], keys[b : b + 1, i : i + 1], choice, progress=0.5)
+        assert token.item() == tokens[b, i]
+        assert mixture is not None
+        torch.testing.assert_close(mixture[b, i], alone[0, 0])
+
+
 def test_without_limits_every_code_is_a_candidate() -> None:
     """However few positions there are."""
     tokens, _ = choose(torch.zeros(500, 1, 16), random_keys(range(500), 1), NO_LIMITS, progress=0.0)
@@ -545,11 +558,13 @@ def test_sampling_leaves_the_mode_and_the_gradients_of_the_models(
 
 def test_the_loop_runs_where_the_weights_are(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
     """Everything it makes lies on their device: with weights on the meta device there are shapes and nothing else."""
-    pair = (MultiScaleVQVAE(tokenizer.config, seed=None), VAR(transformer.config, seed=None))
+    pair, labels = (MultiScaleVQVAE(tokenizer.config, seed=None), VAR(transformer.config, seed=None)), []
+    pair[1].class_embedding.register_forward_pre_hook(lambda _, given: labels.append(given[0]))
     for smooth in (False, True):
         steps = walk(pair, [1, 2], [0, 1], choice=Choice(smooth=smooth))
         assert [step.tokens.shape for step in steps] == [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 4)]
         assert all(step.tokens.is_meta and step.canvas.is_meta for step in steps)
+    assert [(each.shape, each.is_meta) for each in labels] == [((4,), True)] * 2
 
 
 def test_the_loop_remembers_in_the_format_of_the_blocks(
