@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
 from nextscale.sampling import loop
 from nextscale.sampling.guidance import linear_guidance
-from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, random_keys
+from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, mixed, random_keys
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
 Pair = tuple[MultiScaleVQVAE, VAR]
@@ -104,6 +104,12 @@ def test_streams_of_all_images_and_positions_differ() -> None:
     assert len(keys.unique()) == keys.numel()
 
 
+def test_no_seeds_have_no_streams() -> None:
+    """Integers all the same."""
+    keys = random_keys([], 4)
+    assert (keys.shape, keys.dtype) == ((0, 4), torch.int64)
+
+
 @given(st.integers(), st.integers(1, 20))
 def test_any_integer_is_a_seed(seed: int, total: int) -> None:
     """Negative ones and huge ones too, modulo 2^64; the first positions do not depend on how many there are."""
@@ -122,8 +128,9 @@ def test_seeds_may_come_from_numpy_and_torch() -> None:
 
 
 def test_noise_is_the_same_everywhere() -> None:
-    """Golden numbers: moving one changes every picture of every seed."""
-    keys = random_keys([0, -1], 2)
+    """Golden numbers: moving one changes every picture of every seed, also where torch makes tensors elsewhere."""
+    with torch.device("meta"):
+        keys = random_keys([0, -1], 2)
     assert keys.tolist() == GOLDEN_KEYS
     torch.testing.assert_close(gumbel(keys[0, 0], torch.tensor([0, 1, 4095])), torch.tensor(GOLDEN_NOISE))
 
@@ -278,6 +285,37 @@ def test_tiny_temperature_takes_the_likeliest_code() -> None:
     for temperature in (1e-6, 1e-30, 1e-42):
         tokens, _ = choose(logits, random_keys([1], 50), Choice(temperature=temperature), progress=0.0)
         assert set(tokens.flatten().tolist()) == {RANDOM.index(max(RANDOM))}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40])
+@pytest.mark.parametrize("top_k", [0, 900])
+def test_the_likeliest_code_is_painted_pure(temperature: float, top_k: int) -> None:
+    """Also where smooth sampling would mix: a weight of 1, and 0 for all others."""
+    logits = torch.tensor(RANDOM).expand(1, 50, -1)
+    choice = Choice(temperature=temperature, top_k=top_k, smooth=True)
+    tokens, mixture = choose(logits, random_keys([1], 50), choice, progress=0.5)
+    assert set(tokens.flatten().tolist()) == {RANDOM.index(max(RANDOM))}
+    assert mixture is not None
+    assert torch.equal(mixture, torch.nn.functional.one_hot(tokens, 32).float())
+
+
+@pytest.mark.parametrize("choice", [Choice(top_k=5, top_p=0, smooth=True), Choice(top_k=0, top_p=0.7, smooth=True)])
+def test_every_position_is_drawn_by_its_own_logits(choice: Choice) -> None:
+    """Sharp ones and flat ones beside each other: candidates, token and mixture are what each has alone."""
+    spread = torch.tensor([0.1, 1.0, 8.0]).view(1, 3, 1)
+    logits, keys = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)) * spread, random_keys([0, 1], 3)
+    tokens, mixture = choose(logits, keys, choice, progress=0.5)
+    for b, i in np.ndindex(2, 3):
+        token, alone = choose(logits[b : b + 1, i : i + 1], keys[b : b + 1, i : i + 1], choice, progress=0.5)
+        assert token.item() == tokens[b, i]
+        assert mixture is not None
+        torch.testing.assert_close(mixture[b, i], alone[0, 0])
+
+
+def test_without_limits_every_code_is_a_candidate() -> None:
+    """However few positions there are."""
+    tokens, _ = choose(torch.zeros(500, 1, 16), random_keys(range(500), 1), NO_LIMITS, progress=0.0)
+    assert len(tokens.unique()) == 16
 
 
 def test_truncation_changes_a_draw_only_where_it_cuts_the_winner() -> None:
@@ -604,6 +642,44 @@ def test_sampling_leaves_the_mode_and_the_gradients_of_the_models(
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert torch.equal(model.start.grad, torch.ones_like(model.start))
     assert torch.equal(*tokens)
+
+
+def test_the_loop_runs_where_the_weights_are(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
+    """Everything it makes lies on their device: with weights on the meta device there are shapes and nothing else."""
+    pair, labels = (MultiScaleVQVAE(tokenizer.config, seed=None), VAR(transformer.config, seed=None)), []
+    pair[1].class_embedding.register_forward_pre_hook(lambda _, given: labels.append(given[0]))
+    for smooth in (False, True):
+        steps = walk(pair, [1, 2], [0, 1], choice=Choice(smooth=smooth))
+        assert [step.tokens.shape for step in steps] == [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 4)]
+        assert all(step.tokens.is_meta and step.canvas.is_meta for step in steps)
+    assert [(each.shape, each.is_meta) for each in labels] == [((4,), True)] * 2
+
+
+def test_the_loop_remembers_in_the_format_of_the_blocks(
+    tokenizer: MultiScaleVQVAE, make_transformer: Callable[..., VAR], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of bfloat16 blocks take half of the room."""
+    made: list[torch.dtype] = []
+
+    class Noted(loop.KeyValueCache):
+        def __init__(self, *arguments: Any, dtype: torch.dtype, device: torch.device) -> None:
+            super().__init__(*arguments, dtype=dtype, device=device)
+            made.append(self.memory.dtype)
+
+    monkeypatch.setattr(loop, "KeyValueCache", Noted)
+    for model in (make_transformer(), make_transformer().lower_precision(torch.bfloat16)):
+        walk((tokenizer, model), [1], [0])
+    assert made == [torch.float32, torch.bfloat16]
+
+
+def test_a_mixture_of_one_code_is_that_code(tokenizer: MultiScaleVQVAE) -> None:
+    """And of two codes their mean: (B, C, h, w), row after row."""
+    quantizer = tokenizer.quantizer
+    first, second = torch.arange(12).view(2, 2, 3), torch.arange(12, 24).view(2, 2, 3)
+    one, other = (torch.nn.functional.one_hot(tokens.flatten(1), 64).float() for tokens in (first, second))
+    torch.testing.assert_close(mixed(quantizer, one, (2, 3)), quantizer.lookup(first))
+    mean = (quantizer.lookup(first) + quantizer.lookup(second)) / 2
+    torch.testing.assert_close(mixed(quantizer, (one + other) / 2, (2, 3)), mean)
 
 
 def test_choice_is_frozen() -> None:
