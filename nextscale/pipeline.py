@@ -244,8 +244,7 @@ class Pipeline:
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in.
 
-        An interrupted save leaves the old model, or one that `load` refuses: never one model's tokenizer in silence
-        beside another's transformer.
+        Over another model: whenever it is interrupted, `load` finds the old model or the new one, never parts of both.
         """
         config = {
             "tokenizer": to_json(self.tokenizer.config),
