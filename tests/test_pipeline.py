@@ -172,10 +172,11 @@ def test_a_long_list_of_classes_is_cut(tokenizer: MultiScaleVQVAE, make_transfor
     [
         (["ant", "bee"], "^classes: expected 5 names, got 2$"),
         (["ant", "bee", "cat", "bee", "eel"], "^classes: expected every name once, got 'bee' for 1 and 3$"),
+        (["ant", "bee", "cat", 3, "eel"], "^classes: expected names, got 3$"),
     ],
 )
 def test_classes_that_do_not_say_which_is_meant_are_refused(
-    tokenizer: MultiScaleVQVAE, transformer: VAR, names: list[str], told: str
+    tokenizer: MultiScaleVQVAE, transformer: VAR, names: list[Any], told: str
 ) -> None:
     """When a pipeline is made, when it is given other names, and when one is loaded."""
     with pytest.raises(InputError, match=told):
