@@ -128,6 +128,59 @@ def test_kernel_distance_refuses_sets_that_do_not_compare(one: Tensor, other: Te
         kernel_distance(one, other, generator=chance())
 
 
+def test_kernel_distance_draws_100_subsets_of_1000_unless_told() -> None:
+    """As is usual; from smaller sets subsets of all there are."""
+    one, other = draw(1002, 1, 1), draw(1001, 1, 2)
+    found = kernel_distance(one, other, generator=chance(), subsets=2)
+    assert found == kernel_distance(one, other, generator=chance(), subsets=2, size=1000)
+    assert found != kernel_distance(one, other, generator=chance(), subsets=2, size=1001)
+    few, others = draw(5, 1, 1), draw(3, 1, 2)
+    usual = kernel_distance(few, others, generator=chance())
+    assert usual == kernel_distance(few, others, generator=chance(), subsets=100, size=3)
+    assert usual != kernel_distance(few, others, generator=chance(), subsets=101, size=3)
+
+
+def test_subsets_of_two_are_large_enough_and_one_subset_is() -> None:
+    """The mean of k(x, x') + k(y, y') less all four across."""
+    one, other = draw(2, 3, 1), draw(2, 3, 2)
+    across = sum(kernel(x, y) for x, y in product(one, other)) / 4
+    expected = kernel(*one) + kernel(*other) - 2 * across
+    assert kernel_distance(one, other, generator=chance(), subsets=1).mean == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_of_pairs_draws_as_many_subsets_as_are_asked_for() -> None:
+    """Their mean and the deviation from one to another; sets that are taken whole are looked at once."""
+    one, other = draw(30, 3, 1), draw(30, 3, 2)
+    generator = chance(3)
+    drawn = [kernel_distance(one, other, generator=generator, subsets=1, size=6, paired=True).mean for _ in range(4)]
+    found = kernel_distance(one, other, generator=chance(3), subsets=4, size=6, paired=True)
+    assert found.mean == pytest.approx(sum(drawn) / 4, rel=1e-12)
+    assert found.deviation == pytest.approx(float(torch.tensor(drawn).double().std(unbiased=False)), rel=1e-6)
+    assert found.deviation > 0
+    generator = chance(3)
+    kernel_distance(one, other, generator=generator, subsets=4)
+    assert torch.equal(torch.rand(3, generator=generator), after_drawing(30, 2))
+
+
+def after_drawing(count: int, orders: int) -> Tensor:
+    """What a generator gives after so many orders of so many vectors."""
+    generator = chance(3)
+    for _ in range(orders):
+        torch.randperm(count, generator=generator)
+    return torch.rand(3, generator=generator)
+
+
+def test_kernel_distance_is_computed_in_float64() -> None:
+    """Of features in half precision exactly what the same numbers give in double."""
+    one, other = draw(40, 6, 1).bfloat16(), draw(40, 6, 2).bfloat16()
+    for paired in (False, True):
+        low, exact = (
+            kernel_distance(a, b, generator=chance(), subsets=2, size=9, paired=paired)
+            for a, b in ((one, other), (one.double(), other.double()))
+        )
+        assert low == exact
+
+
 def test_kernel_distance_refuses_subsets_that_have_no_pairs() -> None:
     """One vector has none."""
     for wrong in ({"size": 1}, {"subsets": 0}):
@@ -174,6 +227,19 @@ def test_score_does_not_see_that_pictures_are_sorted_by_class() -> None:
     mean, deviation = score(sure_of(torch.arange(1000) // 100, 10), splits=10)
     assert mean > 9.3
     assert 0 < deviation < 0.5
+
+
+def test_score_has_ten_splits_unless_told() -> None:
+    """As is usual."""
+    logits = draw(33, 4)
+    assert score(logits) == score(logits, splits=10) != score(logits, splits=11)
+    assert score(logits, splits=33) == pytest.approx((1, 0), abs=1e-12)  # each alone is like all of its split
+
+
+def test_score_is_computed_in_float64() -> None:
+    """Whatever the format of the answers."""
+    logits = draw(30, 4).bfloat16()
+    assert score(logits, splits=2) == score(logits.double(), splits=2)
 
 
 def test_score_refuses_more_splits_than_pictures() -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 import runpy
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.evaluation.distances import kernel_distance
-from nextscale.evaluation.intervals import Interval, frechet_changes, frechet_shares, interval, kernel_changes
+from nextscale.evaluation import intervals
+from nextscale.evaluation.distances import Spread, kernel_distance
+from nextscale.evaluation.intervals import (
+    Interval,
+    frechet_changes,
+    frechet_shares,
+    interval,
+    kernel_changes,
+    kernel_interval,
+)
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 
 KERNEL = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "kernel_distance.py"))
@@ -53,6 +63,20 @@ def test_intervals_hold_what_they_are_for_as_often_as_they_say() -> None:
         interval(torch.rand(60, generator=chance(s)), generator=chance(s), resamples=200) for s in range(300)
     )
     assert 0.91 <= sum(low <= 0.5 <= high for low, high in repetitions) / 300 <= 0.98
+
+
+def test_interval_is_that_of_a_thousand_means_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their 2.5 and 97.5 % points, by numpy, from one draw after another; how many are drawn together is nothing."""
+    values = torch.rand(9, generator=chance())
+    generator = chance(1)
+    draws = [torch.randint(9, (9,), generator=generator) for _ in range(1000)]
+    means = [values[chosen].double().mean().item() for chosen in draws]
+    expected = np.percentile(means, [2.5, 97.5])
+    for together in (1, 13, 9 * 64, 2**18):
+        monkeypatch.setattr(intervals, "DRAWN", together)
+        assert interval(values, generator=chance(1)) == pytest.approx(tuple(expected), rel=1e-12)
+    fewer = np.percentile(means[:7], [2.5, 97.5])
+    assert interval(values, generator=chance(1), resamples=7) == pytest.approx(tuple(fewer), rel=1e-12)
 
 
 def test_interval_of_equal_values_is_a_point() -> None:
@@ -101,6 +125,39 @@ def test_shares_are_what_a_picture_changes() -> None:
         plain = Gaussian(features.mean(dim=0), centred.T @ centred / 80)
         slope = (frechet_distance(weighted, other) - frechet_distance(plain, other)) / 1e-5
         assert float(shares[i] - shares.mean()) == pytest.approx(slope, rel=0.03, abs=0.02)
+
+
+def test_shares_do_not_depend_on_how_many_pictures_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on the format they are in, but for what it cannot hold."""
+    features, other = draw(30, 5, 1).bfloat16(), gaussian(draw(60, 5, 2) + 0.5)
+    expected = frechet_shares(features.double(), other)
+    for together in (1, 7, 4096):
+        monkeypatch.setattr(intervals, "BLOCK", together)
+        torch.testing.assert_close(frechet_shares(features, other), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_changes_are_the_formula_in_one_dimension() -> None:
+    """d^2 = (m - n)^2 + (s - t)^2: a picture at x changes it by 2 (m - n)(x - m) + (1 - t / s)((x - m)^2 - s^2)."""
+    features, other = draw(20, 1, 1).double() * 3, gaussian(draw(30, 1, 2).double() + 2)
+    m, n, t = float(features.mean()), float(other.mean), float(other.covariance) ** 0.5
+    s = float(features.var()) ** 0.5
+    x = features[:, 0] - m
+    plain = 2 * (m - n) * x + (1 - t / s) * x.square()
+    torch.testing.assert_close(frechet_changes(features, other), plain - plain.mean(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_shares_have_the_unit_of_features_squared(unit: float) -> None:
+    """What counts as rounding goes by the largest of the spreads."""
+    features, others = draw(30, 5, 1).double(), draw(60, 5, 2).double() + 0.5
+    expected = unit**2 * frechet_shares(features, gaussian(others))
+    torch.testing.assert_close(frechet_shares(unit * features, gaussian(unit * others)), expected, rtol=1e-9, atol=0)
+
+
+def test_sets_that_spread_at_right_angles_have_shares() -> None:
+    """Neither's spread overlaps the other's: their variances, 2 and 8, add up, and each picture has the same share."""
+    features = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    assert frechet_shares(features, gaussian(torch.tensor([[0.0, -2.0], [0.0, 2.0]]))).tolist() == [10, 10]
 
 
 def test_interval_of_the_distance_is_as_wide_as_resampling_makes_it() -> None:
@@ -264,6 +321,70 @@ def test_kernel_changes_are_the_obvious_loop_s(paired: bool) -> None:
         found = kernel_changes(ours, theirs, paired=paired, block=block)
         torch.testing.assert_close(found / found.norm(), plain / plain.norm())
         torch.testing.assert_close(found, kernel_changes(ours, theirs, paired=paired))
+
+
+def hoeffding(h_NN: Tensor) -> float:
+    """The variance of a mean over i != j of h_ij: (4 (N - 2) z + 2 v) / N (N - 1), by loops."""
+    n = len(h_NN)
+    pairs = [float(h_NN[i, j]) for i, j in permutations(range(n), 2)]
+    means = [sum(float(h_NN[i, j]) for j in range(n) if i != j) / (n - 1) for i in range(n)]
+    middle = sum(pairs) / len(pairs)
+    v = sum(h * h for h in pairs) / len(pairs) - middle**2
+    of_means = sum((mean - middle) ** 2 for mean in means) / (n - 1)
+    z = max(0.0, (of_means - v / (n - 1)) * (n - 1) / (n - 2))
+    return (4 * (n - 2) * z + 2 * v) / (n * (n - 1))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(("count", "shift"), [(3, 1.0), (7, 0.0), (7, 1.0), (12, 3.0)])
+def test_kernel_changes_have_the_variance_of_the_distance(paired: bool, count: int, shift: float) -> None:
+    """Resampled, their mean varies as Hoeffding's formula says of the mean of h_ij, whether means differ or not."""
+    ours, theirs = draw(count, 3, 1).double() + shift, draw(count, 3, 2).double()
+
+    def across(x: Tensor, y: Tensor) -> Tensor:
+        return torch.tensor([[kernel(a, b) for b in y] for a in x], dtype=torch.float64)
+
+    if paired:
+        h_NN = across(ours, ours) + across(theirs, theirs) - across(ours, theirs) - across(theirs, ours)
+    else:
+        near = across(ours, theirs).mean(dim=1)
+        h_NN = across(ours, ours) - near[:, None] - near
+    for block in (2, 1024):
+        changes = kernel_changes(ours, theirs, paired=paired, block=block)
+        assert float(changes.mean()) == pytest.approx(0, abs=1e-9 * float(changes.abs().max()))
+        assert float(changes.square().mean()) / count == pytest.approx(hoeffding(h_NN), rel=1e-9)
+
+
+def test_kernel_changes_are_computed_in_float64() -> None:
+    """Whatever the format; of fewer than three vectors they cannot be told."""
+    ours, theirs = draw(7, 3, 1).bfloat16(), draw(5, 3, 2).bfloat16()
+    changes = kernel_changes(ours, theirs)
+    assert changes.dtype == torch.float64
+    with torch.device("meta"):  # where torch would make other tensors
+        assert torch.equal(changes, kernel_changes(ours.double(), theirs.double()))
+    with pytest.raises(InputError, match=r"features: expected shape \(at least 3, features\)"):
+        kernel_changes(ours[:2], theirs)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_interval_of_a_kernel_distance_adds_the_draw_of_its_subsets(paired: bool) -> None:
+    """1.96 standard errors of the mean of 100 subsets, at right angles to what other pictures would change."""
+    ours, theirs = draw(40, 3, 1) + 0.5, draw(40, 3, 2)
+    low, high = interval(kernel_changes(ours, theirs, paired=paired), generator=chance())
+    exact = kernel_interval(ours, theirs, Spread(0.25, 0.0), generator=chance(), paired=paired)
+    assert exact == pytest.approx((0.25 + low, 0.25 + high), rel=1e-12)
+    found = kernel_interval(ours, theirs, Spread(0.25, 0.7), generator=chance(), paired=paired)
+    unless_told = kernel_interval(ours, theirs, Spread(0.25, 0.7), generator=chance())
+    assert (unless_told == found) is not paired
+    draws = 1.96 * 0.7 / math.sqrt(99)
+    assert found.low == pytest.approx(0.25 - math.sqrt(low**2 + draws**2), rel=1e-12)
+    assert found.high == pytest.approx(0.25 + math.sqrt(high**2 + draws**2), rel=1e-12)
+
+
+def test_where_no_picture_differs_from_another_there_are_no_kernel_changes() -> None:
+    """The corners of a square: pairs differ, but each corner has the same ones."""
+    corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    assert kernel_changes(corners, torch.zeros(3, 2)).tolist() == [0, 0, 0, 0]
 
 
 def test_constant_features_have_no_kernel_changes() -> None:
