@@ -1,8 +1,10 @@
 """Laws of the transformer: steps agree with the forward, information flows to finer scales only."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
 from nextscale.config import TransformerConfig
-from nextscale.transformer import KeyValueCache
+from nextscale.machine.precision import find_dtype
+from nextscale.transformer import KeyValueCache, model
 
 BF16_ERROR = 0.02  # of the logits' standard deviation; 0.005 .. 0.009 was measured
 
@@ -276,6 +279,51 @@ def test_a_condition_of_another_model_is_noticed(transformer: VAR) -> None:
     cache = KeyValueCache(transformer.config, 1, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="shorter"):
         transformer.step(0, None, condition._replace(blocks=condition.blocks[:-1]), cache)
+
+
+def test_a_saved_transformer_is_loaded_bit_for_bit(make_transformer: Callable[..., VAR], tmp_path: Path) -> None:
+    """On the CPU and in float32 unless told; it can be trained on."""
+    saved = make_transformer(depth=2)
+    saved.save(tmp_path)
+    loaded = VAR.load(tmp_path)
+    assert loaded.config == saved.config
+    assert {*json.loads((tmp_path / "config.json").read_text())} >= {"transformer"}
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert loaded.state_dict()[name].dtype == torch.float32
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    low = VAR.load(tmp_path, device="cpu", precision="bf16")
+    assert low.compute_dtype == torch.bfloat16
+    assert torch.equal(low.head.weight, saved.head.weight)
+    assert VAR.load(tmp_path, precision="auto").compute_dtype == find_dtype("auto", torch.device("cpu"))
+
+
+def test_no_weights_are_drawn_that_a_file_replaces(
+    make_transformer: Callable[..., VAR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model that would take longer than to read it."""
+    make_transformer(depth=1).save(tmp_path)
+    monkeypatch.setattr(model, "initialize", lambda *_: pytest.fail("weights were drawn"))
+    VAR.load(tmp_path)
+
+
+def test_a_folder_without_a_transformer_or_without_room_for_it_is_told(
+    make_transformer: Callable[..., VAR], make_tokenizer: Callable[..., MultiScaleVQVAE], tmp_path: Path
+) -> None:
+    """What is missing is named; a config that the weights cannot hold is told before a model is made."""
+    make_tokenizer().save(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="transformer"):
+        VAR.load(tmp_path / "tokenizer")
+    make_transformer(depth=1).save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    values = json.loads(path.read_text())
+    for name, wrong in (("codebook_size", 2**20), ("depth", 200)):
+        path.write_text(json.dumps(values | {"transformer": values["transformer"] | {name: wrong}}))
+        with pytest.raises(InputError, match=r"transformer.safetensors: expected [\d,]+ parameters in [\d,]+ blocks"):
+            VAR.load(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(InputError, match="config.json"):
+        VAR.load(tmp_path / "model")
 
 
 def test_seeds_are_taken_modulo_2_to_the_63(transformer_config: TransformerConfig) -> None:
