@@ -208,10 +208,11 @@ def check_pair(tokenizer: TokenizerConfig, transformer: TransformerConfig) -> No
 
 
 def check_classes(names: Sequence[str], count: int) -> None:
-    """Raise `InputError` unless there are `count` names, each another: a name has to say which class is meant."""
+    """Raise `InputError` unless there are `count` names, no two the same: a name has to say which class is meant."""
     _require(len(names) == count, f"classes: expected {count} names, got {len(names)}")
     first: dict[str, int] = {}
     for number, name in enumerate(names):
+        _require(isinstance(name, str), f"classes: expected names, got {reprlib.repr(name)}")
         before = first.setdefault(name, number)
         _require(before == number, f"classes: expected every name once, got {name!r} for {before} and {number}")
 

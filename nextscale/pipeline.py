@@ -166,7 +166,7 @@ class Pipeline:
 
     Arguments:
         tokenizer, transformer: models that belong together (same scales and codebook), else `InputError`.
-        classes: a name a class, each another, else `InputError`; their numbers when None.
+        classes: a name a class, no two the same, else `InputError`; their numbers when None.
         device: where both run; a model that is elsewhere is copied there.
         precision: what the blocks and the decoder compute in; "auto" takes bfloat16 where the hardware multiplies it
             fast. Encoder and quantizer always compute in float32.
@@ -277,8 +277,7 @@ class Pipeline:
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in.
 
-        An interrupted save leaves the old model, or one that `load` refuses: never one model's tokenizer in silence
-        beside another's transformer.
+        Over another model: whenever it is interrupted, `load` finds the old model or the new one, never parts of both.
         """
         config = {
             "tokenizer": to_json(self.tokenizer.config),
@@ -323,7 +322,7 @@ class Pipeline:
                 before temperature and truncation.
             callback: called with the `Step` of each scale (of each batch) before the next is begun.
 
-        Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, or too
+        Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, too
         little memory for a single image, or logits that nothing can be drawn from.
         """
         choice = Choice(top_k, top_p, temperature, smooth)

@@ -21,6 +21,7 @@ from nextscale.sampling.memory import image_bytes
 
 Make = Callable[..., Any]
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
+FILES = {"config.json", "tokenizer.safetensors", "transformer.safetensors"}
 
 
 def weights(pipe: Pipeline) -> dict[str, Tensor]:
@@ -171,10 +172,11 @@ def test_a_long_list_of_classes_is_cut(tokenizer: MultiScaleVQVAE, make_transfor
     [
         (["ant", "bee"], "^classes: expected 5 names, got 2$"),
         (["ant", "bee", "cat", "bee", "eel"], "^classes: expected every name once, got 'bee' for 1 and 3$"),
+        (["ant", "bee", "cat", 3, "eel"], "^classes: expected names, got 3$"),
     ],
 )
 def test_classes_that_do_not_say_which_is_meant_are_refused(
-    tokenizer: MultiScaleVQVAE, transformer: VAR, names: list[str], told: str
+    tokenizer: MultiScaleVQVAE, transformer: VAR, names: list[Any], told: str
 ) -> None:
     """When a pipeline is made, when it is given other names, and when one is loaded."""
     with pytest.raises(InputError, match=told):
@@ -550,7 +552,7 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     r"weights do not fit the VAR: .* is not expected": lambda d: change(d, "transformer", 2, "depth"),
     "weights do not fit the VAR: .* is missing": lambda d: change(d, "transformer", 4, "depth"),
     "weights do not fit the MultiScaleVQVAE: .* should be": lambda d: change(d, "tokenizer", 64, "channels"),
-    "tokenizer.safetensors: expected the weights that config.json was written with, got others": lambda d: swap(d),
+    "tokenizer.safetensors: expected the weights that config.json was written with, got those": lambda d: swap(d),
     "weights do not fit the MultiScaleVQVAE: ": lambda d: swap(as_before(d)),
 }
 
@@ -613,7 +615,7 @@ def test_files_of_two_models_are_not_taken_for_one(
         other.transformer.head.bias[0] += 1
     other.save(tmp_path / "other")
     (saved / f"{name}.safetensors").write_bytes((tmp_path / "other" / f"{name}.safetensors").read_bytes())
-    told = rf"{name}\.safetensors: expected the weights that config\.json was written with, got others"
+    told = rf"{name}\.safetensors: expected the weights that config\.json was written with, got those"
     for load in (Pipeline.load, MultiScaleVQVAE.load if name == "tokenizer" else VAR.load):
         with pytest.raises(InputError, match=told):
             load(saved)  # type: ignore[operator]
@@ -626,15 +628,15 @@ def marks(pipe: Pipeline) -> tuple[float, float]:
     return pipe.tokenizer.decoder.head.bias[0].item(), pipe.transformer.head.bias[0].item()
 
 
-def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_or_none(
+def test_a_save_that_is_killed_leaves_the_old_model_or_the_new(
     make_tokenizer: Make, make_transformer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before each of its renames: never one model's tokenizer beside another's transformer."""
+    """Killed before any call that changes names: never parts of both; the next save leaves the three files alone."""
     old, new = (Pipeline(make_tokenizer(), make_transformer(), precision="fp32") for _ in range(2))
     with torch.no_grad():
         new.tokenizer.decoder.head.bias[0] += 1
         new.transformer.head.bias[0] += 1
-    replace, left, found = os.replace, 0, list[tuple[float, float] | None]()
+    replace, left, found = os.replace, 0, list[tuple[float, float]]()
 
     def killed(source: Any, target: Any) -> None:
         nonlocal left
@@ -643,18 +645,30 @@ def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_or_none(
         left -= 1
         replace(source, target)
 
-    for renames in range(4):
+    for calls in range(6):
         old.save(tmp_path)
-        left = renames
+        assert {path.name for path in tmp_path.iterdir()} == FILES
+        left = calls
         with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
             patched.setattr(os, "replace", killed)
+            patched.setattr(checkpoint, "_remove_left", lambda *given: None)  # nor does a killed process tidy up
             new.save(tmp_path)
-        try:
-            found.append(marks(Pipeline.load(tmp_path, precision="fp32")))
-        except InputError:
-            found.append(None)
-        assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
-    assert found == [marks(old), None, None, marks(new)]
+        found.append(marks(Pipeline.load(tmp_path, precision="fp32")))
+    assert found == [marks(old)] * 3 + [marks(new)] * 3
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_save_removes_nothing_that_it_did_not_write(pipe: Pipeline, tmp_path: Path) -> None:
+    """A user's file of such a name stays; what a killed save has left goes."""
+    (tmp_path / "tokenizer.0123456789abcdef.safetensors").write_bytes(b"mine")
+    (tmp_path / "tokenizer.best.safetensors").write_bytes(b"mine too")
+    pipe.save(tmp_path / "other")
+    print_of = json.loads((tmp_path / "other" / "config.json").read_text())["weights"]["tokenizer.safetensors"]
+    renamed = tmp_path / f"tokenizer.{print_of[::-1]}.safetensors"  # ours, but not under its own name
+    renamed.write_bytes((tmp_path / "other" / "tokenizer.safetensors").read_bytes())
+    before = {path.name for path in tmp_path.iterdir()}
+    pipe.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before | FILES
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -69,8 +69,7 @@ def read_data(
     """The data set, in silence."""
     from nextscale import data
 
-    if not 0 <= max_broken <= 1:
-        raise InputError(f"--max-broken: expected a share from 0 to 1, got {max_broken:g}")
+    check_broken(max_broken)
     with progress() as bar:
         task = bar.add_task("reading pictures", total=None)
         return data.load(
@@ -79,12 +78,18 @@ def read_data(
             width=width,
             labels=labels,
             max_broken=max_broken,
-            broken=None if list_broken is None else _written_to(list_broken),
+            broken=None if list_broken is None else written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
 
-def _written_to(file: Path) -> Callable[[str, str], None] | None:
+def check_broken(share: float) -> None:
+    """Raise `InputError` for a share of unreadable pictures that is none."""
+    if not 0 <= share <= 1:
+        raise InputError(f"--max-broken: expected a share from 0 to 1, got {share:g}")
+
+
+def written_to(file: Path) -> Callable[[str, str], None] | None:
     """What adds a line to the file for each broken picture, its name and the reason; the first process's."""
     from nextscale.machine import distributed
 

@@ -26,7 +26,7 @@ from nextscale.cli.training import watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from nextscale.cli.report import Row
+    from nextscale.cli.sheet import Row
     from nextscale.data import DataSet
     from nextscale.pipeline import Pipeline
     from nextscale.tokenizer import MultiScaleVQVAE
@@ -54,7 +54,8 @@ ABOUT_CODES = (
 )
 ABOUT_CURVES = (
     "Held-out figures that get worse while the loss still falls mean learning by heart. Cross-entropy is the surprise "
-    "at the right token; unigram entropy is that of a guess by position alone, and below it more has been learned."
+    "at the right token; unigram is that of a guess by how often each code occurs at its scale, and below it more has "
+    "been learned."
 )
 
 
@@ -134,11 +135,7 @@ class Demo:
         )
         length = Length(minutes=self.minutes, share=TRANSFORMER_SHARE)
         watch("transformer", train(second, self.out, length, seed=self.seed), self.out)
-        figures = {
-            "tokenizer": first.validate(),
-            "transformer": second.validate(),
-            "unigram_entropy": second.unigram(),
-        }
+        figures = {"tokenizer": first.validate(), "transformer": second.validate()}
         return data, first.best_model, figures
 
     def _report(
@@ -154,7 +151,6 @@ class Demo:
         from nextscale.files.checkpoint import read_json
 
         stages = {name: read_json(path / "history.json") for name, path in self._runs().items()}
-        unigram = figures["unigram_entropy"]
         sections = [
             report.Section("In short", report.tiles(_headlines(figures))),
             report.Section("Samples", report.rows(self._samples(pipe), zoom=2), ABOUT_SAMPLES),
@@ -165,7 +161,9 @@ class Demo:
                 ABOUT_RECONSTRUCTIONS,
             ),
             report.Section("Codes in use on held-out pictures", _usage(usage), ABOUT_CODES),
-            report.Section("Curves", report.curves(_curves(stages, unigram), columns=2), ABOUT_CURVES),
+            report.Section(
+                "Curves", report.curves(_curves(stages, figures["transformer"]["unigram"]), columns=2), ABOUT_CURVES
+            ),
             report.Section("Settings", report.table(("what", "value"), self._settings(pipe, data, figures))),
             report.Section("What to try next", report.commands(self._next_steps(data))),
         ]
@@ -181,7 +179,7 @@ class Demo:
 
     def _samples(self, pipe: Pipeline) -> list[Row]:
         """A row a class; picture i of the page has seed `seed` + i."""
-        from nextscale.cli.report import Row
+        from nextscale.cli.sheet import Row
         from nextscale.images import from_unit
 
         seeds = range(self.seed, self.seed + len(pipe.classes) * SAMPLES)
@@ -195,14 +193,15 @@ class Demo:
         """The first picture of some classes after each scale."""
         import torch
 
-        from nextscale.cli.report import Row
+        from nextscale.cli.sheet import Row, scale_names
         from nextscale.images import from_unit
 
         labels = list(pipe.classes[:GROWING])
         steps = [
             step.preview().cpu() for step in pipe.stream(labels, [self.seed + i * SAMPLES for i in range(GROWING)])
         ]
-        return [Row(label, from_unit(torch.stack(strip))) for label, *strip in zip(labels, *steps, strict=True)]
+        over = scale_names(pipe.transformer.config.scales)
+        return [Row(label, from_unit(torch.stack(strip)), over) for label, *strip in zip(labels, *steps, strict=True)]
 
     def _settings(self, pipe: Pipeline, data: DataSet, figures: dict[str, Any]) -> list[tuple[str, str]]:
         """What a reader needs to get the same pictures."""
@@ -249,7 +248,7 @@ class Demo:
                 say(f"tokenizer: {row.warning()}")
         say(
             f"transformer: held-out cross-entropy {transformer['cross_entropy']:.3f} nats a token, "
-            f"unigram entropy by position {figures['unigram_entropy']:.3f}"
+            f"unigram {transformer['unigram']:.3f}"
         )
         say(f"report: {self.out / 'report.html'} (after {figures['minutes']:.1f} minutes)")
 
@@ -259,7 +258,7 @@ def _headlines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"{tokenizer['psnr']:.2f} dB", "PSNR of held-out pictures through the tokenizer"),
         (f"{transformer['cross_entropy']:.3f}", "held-out cross-entropy of the transformer, nats a token"),
-        (f"{figures['unigram_entropy']:.3f}", "entropy of the tokens when only the position is known: the bar to beat"),
+        (f"{transformer['unigram']:.3f}", "unigram, the cross-entropy of a guess by frequency: the bar to beat"),
         (f"{transformer['accuracy']:.1%}", "held-out tokens guessed right"),
     ]
 
@@ -268,7 +267,7 @@ def _reconstructions(tokenizer: MultiScaleVQVAE, data: DataSet) -> list[Row]:
     """Held-out pictures spread over the split, above what their tokens say."""
     import torch
 
-    from nextscale.cli.report import Row
+    from nextscale.cli.sheet import Row
 
     count = len(data.validation)
     originals, _ = data.validation.batch(range(0, count, -(-count // RECONSTRUCTED)))
@@ -299,6 +298,6 @@ def _curves(histories: dict[str, Any], unigram: float) -> list[Any]:
         Curve(
             "transformer: held-out cross-entropy (nats)",
             points("transformer", "cross_entropy"),
-            ("unigram entropy", unigram),
+            ("unigram", unigram),
         ),
     ]

@@ -151,12 +151,14 @@ def _sheet(
     import torch
 
     from nextscale import images
+    from nextscale.cli.sheet import Row, drawn
     from nextscale.sampling.masks import as_mask
 
     rows = []
     for (picture, mask), done in zip(pairs, results, strict=True):
         unit = images.as_unit(picture, height=size.height, width=size.width)
         dim = torch.ones(1) if mask is None else as_mask(mask, height=size.height, width=size.width)
-        rows.append(torch.cat([unit, unit * (1 - (1 - DIM) * dim), done.images.cpu()]))
-    sheet = images.grid(torch.cat(rows), columns=len(rows[0]))
-    images.save(file, images.from_unit(sheet))
+        shown = torch.cat([unit, unit * (1 - (1 - DIM) * dim), done.images.cpu()])
+        over = ["picture", "repainted", *(f"seed {request.seed}" for request in done.requests)]
+        rows.append(Row(done.requests[0].name, images.from_unit(shown), over))
+    images.save(file, drawn(rows))

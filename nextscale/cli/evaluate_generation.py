@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import tyro
 
 from nextscale.cli import models
+from nextscale.cli.data import ListBroken, check_broken, written_to
 from nextscale.cli.options import Depth, Json, Model, Precision
 from nextscale.cli.output import at_least, bar, check_json, directory, wrapped
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nextscale.evaluation.card import Card, ReferenceUsed, Rejection, Setting
     from nextscale.evaluation.generation import Painted, Plan, Result
     from nextscale.evaluation.reference import ReferenceFeatures
@@ -71,6 +70,11 @@ class EvaluateGeneration:
         Literal["train", "validation"] | None, tyro.conf.arg(metavar="train|validation", help_behavior_hint="")
     ] = None
     """Compare with the pictures to train on, or with those held out (default: train; all of a folder)."""
+    max_broken: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    """Share of the reference's unreadable pictures that is left out; of more, it is refused (default: 0.01; of a
+    folder that is taken whole, none)."""
+    list_broken: ListBroken = None
+    """Where to write the unreadable pictures, name and reason, a line each."""
     per_class_count: Number = None
     """Pictures of each class."""
     count: Number = None
@@ -109,7 +113,7 @@ class EvaluateGeneration:
     json: Json = None
     """Also write figures and cards as JSON; - is stdout, without the block."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to put a sheet of the first pictures (the first process's) and, of several settings, a plot."""
+    """Where to put a sheet of the first pictures, a row a class, and, of several settings, a plot."""
     save_npz: bool = False
     """Also put all pictures in --out, one .npz a setting, for ADM's evaluator."""
 
@@ -132,6 +136,7 @@ class EvaluateGeneration:
         at_least("--seed", 0, self.seed)
         at_least("--repeats", 1, self.repeats)
         check_json(self.json)
+        check_broken(self.max_broken or 0.0)
         if self.rejection is not None and not 0 < self.rejection <= 1:
             raise InputError(f"--rejection: expected a share above 0, at most 1, got {self.rejection:g}")
         if self.save_npz and self.out is None:
@@ -208,7 +213,7 @@ class EvaluateGeneration:
             self.classifier_data or self.reference,
             (pipe.tokenizer.config.height, pipe.tokenizer.config.width),
         )
-        found = reference.load(source, size=size, split="train").ordered(pipe.classes)
+        found = reference.load(source, size=size, split="train", max_broken=self.max_broken).ordered(pipe.classes)
         with bar("what the classifier learns from") as told:
             seen = found.features(network, batch=self.batch, progress=told)
         if seen.features is None or seen.labels is None:
@@ -236,7 +241,14 @@ class EvaluateGeneration:
 
         size, classes = (pipe.tokenizer.config.height, pipe.tokenizer.config.width), len(pipe.classes)
         with bar("finding the reference") as told:
-            found = reference.load(self.reference, size=size, split=self.split, progress=told).ordered(pipe.classes)
+            found = reference.load(
+                self.reference,
+                size=size,
+                split=self.split,
+                max_broken=self.max_broken,
+                broken=None if self.list_broken is None else written_to(self.list_broken),
+                progress=told,
+            ).ordered(pipe.classes)
         for line in found.told if distributed.is_first() else ():
             print(wrapped(f"reference: {line}"), file=sys.stderr if str(self.json) == "-" else sys.stdout)
         with bar("looking at the reference") as told:
@@ -261,7 +273,7 @@ class EvaluateGeneration:
         if self.repeats > 1:
             which = f"{which}, set {number + 1} of {self.repeats}"
         plan = self._plan(parts, setting, first_seed, which)
-        with bar(f"painting{which}") as told, self._keeping(plan, keeping, first_seed) as also:
+        with bar(f"painting{which}") as told, self._keeping(plan, parts.pipe.classes, keeping, first_seed) as also:
             batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
             seen = gather(batches, parts.network, total=len(plan), keep=self.keep, keep_spatial=True)
         if not distributed.is_first():
@@ -273,7 +285,9 @@ class EvaluateGeneration:
         return dataclasses.replace(result, per_class=per_class(seen, plan.labels, parts.reference))
 
     @contextmanager
-    def _keeping(self, plan: Plan, setting: Setting | None, first_seed: int) -> Iterator[Callable[[Painted], None]]:
+    def _keeping(
+        self, plan: Plan, classes: Sequence[str], setting: Setting | None, first_seed: int
+    ) -> Iterator[Callable[[Painted], None]]:
         """Inside, what comes of the pictures beside figures: files in --out, named after setting and seed."""
         from nextscale.cli.generation_report import Sheet, named
         from nextscale.evaluation import samples
@@ -283,16 +297,19 @@ class EvaluateGeneration:
             yield lambda painted: None
             return
         seed = first_seed if self.repeats > 1 else None
-        sheet = Sheet(self.out / named("sheet.png", setting, seed))
-        takers: list[Callable[[Tensor], object]] = [sheet.add]
+        sheet = Sheet(self.out / named("sheet.png", setting, seed), classes)
+        takers: list[Callable[[Painted], object]] = [
+            lambda painted: sheet.add(painted.images, [plan.labels[index] for index in painted.indices])
+        ]
         with ExitStack() as files:
             if self.save_npz:
                 file = self.out / named("samples.npz", setting, seed)
-                takers.append(files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels)))
+                store = files.enter_context(samples.writing(file, count=len(plan), labels=plan.labels))
+                takers.append(lambda painted: store(painted.images))
 
             def keep(painted: Painted) -> None:
                 for take in takers:
-                    take(painted.images)
+                    take(painted)
 
             yield keep
         sheet.save()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from nextscale.cli.sheet import Row
     from nextscale.data import Pictures
     from nextscale.evaluation.reconstruction import ReconstructionFigures, ScaleFigures, Source
     from nextscale.tokenizer import MultiScaleVQVAE
@@ -69,7 +70,7 @@ class EvaluateReconstruction:
     json: Json = None
     """Also write all figures as JSON; - is stdout, without the table."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to put a sheet of the worst and the best reconstructions, originals above."""
+    """Where to put a sheet of the worst and the best reconstructions, originals and perceptual distances above."""
 
     def run(self) -> None:
         self._check()
@@ -141,27 +142,32 @@ class EvaluateReconstruction:
         self, sheet: Path, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures
     ) -> Path:
         from nextscale import images
+        from nextscale.cli.sheet import drawn
 
-        order = figures.each.perceptual_distance.argsort(descending=True, stable=True)
-        rows = [row for chosen in (order[:COLUMNS], order[-COLUMNS:]) for row in _pair(tokenizer, pictures, chosen)]
-        images.save(sheet, images.grid(_joined(rows), columns=len(rows[0])))
+        distances = figures.each.perceptual_distance
+        order = distances.argsort(descending=True, stable=True)
+        worst, best = (
+            _pair(name, tokenizer, pictures, chosen, distances)
+            for name, chosen in (("worst", order[:COLUMNS]), ("best", order[-COLUMNS:]))
+        )
+        images.save(sheet, drawn([*worst, *best]))
         return sheet
 
 
-def _pair(tokenizer: MultiScaleVQVAE, pictures: Pictures, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Some pictures and their reconstructions, (n, 3, H, W) each."""
+def _pair(
+    name: str, tokenizer: MultiScaleVQVAE, pictures: Pictures, indices: Tensor, distances_N: Tensor
+) -> tuple[Row, Row]:
+    """Some pictures under their distances, and their reconstructions."""
     import torch
+
+    from nextscale.cli.sheet import Row
 
     originals, _ = pictures.batch(indices)
     with torch.inference_mode():
         device = tokenizer.quantizer.codebook.weight.device
-        return originals, tokenizer.decode(tokenizer.encode(originals.to(device))).cpu()
-
-
-def _joined(rows: list[Tensor]) -> Tensor:
-    import torch
-
-    return torch.cat(rows)
+        painted = tokenizer.decode(tokenizer.encode(originals.to(device))).cpu()
+    over = [f"{distance:.4f}" for distance in distances_N[indices].tolist()]
+    return Row(name, originals, over), Row("reconstructed", painted)
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------

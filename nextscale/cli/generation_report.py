@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nextscale.evaluation.generation import Result
 
 PICTURES = 64  # of the sheet
-COLUMNS = 8  # likewise
+ROWS, COLUMNS = 16, 8  # likewise, at most
 CLASSES = 20  # told; the JSON has them all
 PLOT = "sweep.png"
 
@@ -95,45 +95,43 @@ def _short(setting: Setting) -> tuple[str, ...]:
 
 
 class Sheet:
-    """The first pictures that come, side by side."""
+    """The first pictures that come, a row a class: of many classes, those that come first.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.images: list[Tensor] = []
+    Arguments:
+        file: where it goes.
+        classes: the name of each label.
+    """
 
-    def add(self, images_B3HW: Tensor) -> None:
-        self.images += images_B3HW[: PICTURES - len(self.images)].cpu().unbind()
+    def __init__(self, file: Path, classes: Sequence[str]) -> None:
+        self.file, self.classes = file, classes
+        self.most = min(COLUMNS, PICTURES // min(ROWS, len(classes)))  # in a row
+        self.rows: dict[int, list[Tensor]] = {}
+
+    def add(self, images_B3HW: Tensor, labels: Sequence[int]) -> None:
+        """Pictures in [-1, 1] and the class of each."""
+        for image, label in zip(images_B3HW.unbind(), labels, strict=True):
+            if label in self.rows or len(self.rows) < ROWS:
+                row = self.rows.setdefault(label, [])
+                row += [image.cpu()] if len(row) < self.most else []
 
     def save(self) -> None:
         import torch
 
         from nextscale import images
+        from nextscale.cli.sheet import Row, drawn
 
-        images.save(self.file, images.grid(torch.stack(self.images), columns=COLUMNS))
+        rows = [Row(self.classes[label], torch.stack(row)) for label, row in sorted(self.rows.items())]
+        images.save(self.file, drawn(rows))
 
 
 def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
-    """Distance against precision and against recall: a point a setting, a star for the best."""
-    from matplotlib.figure import Figure
-
+    """Distance against precision and against recall."""
+    from nextscale.cli.sweep_plot import drawn
     from nextscale.files.durable import write_beside
 
-    distances = [result.figures["frechet_distance"].value for result in results]
-    names, points = _varied([result.card.setting for result in results])
-    drawn = Figure(figsize=(9, 4), layout="constrained")
-    for axes, key in zip(drawn.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
-        shares = [result.figures[key].value for result in results]
-        axes.scatter(shares, distances, s=16)
-        axes.scatter(shares[chosen], distances[chosen], marker="*", s=160, color="tab:orange")
-        for place in zip(shares, distances, points, strict=True):
-            axes.annotate(place[2], place[:2], xytext=(5, 4), textcoords="offset points", fontsize=7)
-        axes.set_xlabel(results[0].figures[key].name)
-        axes.margins(x=0.12)
-        axes.locator_params(axis="x", nbins=6)
-        axes.grid(alpha=0.3)
-    drawn.axes[0].set_ylabel(results[0].figures["frechet_distance"].name)
-    drawn.suptitle(f"{names}; the star has the least distance", fontsize=9)
-    write_beside(file, lambda beside: drawn.savefig(beside, format="png", dpi=150, metadata={"Software": None}))
+    names, settings = _varied([result.card.setting for result in results])
+    figure = drawn(results, settings, chosen=chosen, title=f"{names}; the star has the least distance")
+    write_beside(file, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
 
 
 def _varied(settings: Sequence[Setting]) -> tuple[str, list[str]]:

@@ -42,6 +42,7 @@ class Reconstruct:
             raise InputError("PICTURE: expected at least one file, got none")
         models.check_tokenizer(self.model, self.tokenizer, self.depth)
         from nextscale import images
+        from nextscale.cli.sheet import Row, drawn, scale_names
         from nextscale.machine.precision import find_device
 
         device = find_device(self.device)
@@ -54,7 +55,8 @@ class Reconstruct:
             for file, stem, original in zip(self.pictures, _stems(self.pictures), originals, strict=True):
                 stages = _stages(tokenizer, original.to(device))
                 strip = folder / f"{stem}.png"
-                images.save(strip, images.grid(stages, columns=len(stages)))
+                over = ["original", *scale_names(tokenizer.config.scales)]
+                images.save(strip, drawn([Row("", stages, over)]))
                 lines.append(f"{file}: {images.psnr(stages[-1:], stages[:1]).item():.2f} dB, {strip}")
                 told(len(lines), len(originals))
         print("\n".join(lines))

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nextscale import images
+from nextscale.cli.sheet import Row
 from nextscale.files.durable import write_beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light; }
@@ -29,6 +32,8 @@ figure { margin: 1rem 0; overflow-x: auto; } figcaption { color: #5b6470; font-s
 .row { display: flex; align-items: center; gap: .8rem; margin: .35rem 0; }
 .row .name { flex: 0 0 9.5rem; font-size: .9rem; text-align: right; }
 .row img { min-width: 0; image-rendering: pixelated; }
+.strip { min-width: 0; } .strip img { display: block; max-width: 100%; }
+.over { display: flex; font-size: .8rem; color: #5b6470; } .over span { flex: 1 1 0; min-width: 0; text-align: center; }
 table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e3e7ec; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -45,15 +50,6 @@ class Section:
     heading: str
     content: str
     about: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Pictures side by side behind a name."""
-
-    name: str
-    pictures: Tensor
-    """(B, 3, H, W) in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,9 @@ def _row(row: Row, zoom: int) -> str:
     sheet = images.grid(row.pictures, columns=len(row.pictures), gap=1)
     width, height = sheet.shape[2] * zoom, sheet.shape[1] * zoom
     picture = f'<img src="{images.data_uri(sheet)}" width="{width}" height="{height}" alt="{escape(row.name)}">'
-    return f'<div class="row"><span class="name">{escape(row.name)}</span>{picture}</div>'
+    over = "".join(f"<span>{escape(name)}</span>" for name in row.over)
+    strip = f'<div class="strip"><div class="over">{over}</div>{picture}</div>' if over else picture
+    return f'<div class="row"><span class="name">{escape(row.name)}</span>{strip}</div>'
 
 
 def tiles(figures: Sequence[tuple[str, str]]) -> str:
@@ -109,6 +107,14 @@ def commands(lines: Sequence[str]) -> str:
 
 def curves(figures: Sequence[Curve], *, columns: int) -> str:
     """Curves in rows of so many, as one SVG drawing."""
+    buffer = io.StringIO()
+    drawn_curves(figures, columns=columns).savefig(buffer, format="svg", metadata={"Date": None})
+    drawing = buffer.getvalue()
+    return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
+
+
+def drawn_curves(figures: Sequence[Curve], *, columns: int) -> Figure:
+    """The same as matplotlib's figure."""
     from matplotlib.figure import Figure
 
     lines = -(-len(figures) // columns)
@@ -124,11 +130,9 @@ def curves(figures: Sequence[Curve], *, columns: int) -> str:
             axes.legend(frameon=False)
         axes.set_title(curve.title, fontsize=10)
         axes.set_xlabel("steps")
+        axes.margins(x=0)
         axes.grid(alpha=0.3)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    drawing = buffer.getvalue()
-    return f"<figure>{drawing[drawing.index('<svg') :]}</figure>"
+    return figure
 
 
 def write(path: Path, *, title: str, lead: str, sections: Sequence[Section]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
 SHORT: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-COLUMNS = 8  # of the grid, unless each label has its own row
+COLUMNS = 8  # of the grid, unless each class has its own row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,7 @@ class Sample(Painting):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("samples")
     """Directory for pictures and grid; or a file, .png or another picture format, for the picture or a grid alone."""
     growing: bool = False
-    """Also save each picture's strip, from the first scale to the last."""
-
+    """Also save each picture's strip, from the first scale to the last, enlarged where pictures are small."""
     like: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")] = None
     """Paint a picture of ours again, by the settings inside of it."""
 
@@ -50,14 +49,16 @@ class Sample(Painting):
         folder = directory("--out", self.out.parent if alone else self.out)
         finished = []
         for request, stages in self._paint(pipe, pictures):
-            finished.append(stages[-1])
+            finished.append((request, stages[-1]))
             if not alone:
-                _save(folder / f"{request.stem}.png", stages[-1:], columns=1, notes=self.notes(request))
+                _save(folder / f"{request.stem}.png", stages[-1], notes=self.notes(request))
             if self.growing:
-                _save(folder / f"{request.stem}-growing.png", stages, columns=len(stages), notes=self.notes(request))
+                _save_strip(folder / f"{request.stem}-growing.png", stages, pipe, notes=self.notes(request))
         sheet = self.out if alone else folder / "grid.png"
-        notes = self.notes(request) if len(pictures) == 1 else None
-        _save(sheet, finished, columns=self.count if self.count > 1 else COLUMNS, notes=notes)
+        if len(pictures) == 1 and alone:
+            _save(sheet, stages[-1], notes=self.notes(request))
+        else:
+            self._save_grid(sheet, finished)
         self._tell(len(pictures), sheet, alone=alone)
 
     def _check(self) -> None:
@@ -111,6 +112,22 @@ class Sample(Painting):
         stages = zip(*(pictures for _, pictures in shown), strict=True)
         return zip(shown[-1][0], map(list, stages), strict=True)
 
+    def _save_grid(self, file: Path, finished: list[tuple[Request, Tensor]]) -> None:
+        """A row a class where there are several of each, and else a name over each picture."""
+        import torch
+
+        from nextscale import images
+        from nextscale.cli.sheet import Row, drawn
+
+        columns = self.count if self.count > 1 else COLUMNS
+        rows = []
+        for start in range(0, len(finished), columns):
+            requests, pictures = zip(*finished[start : start + columns], strict=True)
+            names = [request.name for request in requests]
+            beside, over = (names[0], []) if self.count > 1 else ("", names)
+            rows.append(Row(beside, images.from_unit(torch.stack(pictures)), over))
+        images.save(file, drawn(rows))
+
     def _tell(self, count: int, sheet: Path, *, alone: bool) -> None:
         """What was written, and the command that writes it again."""
         what = f"{count} picture{'s' if count > 1 else ''}"
@@ -118,10 +135,19 @@ class Sample(Painting):
         print(again("sample", self))
 
 
-def _save(file: Path, images: list[Tensor], *, columns: int, notes: Mapping[str, str] | None = None) -> None:
-    """Images (3, H, W) in [0, 1] side by side."""
+def _save(file: Path, image_3HW: Tensor, *, notes: Mapping[str, str] | None) -> None:
+    """One image in [0, 1], as it is."""
+    from nextscale import images
+
+    images.save(file, images.from_unit(image_3HW), notes=notes)
+
+
+def _save_strip(file: Path, stages: list[Tensor], pipe: Pipeline, *, notes: Mapping[str, str] | None) -> None:
+    """Images (3, H, W) in [0, 1] of all scales, side by side under their names."""
     import torch
 
-    from nextscale import images as pictures
+    from nextscale import images
+    from nextscale.cli.sheet import Row, drawn, scale_names
 
-    pictures.save(file, pictures.from_unit(pictures.grid(torch.stack(images), columns=columns)), notes=notes)
+    over = scale_names(pipe.transformer.config.scales)
+    images.save(file, drawn([Row("", images.from_unit(torch.stack(stages)), over)]), notes=notes)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, count, islice, repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -304,10 +304,12 @@ def _listing(root: Path, train: Part, held_out: Part | None, *, told: str, left:
     numbers = {plain(group): number for number, group in enumerate(train.groups)}
     numbers |= {group: number for number, group in enumerate(train.groups)}  # where two differ in spelling alone
     chosen = hold_out(train.names(), root=root) if held_out is None else set()
-    labelled = [(name, numbers[group]) for group, names in train.groups.items() for name in names]
-    files = [File(str(root), name, label, index in chosen) for index, (name, label) in enumerate(labelled)]
+    labels = [numbers[group] for group, names in train.groups.items() for _ in names]
+    held = map(chosen.__contains__, count())
+    files = list(map(File._make, zip(repeat(str(root)), train.names(), labels, held, strict=False)))
     for group, names in held_out.groups.items() if held_out else ():
-        files += [File(str(root), name, numbers[group if group in numbers else plain(group)], True) for name in names]
+        label = numbers[group if group in numbers else plain(group)]
+        files += [File(str(root), name, label, True) for name in names]
     return Listing(
         kind="folder",
         root=root,

@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import numpy as np
+
 from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError, printable
 
@@ -55,8 +57,9 @@ def hold_out(names: Sequence[str], *, root: Path) -> set[int]:
     """Indices of the 5 %, at least one, that come first by hash: a new name moves few others to the other side."""
     if len(names) < 2:
         raise InputError(f"expected at least 2 pictures in {root}, one to train on and one held out, got {len(names)}")
-    marks = [by_hash(name) for name in names]
-    return set(sorted(range(len(names)), key=marks.__getitem__)[: max(1, round(HELD_OUT * len(names)))])
+    count = max(1, round(HELD_OUT * len(names)))
+    marks = np.array([by_hash(name) for name in names], dtype="S32")
+    return set(np.argpartition(marks, count - 1)[:count].tolist())
 
 
 def by_hash(name: str) -> bytes:

@@ -75,9 +75,10 @@ def inside(folder: str) -> Inside:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if is_picture(entry.name) and entry.is_file(follow_symlinks=False):
-                    pictures.append(entry.name)
-                elif not entry.name.startswith("."):
+                name = entry.name
+                if is_picture(name) and entry.is_file(follow_symlinks=False):
+                    pictures.append(name)
+                elif not name.startswith("."):
                     _put(entry, pictures, folders, others, gone)
     except OSError as error:
         raise InputError(f"expected a folder that may be read, got {folder} ({error.strerror})") from None
@@ -102,7 +103,7 @@ def _put(
 
 def is_picture(name: str) -> bool:
     """By the suffix; hidden files are none."""
-    return not name.startswith(".") and name[name.rfind(".") :].lower() in _SUFFIXES
+    return name[name.rfind(".") :].lower() in _SUFFIXES and name[0] != "."
 
 
 def kind_of(name: str) -> str:

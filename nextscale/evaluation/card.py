@@ -32,13 +32,13 @@ class Setting:
     top_k: int = 900
     """0: all codes."""
     top_p: float = 0.96
-    """0: all codes."""
+    """0 or 1: all codes."""
     temperature: float = 1.0
 
     def __str__(self) -> str:
         k, p = (
             f"top-k {self.top_k}" if self.top_k else "no top-k",
-            f"top-p {self.top_p:g}" if self.top_p else "no top-p",
+            "no top-p" if self.top_p in (0, 1) else f"top-p {self.top_p:g}",
         )
         return f"guidance {self.guidance:g}, {k}, {p}, temperature {self.temperature:g}"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nextscale import images
 from nextscale.errors import InputError
 from nextscale.evaluation.distances import spatial_features
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian
@@ -136,6 +137,16 @@ def shares(total: int, batch: int) -> Iterator[range]:
         raise InputError(f"batch: expected at least 1, got {batch}")
     for start in range(distributed.rank() * batch, total, distributed.world() * batch):
         yield range(start, min(start + batch, total))
+
+
+def eight_bits(images_B3HW: Tensor) -> Tensor:
+    """What is left of a model's pictures in [-1, 1] after they were saved without loss.
+
+    Raises `InputError` for pictures that are not finite, of which black ones would be left.
+    """
+    if not images_B3HW.isfinite().all():
+        raise InputError("expected finite pictures from the model, got NaN or infinity")
+    return images.from_uint8(images.to_uint8(images_B3HW))
 
 
 def kept(total: int, keep: int = KEPT) -> Tensor:

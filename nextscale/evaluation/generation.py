@@ -24,7 +24,7 @@ from nextscale.data import Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.card import Card, Model, ReferenceUsed, Setting
-from nextscale.evaluation.gathering import Gathered, kept, shares
+from nextscale.evaluation.gathering import Gathered, eight_bits, kept, shares
 from nextscale.evaluation.judging import Figure, averaged, compared
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
@@ -97,8 +97,8 @@ def paint(
 ) -> Iterator[Painted]:
     """This process's batches of a plan, see `gathering.shares`.
 
-    `progress(done, total)` is called after each. Raises `InputError` for a batch below 1 and for what
-    `Pipeline.generate` refuses.
+    `progress(done, total)` is called after each. Raises `InputError` for a batch below 1, for what `Pipeline.generate`
+    refuses, and for pictures that are not finite.
     """
     for part in shares(len(plan), batch):
         made = pipe.generate(
@@ -112,11 +112,6 @@ def paint(
         yield Painted(part, eight_bits(images.from_unit(made.images)))
         if progress is not None:
             progress(part.stop, len(plan))
-
-
-def eight_bits(images_B3HW: Tensor) -> Tensor:
-    """What is left of pictures in [-1, 1] after they were saved without loss."""
-    return images.from_uint8(images.to_uint8(images_B3HW))
 
 
 def shown_to(batches: Iterable[Painted], also: Callable[[Painted], object]) -> Iterator[Painted]:

@@ -7,6 +7,7 @@ pictures, M others, n m of a tile, D features, R the rank of a covariance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import NamedTuple
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.evaluation.distances import check_pair
+from nextscale.evaluation.distances import SUBSETS, Spread, check_pair, kernel, kernel_of_pairs
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, covariance_root, frechet_distance
 
 BLOCK = 4096  # pictures at a time
+DRAWN = 2**18  # values at a time
+NORMAL = 1.96  # standard deviations to either side that hold 95 % of a normal distribution
 
 Pairs = Callable[[slice, slice], Tensor]  # which rows, which columns -> h (n, m)
 
@@ -39,13 +42,17 @@ def interval(values_N: Tensor, *, generator: torch.Generator, resamples: int = 1
         resamples: means of N values drawn with repetition; the cost is N each: 50,000 pictures take about a second.
 
     It tells of the pictures that were judged and not of those they are compared with, which are taken as given.
-    Raises `InputError` without values.
+    Raises `InputError` without values, and for values that are not finite.
     """
     if values_N.ndim != 1 or not len(values_N):
         raise InputError(f"interval: expected at least one value, in one row, got shape {tuple(values_N.shape)}")
+    if not values_N.isfinite().all():
+        raise InputError("interval: expected finite values, got NaN or infinity")
     values_N, count = values_N.double().cpu(), len(values_N)
-    draws = (torch.randint(count, (count,), generator=generator) for _ in range(resamples))
-    means = torch.stack([values_N[chosen].mean() for chosen in draws])
+    rows = max(1, DRAWN // count)
+    sizes = (min(rows, resamples - done) for done in range(0, resamples, rows))
+    draws = (torch.randint(count, (size, count), generator=generator) for size in sizes)
+    means = torch.cat([values_N[chosen].mean(dim=1) for chosen in draws])
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(low, high)
 
@@ -133,6 +140,21 @@ def kernel_changes(features_ND: Tensor, others_MD: Tensor, *, paired: bool = Fal
     return _scaled(means_N.cpu(), square)
 
 
+# Var (mean over S subsets) = Var d^2 + v / S,  v the variance from one drawn subset to another
+def kernel_interval(
+    features_ND: Tensor, others_MD: Tensor, found: Spread, *, generator: torch.Generator, paired: bool = False
+) -> Interval:
+    """Of a kernel distance that `kernel_distance` found over `SUBSETS` subsets.
+
+    Other pictures would have given another distance, and so would another draw of the subsets, which counts as much
+    where there are ten times as many pictures as in a subset. Arguments and errors are those of `kernel_changes`, and
+    `interval`.
+    """
+    low, high = interval(kernel_changes(features_ND, others_MD, paired=paired), generator=generator)
+    of_draw = NORMAL * found.deviation / (SUBSETS - 1) ** 0.5
+    return Interval(found.mean - math.hypot(low, of_draw), found.mean + math.hypot(high, of_draw))
+
+
 def _scaled(means_N: Tensor, square: float) -> Tensor:
     """h_i about their mean, made as wide as the variance of the distance asks for; `square` is the mean of h_ij^2."""
     n, changes_N = len(means_N), means_N - means_N.mean()
@@ -144,19 +166,10 @@ def _scaled(means_N: Tensor, square: float) -> Tensor:
 
 
 def _pairs(x_ND: Tensor, y_MD: Tensor, block: int) -> Pairs:
-    across_N = sum(_kernel(x_ND, part_mD).sum(dim=1) for part_mD in y_MD.split(block)) / len(y_MD)
+    across_N = sum(kernel(x_ND, part_mD).sum(dim=1) for part_mD in y_MD.split(block)) / len(y_MD)
     assert isinstance(across_N, Tensor)
-    return lambda i, j: _kernel(x_ND[i], x_ND[j]) - across_N[i, None] - across_N[j]
+    return lambda i, j: kernel(x_ND[i], x_ND[j]) - across_N[i, None] - across_N[j]
 
 
 def _pairs_of_pairs(x_ND: Tensor, y_ND: Tensor) -> Pairs:
-    def of_both(i: slice, j: slice) -> Tensor:
-        within_nm = _kernel(x_ND[i], x_ND[j]) + _kernel(y_ND[i], y_ND[j])
-        return within_nm - _kernel(x_ND[i], y_ND[j]) - _kernel(y_ND[i], x_ND[j])
-
-    return of_both
-
-
-# k(x, y) = (x . y / D + 1)^3
-def _kernel(x_nD: Tensor, y_mD: Tensor) -> Tensor:
-    return (x_nD.double() @ y_mD.double().T / x_nD.shape[1] + 1) ** 3
+    return lambda i, j: kernel_of_pairs((x_ND[i], y_ND[i]), (x_ND[j], y_ND[j]))

@@ -13,10 +13,11 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from nextscale.errors import InputError
 from nextscale.evaluation.card import NetworkUsed, figure_name
 from nextscale.evaluation.distances import divergences, kernel_distance, score
 from nextscale.evaluation.gathering import Gathered
-from nextscale.evaluation.intervals import Interval, frechet_changes, interval, kernel_changes
+from nextscale.evaluation.intervals import Interval, frechet_changes, interval, kernel_interval
 from nextscale.evaluation.manifold import members
 from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, frechet_distance
@@ -33,7 +34,7 @@ Set = tuple[Gaussian, Tensor | None]  # of all pictures; features of those that 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure under the name it may be quoted by."""
+    """One figure under the name it may be quoted by. Raises `InputError` unless all its numbers are finite."""
 
     name: str
     value: float
@@ -45,6 +46,11 @@ class Figure:
     """Over the subsets, or the repetitions, that the value is a mean of; None where there are none."""
     repeats: tuple[float, ...] = ()
     """Of each repetition with other seeds, where there were several."""
+
+    def __post_init__(self) -> None:
+        numbers = [self.value, self.low, self.high, self.deviation, *self.repeats]
+        if not all(math.isfinite(number) for number in numbers if number is not None):
+            raise InputError(f"{self.name}: expected a finite figure, got {self.value:g} ({self.low} .. {self.high})")
 
 
 def compared(
@@ -115,9 +121,9 @@ class _Judging:
         if not self._enough():
             return {}
         ours, theirs = self._both()
-        value, deviation = kernel_distance(ours, theirs, generator=_generator())
-        low, high = interval(kernel_changes(ours, theirs, paired=self.paired), generator=_generator())
-        return {"kernel_distance": self._figure("KD", value, Interval(value + low, value + high), deviation=deviation)}
+        found = kernel_distance(ours, theirs, generator=_generator(), paired=self.paired)
+        ends = kernel_interval(ours, theirs, found, generator=_generator(), paired=self.paired)
+        return {"kernel_distance": self._figure("KD", found.mean, ends, deviation=found.deviation)}
 
     def score(self) -> dict[str, Figure]:
         classifier = getattr(self.network, "classifier", None)

@@ -24,7 +24,7 @@ from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.card import PerceptualUsed, ReconstructionCard, ReferenceUsed, TokenizerUsed
-from nextscale.evaluation.gathering import Gathered, Gathering, shares
+from nextscale.evaluation.gathering import Gathered, Gathering, eight_bits, shares
 from nextscale.evaluation.intervals import interval
 from nextscale.evaluation.judging import KEPT, Figure, compared, network_used, versions
 from nextscale.evaluation.reference import ReferenceFeatures
@@ -156,7 +156,8 @@ def evaluate(
         keep: how many pictures' features are kept at most, for all figures of the two sets but Fréchet distances.
         progress: called with (done, total) after each batch of this process's.
 
-    Raises `InputError` for a split without pictures, or pictures of another size or too small for SSIM's window.
+    Raises `InputError` for a split without pictures, or pictures of another size or too small for SSIM's window, and
+    where the tokenizer's features or pictures are not finite.
     """
     perceptual = perceptual or perceptual_of(network)
     looked = look(tokenizer, pictures, network, perceptual, batch=batch, keep=keep, progress=progress)
@@ -343,12 +344,14 @@ class _Looking:
         """What is painted after each scale, rounded to 8 bits; codes and residuals are counted on the way."""
         f_BCHW = self.tokenizer.features(originals_B3HW)
         tokens_BL = self.tokenizer.quantizer.encode(f_BCHW)
+        if not f_BCHW.isfinite().all():  # tokens of NaN are tokens all the same
+            raise InputError("expected finite features from the tokenizer, got NaN or infinity")
         self.energy += f_BCHW.double().square().sum().cpu()
         parts = self.tokenizer.config.scales.split(tokens_BL)
         for k, (part, canvas) in enumerate(zip(parts, self.tokenizer.quantizer.canvases(tokens_BL), strict=True)):
             self.counts_KV[k] += torch.bincount(part.flatten(), minlength=self.counts_KV.shape[1]).cpu()
             self.residual_K[k] += (f_BCHW - canvas).double().square().sum().cpu()
-            yield images.from_uint8(images.to_uint8(self.tokenizer.paint(canvas)))
+            yield eight_bits(self.tokenizer.paint(canvas))
 
     def looked(self) -> Looked:
         """Of all processes, on all of them."""

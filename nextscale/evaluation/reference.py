@@ -24,6 +24,7 @@ from nextscale import data, images
 from nextscale.data import Pictures, Progress
 from nextscale.data.listing import told_apart
 from nextscale.data.pictures import fingerprint, in_threads
+from nextscale.data.reading import Broken
 from nextscale.data.splits import roles_of_folders
 from nextscale.data.walk import LeftOut, Tree, pictures_below
 from nextscale.errors import InputError, printable
@@ -40,6 +41,7 @@ Size = tuple[int, int]  # (height, width) in pixels
 Batches = Callable[[Iterable[range]], Iterator[Tensor]]  # which -> (B, 3, H, W) float in [-1, 1] of each
 
 FORMAT = "1"  # of the cached files, and of what is in them: raised whenever either changes
+MOST_BROKEN = 0.01  # share of unreadable pictures of a data set that is borne with
 MARK = 4096  # bytes from either end of a picture's file that its fingerprint is made from
 
 
@@ -202,6 +204,8 @@ def load(
     *,
     size: Size,
     split: Literal["train", "validation"] | None = None,
+    max_broken: float | None = None,
+    broken: Broken | None = None,
     progress: Progress | None = None,
 ) -> Reference:
     """The reference called `source`: a `.npz` of samples, statistics or both; a folder; or a data set.
@@ -212,6 +216,9 @@ def load(
             they are.
         split: of a data set as `nextscale.data.load` knows it, seen as in training: a little larger than `size` before
             the crop. Without it a folder of pictures is taken whole, at any depth; of others it is the training split.
+        max_broken: share of unreadable pictures that is left out; of more, the reference is refused. None is 1 % of a
+            data set, and none of a folder that is taken whole: these are decoded one time more to know only if asked.
+        broken: called with the name of each unreadable picture and the reason, and asks like `max_broken`.
         progress: called with (done, total) while pictures are looked for.
 
     Raises `InputError` for anything else.
@@ -220,14 +227,15 @@ def load(
         return of_file(source)
     folder = Path(source)
     if split is None and source != "emoji" and folder.is_dir() and any(True for _ in pictures_below(folder)):
-        return of_folder(folder, size=size)
-    pictures = data.load(source, height=size[0], width=size[1], progress=progress)
+        return of_folder(folder, size=size, max_broken=max_broken, broken=broken)
+    share = MOST_BROKEN if max_broken is None else max_broken
+    pictures = data.load(source, height=size[0], width=size[1], max_broken=share, broken=broken, progress=progress)
     held_out = split == "validation"
     return of_split(
         pictures.validation if held_out else pictures.train,
         name=f"{printable(str(source))}, {split or 'train'} split",
         classes=pictures.classes,
-        told=tuple(pictures.told),
+        told=(*pictures.told, *_left_out(len(pictures.broken))),
     )
 
 
@@ -255,24 +263,27 @@ def of_split(
     )
 
 
-def of_folder(root: str | Path, *, size: Size) -> Reference:
+def of_folder(
+    root: str | Path, *, size: Size, max_broken: float | None = None, broken: Broken | None = None
+) -> Reference:
     """All pictures of a folder, at any depth, in the order of their names; covered by and cropped to (height, width).
 
-    Classes are the first folders, by name, if all pictures lie in some. Raises `InputError` for a folder without
-    pictures; one that is damaged raises it when its turn comes.
+    Classes are the first folders, by name, if all pictures lie in some. Unreadable pictures are left out if
+    `max_broken` or `broken` asks for it, see `load`; otherwise one raises `InputError` when its turn comes. So does a
+    folder without pictures.
     """
     root = Path(root)
     found, left = Tree(root).names() if root.is_dir() else ([], Counter())
-    paths = [root / name for name in found]
-    if not paths:
+    if not found:
         raise InputError(f"expected a folder of pictures, found none in {root}")
+    names = found if max_broken is None and broken is None else _readable(root, found, max_broken or 0.0, broken)
+    paths = [root / name for name in names]
 
     def batches(wanted: Iterable[range]) -> Iterator[Tensor]:
         for indices in wanted:
             files = paths[indices.start : indices.stop]
             yield torch.stack(list(in_threads(lambda path: images.read(path, height=size[0], width=size[1]), files)))
 
-    names = [path.relative_to(root).as_posix() for path in paths]
     labels, classes = _folder_classes(names)
     return Reference(
         name=printable(str(root)),
@@ -283,8 +294,38 @@ def of_folder(root: str | Path, *, size: Size) -> Reference:
         batches=batches,
         statistics=None,
         classes=classes,
-        told=(f"left out: {LeftOut(left)}",) if left else (),
+        told=(*([f"left out: {LeftOut(left)}"] if left else []), *_left_out(len(found) - len(names))),
     )
+
+
+def _readable(root: Path, names: Sequence[str], max_broken: float, broken: Broken | None) -> list[str]:
+    """Names of the pictures that can be decoded. Raises `InputError` where too few can."""
+    reasons = dict(zip(names, in_threads(lambda name: _why_not(root / name), names), strict=True))
+    good = [name for name in names if reasons[name] is None]
+    for name, why in reasons.items():
+        if why is not None and broken is not None:
+            broken(printable(name), why)
+    lost = len(names) - len(good)
+    if lost > max_broken * len(names) or not good:
+        first = next(name for name in names if reasons[name] is not None)
+        raise InputError(
+            f"expected at most {max_broken:.1%} unreadable pictures in {root}, got {lost} of {len(names)}; "
+            f"the first: {first} ({reasons[first]})"
+        )
+    return good
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a picture cannot be read; None of one that can."""
+    try:
+        images.open_rgb(path)
+    except (InputError, OSError, MemoryError) as error:
+        return images.reason(error)
+    return None
+
+
+def _left_out(unreadable: int) -> list[str]:
+    return [f"{unreadable:,} pictures cannot be read and are left out"] if unreadable else []
 
 
 def of_file(path: str | Path) -> Reference:

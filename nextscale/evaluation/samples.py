@@ -27,7 +27,7 @@ from torch import Tensor
 from nextscale import images
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.statistics import Gaussian
+from nextscale.evaluation.statistics import Gaussian, semidefinite
 from nextscale.files.durable import beside
 
 PICTURES, LABELS = "arr_0", "arr_1"
@@ -153,8 +153,8 @@ def writing(path: str | Path, *, count: int, labels: Sequence[int] | None = None
         count: samples that will come, all of one size; batches are (B, 3, H, W) float in [-1, 1] or uint8.
         labels: one a sample, stored as `arr_1`.
 
-    Raises `InputError` for another number of samples or labels, for samples of several sizes, and for a place that
-    cannot be written.
+    Raises `InputError` for another number of samples or labels, for samples of several sizes or that are not finite,
+    and for a place that cannot be written.
     """
     path = Path(path)
     if labels is not None and len(labels) != count:
@@ -176,6 +176,8 @@ class _Member:
         self.size: tuple[int, int] | None = None
 
     def add(self, images_B3HW: Tensor) -> None:
+        if not images_B3HW.isfinite().all():  # black pictures would be left of them
+            raise InputError("expected finite samples, got NaN or infinity")
         levels_B3HW = images_B3HW if images_B3HW.dtype == torch.uint8 else images.to_uint8(images_B3HW.detach())
         if levels_B3HW.ndim != 4 or levels_B3HW.shape[1] != 3:
             raise InputError(f"expected samples of shape (B, 3, H, W), got {tuple(levels_B3HW.shape)}")
@@ -210,7 +212,10 @@ def _labels(path: Path, count: int) -> tuple[Tensor | None, str | None]:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """The Gaussians of a file. Raises `InputError` unless it holds `mu` and `sigma` that fit each other."""
+    """The Gaussians of a file.
+
+    Raises `InputError` unless it holds `mu` and `sigma` that fit each other, the latter positive semidefinite.
+    """
     path, names = Path(path), holds(path)
     if not {"mu", "sigma"} <= names:
         raise InputError(f"{path}: expected statistics mu and sigma, found {listed(names)}")
@@ -242,7 +247,12 @@ def _gaussian(path: Path, mean: str, covariance: str) -> Gaussian:
         close = np.isfinite(m).all() and np.isfinite(s).all() and np.allclose(s, s.T, atol=1e-6 * abs(s).max())
     if not close:
         raise InputError(f"{path}: expected finite {mean} and {covariance}, the latter symmetric, got others")
-    return Gaussian(torch.from_numpy(m), torch.from_numpy(s / 2 + s.T / 2))
+    gaussian = Gaussian(torch.from_numpy(m), torch.from_numpy(s / 2 + s.T / 2))
+    if not semidefinite(gaussian.covariance):
+        raise InputError(
+            f"{path}: expected {covariance} to be a covariance, positive semidefinite, got one that is not"
+        )
+    return gaussian
 
 
 # ---- arrays in a zip -------------------------------------------------------------------------------------------------

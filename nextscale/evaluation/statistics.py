@@ -6,6 +6,7 @@ gathered can be merged. Shapes: N feature vectors, D features of each, R the ran
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from nextscale.errors import InputError
 from nextscale.machine.distributed import summed
+
+LARGEST = 1e24  # of a feature: the figures go up to its twelfth power, and float64 to 1e308
+ROUNDING = 1e-5  # of the largest covariance: what is lost in float32, in which statistics may have been stored
 
 
 class Gaussian(NamedTuple):
@@ -39,12 +43,14 @@ class RunningGaussian:
         self.scatter_DD = torch.zeros(dimensions, dimensions, dtype=torch.float64)
 
     def update(self, features_ND: Tensor) -> None:
-        """Take in features (N, D) of any floating dtype and device. Raises `InputError` for others, and for NaN."""
+        """Take in features (N, D) of any floating dtype and device.
+
+        Raises `InputError` for others, and like `check_finite`.
+        """
         if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean_D) or not features_ND.is_floating_point():
             got = f"{tuple(features_ND.shape)} {str(features_ND.dtype).removeprefix('torch.')}"
             raise InputError(f"features: expected shape (pictures, {len(self.mean_D)}), floating point, got {got}")
-        if not features_ND.isfinite().all():
-            raise InputError("features: expected finite numbers, got NaN or infinity")
+        check_finite("features", features_ND)
         if len(features_ND):
             x_ND = features_ND.detach().to("cpu", torch.float64)
             mean_D = x_ND.mean(dim=0)
@@ -81,6 +87,13 @@ class RunningGaussian:
         return Gaussian(self.mean_D.clone(), self.scatter_DD / max(self.count - 1, 1))
 
 
+def check_finite(name: str, features_ND: Tensor) -> None:
+    """Raise `InputError` for NaN, infinity, and numbers whose powers would become infinite on the way to a figure."""
+    if not (features_ND.isfinite() & (features_ND.abs() <= LARGEST)).all():  # LARGEST itself is infinite in float16
+        largest = "NaN" if features_ND.isnan().any() else f"{float(features_ND.abs().max()):g}"
+        raise InputError(f"{name}: expected finite numbers, at most {LARGEST:g} in size, got {largest}")
+
+
 # d^2 = |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)   (Dowson and Landau)
 #
 # With S_i = A_i^T A_i the last trace is the sum of the singular values of A_1 A_2^T. The textbook way, roots of the
@@ -89,14 +102,18 @@ class RunningGaussian:
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """The squared Fréchet (2-Wasserstein) distance of two Gaussians, at least 0; exact for singular covariances.
 
-    Raises `InputError` when they have different numbers of features.
+    Raises `InputError` when they have different numbers of features, and for what is no Gaussian: numbers that are not
+    finite, and like `covariance_root`.
     """
     if len(one.mean) != len(other.mean):
         raise InputError(f"features: expected as many in both sets, got {len(one.mean)} and {len(other.mean)}")
     means = (one.mean - other.mean).square().sum()
     traces = one.covariance.trace() + other.covariance.trace()
     overlap = torch.linalg.svdvals(covariance_root(one.covariance) @ covariance_root(other.covariance).T).sum()
-    return max(0.0, float(means + traces - 2 * overlap))
+    distance = float(means + traces - 2 * overlap)
+    if not math.isfinite(distance):
+        raise InputError(f"Fréchet distance: expected finite means, got a distance of {distance:g}")
+    return max(0.0, distance)  # rounding may have brought it below
 
 
 # a_r = (S_p - sum_q<r a_qp a_q) / sqrt(d_p),  p the largest of what is left of the diagonal,  d = diag S - sum a_q^2
@@ -104,8 +121,12 @@ def covariance_root(covariance_DD: Tensor) -> Tensor:
     """A (R, D) with A^T A = S, by Cholesky's method with pivots, ended where only rounding is left.
 
     Not by eigenvectors: LAPACK's solver for them gives up on some matrices with hundreds of equal eigenvalues, and the
-    zeros of a singular covariance are such.
+    zeros of a singular covariance are such. Raises `InputError` unless S is finite and `semidefinite`.
     """
+    if not covariance_DD.isfinite().all():
+        raise InputError("covariance: expected finite numbers, got NaN or infinity")
+    if not semidefinite(covariance_DD):
+        raise InputError("covariance: expected a positive semidefinite matrix, got one that is not")
     left_D = covariance_DD.diagonal().clone()
     least = left_D.max() * len(left_D) * torch.finfo(left_D.dtype).eps
     root_RD = torch.zeros_like(covariance_DD)
@@ -118,3 +139,13 @@ def covariance_root(covariance_DD: Tensor) -> Tensor:
         left_D.addcmul_(row_D, row_D, value=-1)
         left_D[p] = 0
     return root_RD
+
+
+# S + r max|S| I = L L^T  for some L, if and only if no eigenvalue of S is below -r max|S|
+def semidefinite(covariance_DD: Tensor) -> bool:
+    """Whether no direction of a symmetric finite matrix has a variance below zero, but for rounding to float32."""
+    slack = ROUNDING * float(covariance_DD.abs().max())
+    if not slack:
+        return True
+    lifted_DD = covariance_DD + slack * torch.eye(len(covariance_DD), dtype=covariance_DD.dtype)
+    return int(torch.linalg.cholesky_ex(lifted_DD).info) == 0

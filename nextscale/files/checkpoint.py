@@ -2,19 +2,20 @@
 
 No pickle is read or written here. What is missing, damaged or of the wrong shape is an `InputError` that names it.
 
-A file of weights that `save` wrote has a checksum of each tensor in its header, and config.json, which is written last,
-names the fingerprint of these for each file: so files of two models are not taken for one, which a look at the headers
-tells, and a tensor that is not what was written is found when it is read. Files of other programs have neither.
+A file of weights that `save` wrote has a checksum of each tensor in its header, and config.json names the fingerprint
+of these for each file: so files of two models are not taken for one, which a look at the headers tells, and a tensor
+that is not what was written is found when it is read. Files of other programs have neither.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import InputError
-from nextscale.files.durable import beside, write_beside
+from nextscale.files.durable import beside, settle, write_beside
 
 CONFIG = "config.json"
 WEIGHTS = "weights"  # in config.json: the fingerprint of each file
@@ -70,17 +71,47 @@ def kind(path: Path) -> str | None:
 
 
 def save(directory: str | Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write config.json and each of `files` (name -> tensors): all beside, then all renamed, config.json last.
+    """Write config.json and each of `files` (name -> tensors), which are a model together.
 
-    An interrupted save leaves the old files or, between two renames, a set that `read_sums` refuses.
+    Whenever this is interrupted, what is there is the old model or the new one: the files are written under names of
+    their own, config.json is replaced, which names them by their fingerprints, and then they take their places.
     """
+    place = Path(directory)
     sums = {name: {tensor: checksum(values) for tensor, values in files[name].items()} for name in files}
-    config = config | {WEIGHTS: {name: _fingerprint_of(sums[name]) for name in files}}
-    with ExitStack() as renames:  # which ends with what is entered first
-        renames.enter_context(beside(Path(directory) / CONFIG)).write_bytes(_json(config))
-        for name, tensors in files.items():
-            file = renames.enter_context(beside(Path(directory) / name))
-            _write_safetensors(tensors, file, metadata={SUMS: json.dumps(sums[name])})
+    prints = {name: _fingerprint_of(sums[name]) for name in files}
+    try:
+        with ExitStack() as renames:
+            for name, tensors in files.items():
+                file = renames.enter_context(beside(place / _aside(name, prints[name])))
+                _write_safetensors(tensors, file, metadata={SUMS: json.dumps(sums[name])})
+        write_json(place / CONFIG, config | {WEIGHTS: prints})  # the old model until here, the new one from here on
+        for name in files:
+            _replace(place / _aside(name, prints[name]), place / name)
+        settle(place / CONFIG)
+    finally:
+        _remove_left(place, files)
+
+
+def _aside(name: str, fingerprint: str) -> str:
+    """What a file of weights is called until it takes its place."""
+    return f"{Path(name).stem}.{fingerprint}{Path(name).suffix}"
+
+
+def _replace(source: Path, target: Path) -> None:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _remove_left(directory: Path, names: Iterable[str]) -> None:
+    """Remove what interrupted saves have left: files named by their own fingerprints that no config.json needs."""
+    config = read_json(directory / CONFIG) if (directory / CONFIG).is_file() else {}
+    for name in names:
+        for path in directory.glob(_aside(name, "?" * 16)):
+            fingerprint = path.name.split(".")[-2]
+            if fingerprint != _stated(config, name) and _fingerprint_of(_sums_in(path)) == fingerprint:
+                path.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -89,9 +120,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_safetensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    whole = {name: _written(tensor) for name, tensor in tensors.items()}
+    written = {name: _written(tensor) for name, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file(whole, file, metadata)
+        safetensors.torch.save_file(written, file, metadata)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -113,55 +144,74 @@ def checksum(tensor: Tensor) -> str:
     """
     values = _written(tensor).cpu()
     bytes_n = values.as_strided((values.numel(),), (1,)).view(torch.uint8).numpy()  # of one value strides say nothing
-    whole = len(bytes_n) // BLOCK * BLOCK
-    sums = bytes_n[:whole].view(np.int64).reshape(-1, BLOCK // 8).sum(axis=1)
-    return hashlib.sha256(sums.tobytes() + bytes_n[whole:].tobytes()).hexdigest()[:16]
+    end = len(bytes_n) // BLOCK * BLOCK
+    sums = bytes_n[:end].view(np.int64).reshape(-1, BLOCK // 8).sum(axis=1)
+    return hashlib.sha256(sums.tobytes() + bytes_n[end:].tobytes()).hexdigest()[:16]
 
 
-def _fingerprint_of(sums: Mapping[str, str]) -> str:
+def _fingerprint_of(sums: Mapping[str, str] | None) -> str:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_sums(directory: Path, name: str, config: Mapping[str, Any]) -> Mapping[str, str]:
-    """The checksums in the header of a file of weights; none where `config` names no fingerprint of it.
-
-    Raises `InputError` where the file is not the one that config.json was written with.
-    """
-    fingerprints, path = config.get(WEIGHTS), directory / name
-    if not isinstance(fingerprints, dict) or name not in fingerprints:
-        return {}  # of a program that writes none, such as an earlier version
+def _sums_in(path: Path) -> dict[str, str] | None:
+    """The checksums in the header of a file of weights; None where there are none."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             sums = json.loads((file.metadata() or {}).get(SUMS, "null"))
     except (safetensors.SafetensorError, OSError, ValueError):
-        read_tensors(path)  # which says what is wrong
-        sums = None
-    if not isinstance(sums, dict) or _fingerprint_of(sums) != fingerprints[name]:
-        raise InputError(
-            f"{path}: expected the weights that {CONFIG} was written with, got others, of another model or of a save "
-            f'that was interrupted: save or export the model again (without "{WEIGHTS}", {CONFIG} takes any)'
-        )
-    return sums
+        return None
+    return sums if isinstance(sums, dict) else None
+
+
+def _stated(config: Any, name: str) -> str | None:
+    """The fingerprint of a file that config.json names; None where it names none, as earlier versions did not."""
+    prints = config.get(WEIGHTS) if isinstance(config, dict) else None
+    return prints.get(name) if isinstance(prints, dict) else None
+
+
+class Weights(NamedTuple):
+    """A file of weights that belongs to a config.json."""
+
+    path: Path
+    sums: Mapping[str, str]
+    """The checksum of each tensor; none where they are not known."""
+
+
+def find_weights(directory: Path, name: str, config: Mapping[str, Any]) -> Weights:
+    """The file of weights that config.json was written with, by a look at headers alone.
+
+    Arguments:
+        config: what `read_config` gave for the directory; one that names no fingerprints takes any file.
+
+    Raises `InputError` where it is not there.
+    """
+    stated = _stated(config, name)
+    if stated is None:
+        return Weights(directory / name, {})
+    for path in (directory / name, directory / _aside(name, stated)):  # where an interrupted save may have left it
+        if (sums := _sums_in(path)) is not None and _fingerprint_of(sums) == stated:
+            return Weights(path, sums)
+    read_tensors(directory / name)  # which says so if there is none, or a damaged one
+    raise InputError(
+        f"{directory / name}: expected the weights that {CONFIG} was written with, got those of another model: "
+        f'save or export the model again (without "{WEIGHTS}", {CONFIG} takes any)'
+    )
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load(model: nn.Module, directory: Path, name: str, config: Mapping[str, Any], *, device: torch.device) -> None:
-    """Give `model`, on the meta device, the weights in a file of a model directory; see `assign`.
+def load(model: nn.Module, weights: Weights, *, device: torch.device) -> None:
+    """Give `model`, on the meta device, the weights of a file; see `assign`.
 
-    Arguments:
-        config: what `read_config` gave for the directory.
-
-    Raises `InputError` for a file that is missing, damaged, of another save than `config`, or does not fit the model.
+    Raises `InputError` for a file that is missing, damaged, or does not fit the model.
     """
-    path, sums = directory / name, read_sums(directory, name, config)
 
-    def check(tensor: str, values: Tensor) -> None:
-        if sums and checksum(values) != sums.get(tensor):
-            raise InputError(f"{path}: expected {tensor} as it was written, got other bytes: the file is damaged")
+    def check(name: str, values: Tensor) -> None:
+        if weights.sums and checksum(values) != weights.sums.get(name):
+            raise InputError(f"{weights.path}: expected {name} as it was written, got other bytes: the file is damaged")
 
-    assign(model, lambda: read_tensors(path), device=device, check=check)
+    assign(model, lambda: read_tensors(weights.path), device=device, check=check)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -214,14 +214,18 @@ def _places(values: Any, part: str) -> list[Place]:
 
 
 def _containers(values: Any) -> Iterator[tuple[tuple[Any, ...], State]]:
-    """The mappings in nested mappings and sequences, with their addresses; each once, though they may be in circles."""
+    """The mappings in nested mappings and sequences, with their addresses, though they may be in circles.
+
+    Each once, or twice where one lies under two addresses of which one is an average's: untrained, they may be one.
+    """
     waiting: list[tuple[tuple[Any, ...], Any]] = [((), values)]
     seen = set()
     while waiting:
         path, node = waiting.pop()
-        if id(node) in seen or len(path) > DEPTH:
+        found = (id(node), Place(path, "").averaged)
+        if found in seen or len(path) > DEPTH:
             continue
-        seen.add(id(node))
+        seen.add(found)
         if isinstance(node, Mapping):
             yield path, node
         items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()

@@ -37,7 +37,7 @@ class Choice:
     top_k: int = 900
     """Only the k most likely codes; 0 for all."""
     top_p: float = 0.96
-    """Inside them, only the likeliest that together reach this probability, at least one; 0 for all."""
+    """Inside them, only the likeliest that together reach this probability, at least one; 0 or 1 for all."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code."""
     smooth: bool = False
@@ -149,10 +149,8 @@ def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: flo
     candidates = min(top_k or logits_BlV.shape[-1], logits_BlV.shape[-1])
     values_Bln, codes_Bln = logits_BlV.topk(candidates, dim=-1)  # sorted: top-p needs no sort of its own
     values_Bln = (values_Bln - values_Bln[..., :1]) / temperature  # never above 0: no temperature makes it overflow
-    p_Bln = values_Bln.softmax(dim=-1)
-    outside = p_Bln.cumsum(dim=-1) - p_Bln >= (choice.top_p or 1.0)
-    outside[..., 0] = False
-    values_Bln = values_Bln.masked_fill(outside, -torch.inf)
+    if 0 < choice.top_p < 1:  # at 1 rounding of the sum would cut some of the tail
+        values_Bln = nucleus(values_Bln, choice.top_p)
     noise_Bln = gumbel(keys_Bl[..., None], codes_Bln)
     tokens_Bl = codes_Bln.gather(-1, (values_Bln + noise_Bln).argmax(dim=-1, keepdim=True)).squeeze(-1)
     if not choice.smooth:
@@ -160,6 +158,15 @@ def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: flo
     tau = max(0.27 * (1 - 0.95 * progress), 0.005)
     mixture_Bln = ((values_Bln * (1 + progress) + noise_Bln) / tau).softmax(dim=-1)
     return tokens_Bl, torch.zeros_like(logits_BlV).scatter(-1, codes_Bln, mixture_Bln)
+
+
+# v stays while sum_u<v p_u < top_p
+def nucleus(values_Bln: Tensor, top_p: float) -> Tensor:
+    """Logits, falling along n, of the likeliest codes that together reach `top_p`; -infinity for those behind them."""
+    p_Bln = values_Bln.softmax(dim=-1)
+    outside = p_Bln.cumsum(dim=-1) - p_Bln >= top_p
+    outside[..., 0] = False
+    return values_Bln.masked_fill(outside, -torch.inf)
 
 
 def mixed(quantizer: MultiScaleQuantizer, mixture_BlV: Tensor, size: tuple[int, int]) -> Tensor:
@@ -182,6 +189,7 @@ def gumbel(keys: Tensor, codes: Tensor) -> Tensor:
     """Standard Gumbel noise, float32, a pure function of the key of a position and the number of a code (broadcast)."""
     bits = _mix(keys + (codes + 1) * _GOLDEN)
     u = (bits.bitwise_right_shift(11).bitwise_and((1 << 53) - 1).double() + 0.5) * 2.0**-53
+    u = u.clamp(max=1 - 2.0**-53)  # the largest is rounded to 1, whose noise is infinite
     return -(-u.log()).log().float()
 
 

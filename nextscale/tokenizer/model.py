@@ -127,9 +127,10 @@ class MultiScaleVQVAE(nn.Module):
         sections, place = checkpoint.read_config(directory, ("tokenizer",)), find_device(device)
         architecture = config.from_json(TokenizerConfig, sections["tokenizer"])
         room = {"parameters": architecture.parameters, "blocks": architecture.blocks}
-        checkpoint.check_room(Path(directory) / WEIGHTS, **room)
+        weights = checkpoint.find_weights(Path(directory), WEIGHTS, sections)
+        checkpoint.check_room(weights.path, **room)
         model = cls(architecture, seed=None)
-        checkpoint.load(model, Path(directory), WEIGHTS, sections, device=place)
+        checkpoint.load(model, weights, device=place)
         return model
 
 

@@ -189,9 +189,10 @@ class VAR(nn.Module):
         """
         sections, place = checkpoint.read_config(directory, ("transformer",)), find_device(device)
         config = from_json(TransformerConfig, sections["transformer"])
-        checkpoint.check_room(Path(directory) / WEIGHTS, parameters=config.parameters, blocks=config.depth)
+        weights = checkpoint.find_weights(Path(directory), WEIGHTS, sections)
+        checkpoint.check_room(weights.path, parameters=config.parameters, blocks=config.depth)
         model = cls(config, seed=None).lower_precision(find_dtype(precision, place))
-        checkpoint.load(model, Path(directory), WEIGHTS, sections, device=place)
+        checkpoint.load(model, weights, device=place)
         return model
 
     def _seen(self, labels_B: Tensor, inputs_BLC: Tensor) -> Scales:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import Program
 
 from nextscale.cli import main, memory
 from nextscale.config import TokenizerConfig, TransformerConfig
@@ -79,26 +78,21 @@ def small(tokenizer_config: TokenizerConfig, transformer_config: TransformerConf
 @pytest.fixture
 def started(
     tokenizer_config: TokenizerConfig, transformer_config: TransformerConfig, tmp_path: Path
-) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+) -> Iterator[Callable[..., Program]]:
     """`started("train", "tokenizer")`: in a process of its own, which does not outlive the test."""
     from nextscale.config import to_json
 
     configs = tmp_path / "configs.json"
     configs.write_text(json.dumps({"tokenizer": to_json(tokenizer_config), "transformer": to_json(transformer_config)}))
-    processes = []
+    programs = []
 
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        program = [sys.executable, Path(__file__).parent / "small.py", configs, *arguments]
-        process = subprocess.Popen(
-            list(map(str, program)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-        )
-        processes.append(process)
-        return process
+    def start(*arguments: object) -> Program:
+        programs.append(Program(Path(__file__).parent / "small.py", configs, *arguments))
+        return programs[-1]
 
     yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    for program in programs:
+        program.close()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from processes import Program
 
 from nextscale import MultiScaleVQVAE, data
 from nextscale.data import tokens
@@ -129,14 +130,14 @@ def test_broken_pictures_are_counted_and_named(nextscale, run: Path, tmp_path: P
 # ---- cut short -------------------------------------------------------------------------------------------------------
 
 
-def wait_for_parts(process: subprocess.Popen[str], out: Path, count: int) -> None:
+def wait_for_parts(process: Program, out: Path, count: int) -> None:
     """Until so many files are finished."""
     while process.poll() is None and len(list((out / "parts").glob("[tv]*.json"))) < count:
         time.sleep(0.005)
 
 
 def test_a_killed_encoding_goes_on_to_the_same_files(
-    nextscale, started: Callable[..., subprocess.Popen[str]], pictures: Path, run: Path, tmp_path: Path
+    nextscale, started: Callable[..., Program], pictures: Path, run: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at three moments, one after the other; `test_tokens` looks at every state that a kill can leave."""
     command = ["encode", pictures, "--tokenizer", run, "--views", 40, "--flip", "--shard", 40, "--batch", 2, "--out"]
@@ -166,7 +167,7 @@ def test_an_interrupted_encoding_says_so(started, pictures: Path, run: Path, tmp
 
 
 def test_a_second_encoding_into_the_same_cache_is_refused(
-    nextscale, started: Callable[..., subprocess.Popen[str]], pictures: Path, run: Path, tmp_path: Path
+    nextscale, started: Callable[..., Program], pictures: Path, run: Path, tmp_path: Path
 ) -> None:
     """One line that names the first: process, host and since when. The first one goes on."""
     out = tmp_path / "cache"

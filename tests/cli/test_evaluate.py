@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from nextscale import MultiScaleVQVAE, features
+from nextscale.cli.sheet import GAP, LINE, SIDE, font
 from nextscale.evaluation.card import ReconstructionCard
 
 COMMAND = ["evaluate", "reconstruction", "--device", "cpu"]
@@ -170,12 +171,13 @@ def test_few_pictures_are_warned_of(call: Callable[..., Any]) -> None:
 
 
 def test_sheet_shows_the_worst_and_the_best_below_their_originals(call: Callable[..., Any], tmp_path: Path) -> None:
-    """Four rows of eight pictures."""
+    """Four rows of eight pictures beside their names, originals below their distances."""
     done = call("--split", "train", "--out", tmp_path / "sheets")
     sheet = tmp_path / "sheets" / "worst-and-best.png"
     assert str(sheet) in done.output
     with Image.open(sheet) as picture:
-        assert picture.size == (8 * 8 + 7 * 2, 4 * 8 + 3 * 2)
+        assert picture.height == 4 * SIDE + 3 * GAP + 2 * LINE
+        assert picture.width > 8 * SIDE + 7 * GAP + font().getlength("reconstructed")
 
 
 def test_model_is_taken_for_its_tokenizer(nextscale: Callable[..., Any], model: Path, pictures: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from processes import together
 
-from nextscale import Pipeline, features
+from nextscale import Pipeline, features, images
+from nextscale.cli.generation_report import Sheet
+from nextscale.cli.sheet import GAP, SIDE, Row, drawn
 from nextscale.evaluation import reference
 from nextscale.evaluation.card import Card
 
@@ -172,13 +174,29 @@ def test_a_sweep_is_a_table_whose_best_is_marked(call: Callable[..., Any], tmp_p
 
 
 def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
-    """A file of samples compared with the same pictures is at distance zero."""
+    """The sheet has a row of them beside each class's name."""
     assert call("--out", tmp_path, "--save-npz").status == 0
     stored = np.load(tmp_path / "samples.npz")
     assert (stored["arr_0"].shape, stored["arr_0"].dtype) == ((10, 8, 8, 3), np.uint8)
+    rows = [
+        Row(name, images.from_uint8(torch.from_numpy(stored["arr_0"][label::5]).permute(0, 3, 1, 2)))
+        for label, name in enumerate(("ant", "bee", "cat", "dog", "eel"))
+    ]
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (8 * 8 + 7 * 2, 2 * 8 + 2)
+        assert sheet.tobytes() == drawn(rows).tobytes()
     assert reference.load(tmp_path / "samples.npz", size=(8, 8)).count == 10
+
+
+def test_a_sheet_of_many_classes_shows_the_first_that_come(tmp_path: Path) -> None:
+    """Sixteen rows of four at most, in the order of the classes, whoever comes first and however many."""
+    sheet = Sheet(tmp_path / "sheet.png", [str(label) for label in range(1000)])
+    for _ in range(6):
+        sheet.add(torch.zeros(40, 3, 128, 128), [*range(39, 19, -1), *range(20)])
+    assert sorted(sheet.rows) == list(range(24, 40))
+    assert {len(row) for row in sheet.rows.values()} == {4}
+    sheet.save()
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.height == 16 * SIDE + 15 * GAP
 
 
 def test_stored_samples_are_a_reference(nextscale: Callable[..., Any], tiny: Path, call: Callable[..., Any]) -> None:
@@ -232,12 +250,32 @@ def test_a_mistake_is_one_line_and_status_2(
         ([*given, "--json", tmp_path], "--json: expected a file, got the directory"),
         (["--reference", pictures, "--depth", 16], "--depth"),
         ([*given, "--smooth"], "unknown option --smooth"),
+        ([*given, "--max-broken", 2], "--max-broken: expected a share from 0 to 1, got 2"),
+        ([*given, "--list-broken", tmp_path], "--list-broken: expected a file to write"),
     ]
     for options, told in cases:
         done = nextscale(*COMMAND, *options, "--out", out)
         assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1), options
         assert told in done.errors, done.errors
         assert not out.exists()
+
+
+def test_unreadable_pictures_are_left_out_as_far_as_allowed(
+    nextscale: Callable[..., Any], tiny: Path, labelled: Path, tmp_path: Path
+) -> None:
+    """And named in a file; without being asked, a reference with holes is refused."""
+    folder, listed = tmp_path / "reference", tmp_path / "broken.txt"
+    shutil.copytree(labelled, folder)
+    (folder / "class1" / "01.png").write_bytes(b"no picture")
+    given = [*COMMAND, "--model", tiny, "--reference", folder, "--per-class-count", 2]
+    done = nextscale(*given)
+    assert (done.status, done.output) == (2, "")
+    assert "01.png" in done.errors
+    done = nextscale(*given, "--max-broken", 0.1, "--list-broken", listed)
+    assert (done.status, done.errors) == (0, "")
+    assert "reference: 1 pictures cannot be read" in " ".join(done.output.split())
+    assert "24 pictures of 8x8" in " ".join(done.output.split())
+    assert listed.read_text(encoding="utf-8").startswith("class1/01.png\t")
 
 
 def test_samples_want_a_place(call: Callable[..., Any]) -> None:
@@ -251,28 +289,21 @@ def test_two_processes_find_what_one_finds(tiny: Path, labelled: Path, tmp_path:
     """Every figure to 1e-6 of itself, told once, plainly; with rejection sampling, which they also share."""
     given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 2, "--batch", 4]
     given += ["--rejection", 0.5, "--per-class"]
-    program = [sys.executable, str(Path(__file__).with_name("glance.py")), *map(str, given)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    found = []
-    for name, words in (("alone", program), ("together", launcher + program)):
-        file, place = tmp_path / f"{name}.json", {"XDG_CACHE_HOME": str(tmp_path / name), "COLUMNS": "80"}
-        done = subprocess.run(
-            [*words, "--json", str(file)],
-            capture_output=True,
-            timeout=240,
-            check=False,
-            env=os.environ | place,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        assert done.stdout.count(b"  FD-EffNetLite0-re  ") == 1
-        assert not set(b"\x1b\r") & set(done.stdout)
+    program, found = [Path(__file__).with_name("glance.py"), *given], []
+    for processes in (1, 2):
+        file, cache = tmp_path / f"{processes}.json", tmp_path / f"{processes}"
+        environment = {"XDG_CACHE_HOME": str(cache), "COLUMNS": "80"}
+        done = together(*program, "--json", file, processes=processes, strict=False, environment=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("  FD-EffNetLite0-re  ") == 1
+        assert not set("\x1b\r") & set(done.stdout)
         found.append(json.loads(file.read_text(encoding="utf-8"))["results"][0])
-    alone, together = found
-    assert alone["card"] == together["card"]
+    alone, shared = found
+    assert alone["card"] == shared["card"]
     distances = [[each["frechet_distance"] for each in result["per_class"]] for result in found]
     assert distances[1] == pytest.approx(distances[0], rel=1e-6)
     for key in FIGURES:
-        assert together["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
+        assert shared["figures"][key]["value"] == pytest.approx(alone["figures"][key]["value"], rel=1e-6), key
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from nextscale import images
+from nextscale.cli.sheet import GAP, LINE
 
 
 @pytest.fixture
@@ -21,13 +22,13 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("option", ["--model", "--tokenizer"])
 def test_a_strip_shows_the_original_and_every_scale(nextscale, model: Path, picture: Path, option: str) -> None:
-    """Seven pictures of 32 pixels and six gaps, whichever option names the weights; the first is the original."""
+    """Seven pictures of 32 pixels, four times as large, under their names; the first is the original."""
     out = picture.parent / "strips"
     done = nextscale("reconstruct", picture, option, model, "--out", out)
     assert done.status == 0, done.errors
     strip = images.open_rgb(out / "square.png")
-    assert strip.size == (7 * 32 + 6 * 2, 32)
-    assert strip.getpixel((16, 16)) == (255, 215, 0)
+    assert strip.size == (7 * 128 + 6 * GAP, 128 + LINE)
+    assert strip.getpixel((64, LINE + 64)) == (255, 215, 0)
 
 
 def test_each_picture_has_a_line_with_its_psnr(nextscale, model: Path, picture: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nextscale import images
 from nextscale.cli import report
+from nextscale.cli.sheet import Row
 from nextscale.errors import InputError
 
 VOID = {"meta", "img", "link", "br"}
@@ -58,7 +59,7 @@ def test_a_page_is_well_formed_and_holds_all_it_is_given(tmp_path: Path) -> None
     """Title, lead, headings in order, explanations and content; nothing is fetched from anywhere."""
     sections = [
         report.Section("First", report.tiles([("1.5", "figure")]), "What it is."),
-        report.Section("Second", report.rows([report.Row("row", pictures(2))], zoom=2)),
+        report.Section("Second", report.rows([Row("row", pictures(2))], zoom=2)),
         report.Section("Third", report.curves([report.Curve("curve", [(1, 2.0), (2, 1.0)], ("bar", 1.5))], columns=2)),
     ]
     report.write(tmp_path / "new" / "page.html", title="A title", lead="A lead.", sections=sections)
@@ -75,7 +76,7 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     """Class names come from folders: `<b>` and `&` and quotes are shown, never obeyed."""
     wild = "<script>alert(\"1\")</script> & 'co'"
     sections = [
-        report.Section(wild, report.rows([report.Row(wild, pictures(1))], zoom=1), wild),
+        report.Section(wild, report.rows([Row(wild, pictures(1))], zoom=1), wild),
         report.Section("figures", report.tiles([(wild, wild)]) + report.table([wild], [[wild]])),
         report.Section("words", report.warnings([wild]) + report.commands([wild])),
         report.Section("curves", report.curves([report.Curve(wild, [(1, 1.0)])], columns=1)),
@@ -89,7 +90,7 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
 def test_rows_show_the_pictures_pixel_by_pixel() -> None:
     """Each pixel of the sheet becomes zoom x zoom; the sheet inside is a PNG of the pictures themselves."""
     shown = pictures(3)
-    html = report.rows([report.Row("three", shown)], zoom=4)
+    html = report.rows([Row("three", shown)], zoom=4)
     width, height = map(int, re.findall(r'(?:width|height)="(\d+)"', html))
     (encoded,) = re.findall(r"base64,([^\"]+)", html)
     sheet = images.uint8_from_pil(Image.open(io.BytesIO(base64.b64decode(encoded))))
@@ -103,6 +104,19 @@ def test_rows_show_the_pictures_pixel_by_pixel() -> None:
             if torch.equal(sheet[:, top : top + 4, left : left + 6], part)
         ]
         assert len(found) == 1
+
+
+def test_names_stand_over_the_pictures_of_a_row() -> None:
+    """As many as were given, as text, in the order of the pictures; a row without has no place for them."""
+    html = report.rows([Row("row", pictures(2), ["1x1", "<2x2>"]), Row("plain", pictures(2))], zoom=2)
+    assert re.findall(r'<div class="over">(.*?)</div>', html) == ["<span>1x1</span><span>&lt;2x2&gt;</span>"]
+    assert html.count('class="strip"') == 1
+
+
+def test_curves_begin_where_their_points_do() -> None:
+    """And end there: no steps below the first, or beyond the last."""
+    (axes,) = report.drawn_curves([report.Curve("curve", [(100, 2.0), (500, 1.0)])], columns=1).axes
+    assert axes.get_xlim() == (100, 500)
 
 
 def test_a_table_aligns_numbers() -> None:

@@ -8,9 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from nextscale import images
+from nextscale.cli.sheet import GAP, LINE, Row, drawn
+
+
+def read(file: Path) -> torch.Tensor:
+    return images.from_uint8(images.uint8_from_pil(images.open_rgb(file)))
 
 
 def names(directory: Path) -> set[str]:
@@ -71,12 +77,13 @@ def test_classes_by_name_and_by_number_go_together(nextscale, model: Path, tmp_p
 
 
 def test_growing_adds_a_strip_of_every_scale(nextscale, model: Path, tmp_path: Path) -> None:
-    """Six scales of 32 pixels and five gaps; the last is the picture."""
+    """Six scales of 32 pixels under their names, each pixel drawn as 4 x 4; the last is the picture."""
     assert nextscale("sample", "--model", model, "--label", "1", "--growing", "--out", tmp_path).status == 0
     strip = images.open_rgb(tmp_path / "1-class-1-seed0-growing.png")
-    assert strip.size == (6 * 32 + 5 * 2, 32)
-    picture = images.open_rgb(tmp_path / "1-class-1-seed0.png")
-    assert strip.crop((5 * 34, 0, 5 * 34 + 32, 32)).tobytes() == picture.tobytes()
+    assert strip.size == (6 * 128 + 5 * GAP, 128 + LINE)
+    picture = images.open_rgb(tmp_path / "1-class-1-seed0.png").resize((128, 128), Image.Resampling.NEAREST)
+    left = 5 * (128 + GAP)
+    assert strip.crop((left, LINE, left + 128, LINE + 128)).tobytes() == picture.tobytes()
 
 
 def test_a_file_holds_the_grid_alone(nextscale, model: Path, tmp_path: Path) -> None:
@@ -84,7 +91,23 @@ def test_a_file_holds_the_grid_alone(nextscale, model: Path, tmp_path: Path) -> 
     done = nextscale("sample", "--model", model, "--label", "1", "2", "--out", tmp_path / "two.png")
     assert done.status == 0
     assert names(tmp_path) == {"two.png"}
-    assert images.open_rgb(tmp_path / "two.png").size == (66, 32)
+    assert images.open_rgb(tmp_path / "two.png").size == (2 * 128 + GAP, 128 + LINE)
+
+
+def test_several_of_a_class_are_a_row_beside_its_name(nextscale, model: Path, tmp_path: Path) -> None:
+    """And pictures of different classes stand below theirs; the pictures are those of the single files."""
+    given = ["--model", model, "--label", "1", "2", "--out", tmp_path]
+    assert nextscale("sample", *given, "--count", 3).status == 0
+    grid = images.open_rgb(tmp_path / "grid.png")
+    rows = [
+        Row(f"class {label}", torch.stack([read(tmp_path / f"{label}-class-{label}-seed{seed}.png") for seed in seeds]))
+        for label, seeds in ((1, range(3)), (2, range(3, 6)))
+    ]
+    assert grid.tobytes() == drawn(rows).tobytes()
+    assert nextscale("sample", *given).status == 0
+    pictures = torch.stack([read(tmp_path / f"{label}-class-{label}-seed{label - 1}.png") for label in (1, 2)])
+    expected = drawn([Row("", pictures, ["class 1", "class 2"])])
+    assert images.open_rgb(tmp_path / "grid.png").tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".PNG"])

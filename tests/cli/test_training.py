@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from processes import Program
 
 from nextscale import MultiScaleVQVAE, Pipeline, Scales
 from nextscale.cli import main
@@ -88,7 +89,7 @@ def flat(value: Any, name: str = "state") -> dict[str, Any]:
     return {name: value}
 
 
-def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+def wait_for_step(process: Program, step: int) -> None:
     """Until the program has told of a check at `step` or later."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -97,7 +98,7 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
     raise AssertionError(f"the program ended early: {process.stderr.read() if process.stderr else ''}")
 
 
-def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
+def wait_for_save(process: Program, run: Path) -> None:
     """Until a checkpoint is half written."""
     while process.poll() is None:
         if any(name.startswith(".state.pt.") for name in os.listdir(run)):

@@ -417,6 +417,18 @@ def test_a_list_names_the_classes(tmp_path: Path, name: str, content: str) -> No
     assert load(tmp_path).classes == ("bird", "cat")
 
 
+def test_of_two_classes_with_one_name_the_first_is_meant(tmp_path: Path) -> None:
+    """Their numbers stay apart."""
+    (tmp_path / "classes.txt").write_text("bird\ncat\nbird\n")
+    names_of(tmp_path, ["bird", 2, 0, "cat"])
+    loaded = load(tmp_path)
+    assert loaded.classes == ("bird", "cat", "bird~2")
+    numbers = {
+        name: batch(split, [i])[1] for split in (loaded.train, loaded.validation) for i, name in enumerate(split.names)
+    }
+    assert [numbers[f"a.tar/000{index}.png"] for index in range(4)] == [[0], [2], [0], [1]]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "[1, 2]", '{"1": "cat"}', '"cat"', "{", "null"])
 def test_a_list_of_anything_else_is_refused(tmp_path: Path, content: str) -> None:
     """The message names the file."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from data import noise
 from data.noise import CLASSES, HELD_OUT, TRAIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import together
 from torch import Tensor
 
 from nextscale import MultiScaleVQVAE, Scales
@@ -267,10 +266,7 @@ def test_before_its_first_file_a_cache_may_become_another(data: DataSet, encode,
 
 def test_two_processes_make_the_files_of_one(finished: Path, tmp_path: Path) -> None:
     """Each its share, and a file that one of them finds finished is kept."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    script = str(Path(__file__).with_name("two_processes.py"))
-    command = [*launcher, sys.executable, "-W", "error", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = together(Path(__file__).with_name("two_processes.py"), tmp_path)
     assert done.returncode == 0, done.stderr
     encoded = [int((tmp_path / f"rank-{rank}.txt").read_text()) for rank in (0, 1)]
     assert min(encoded) > 0

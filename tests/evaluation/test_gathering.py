@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import together
 from torch import Tensor
 
 from nextscale import images
 from nextscale.errors import InputError
 from nextscale.evaluation.distances import spatial_features
-from nextscale.evaluation.gathering import Gathered, Gathering, gather, kept, shares
+from nextscale.evaluation.gathering import Gathered, Gathering, eight_bits, gather, kept, shares
 from nextscale.evaluation.statistics import RunningGaussian
 from nextscale.features import FeatureNetwork
 
@@ -144,8 +143,12 @@ def test_other_pictures_than_announced_are_refused(pictures: Tensor, glance: Fea
 
 def test_two_processes_gather_what_one_does(tmp_path: Path) -> None:
     """See `two_processes.py`: features, Gaussians, a reference and its cache, and what is refused."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    script = str(Path(__file__).with_name("two_processes.py"))
-    command = [*launcher, sys.executable, "-W", "error", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = together(Path(__file__).with_name("two_processes.py"), tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_pictures_that_are_not_finite_are_refused() -> None:
+    """8 bits have no NaN: black would be left, which a black original is the best copy of."""
+    with pytest.raises(InputError, match="expected finite pictures from the model, got NaN"):
+        eight_bits(torch.full((1, 3, 4, 4), torch.nan))
+    assert (eight_bits(torch.full((1, 3, 4, 4), 1.7)) == 1).all()

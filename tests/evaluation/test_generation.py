@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -17,20 +18,20 @@ from nextscale.data.pictures import Split
 from nextscale.errors import InputError
 from nextscale.evaluation import generation, judging, reference
 from nextscale.evaluation.card import Card, Setting
-from nextscale.evaluation.gathering import Gathered, gather
+from nextscale.evaluation.gathering import Gathered, eight_bits, gather
 from nextscale.evaluation.generation import (
     ClassFigure,
     Painted,
     Plan,
     balanced,
     best,
-    eight_bits,
     judge,
     paint,
     repeated,
     settings,
     shown_to,
 )
+from nextscale.evaluation.judging import Figure
 from nextscale.evaluation.reference import ReferenceFeatures
 from nextscale.features import FeatureNetwork
 
@@ -312,6 +313,13 @@ def test_the_best_setting_has_the_least_distance(
         for pictures in (painted, images.from_uint8(levels))
     )
     assert (best([far, near]), best([near, far, far])) == (1, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"value": nan}, {"value": inf}, {"low": nan}, {"deviation": nan}], ids=str)
+def test_a_figure_is_a_finite_number(wrong: dict[str, float]) -> None:
+    """With its interval and its deviation; none is told otherwise, whatever it was made of."""
+    with pytest.raises(InputError, match="FD-Glance: expected a finite figure"):
+        Figure(**{"name": "FD-Glance", "value": 1.0, "low": 0.5, "high": 2.0} | wrong)
 
 
 # ---- the card --------------------------------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ def test_pictures_that_come_back_whole_have_no_distance(
     assert figures.value("ssim") == pytest.approx(1, abs=1e-12)
     assert figures.value("perceptual_distance") == 0
     assert figures.value("frechet_distance") == pytest.approx(0, abs=1e-10)
+    kernel = figures.figures["kernel_distance"]
+    assert (kernel.value, kernel.low, kernel.high) == pytest.approx((0, 0, 0), abs=1e-12)
     assert figures.value("psnr") > 100
     assert [scale.residual for scale in figures.scales] == pytest.approx([0] * 4, abs=1e-12)
     assert [scale.psnr for scale in figures.scales] == pytest.approx([figures.value("psnr")] * 4)
@@ -295,6 +297,22 @@ def test_few_pictures_are_warned_of(figures: ReconstructionFigures) -> None:
     assert "singular" in told(7)[1]
     assert len(told(8)) == 1
     assert told(50_000) == []
+
+
+@pytest.mark.parametrize(("stage", "told"), [("features", "finite features"), ("paint", "finite pictures")])
+def test_a_tokenizer_whose_numbers_are_not_finite_has_no_figures(
+    two_toned: MultiScaleVQVAE,
+    make_split: Callable[[Tensor], Split],
+    glance: FeatureNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    told: str,
+) -> None:
+    """NaN painted is black, the best copy of a black picture; NaN encoded is some code, and decoded a picture."""
+    sound = getattr(two_toned, stage)
+    monkeypatch.setattr(two_toned, stage, lambda given: sound(given) * math.nan)
+    with pytest.raises(InputError, match=f"expected {told} from the"):
+        evaluate(two_toned, make_split(toned(0, 5)), glance)
 
 
 def test_mistakes_are_told(

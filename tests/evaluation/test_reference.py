@@ -179,6 +179,38 @@ def test_a_damaged_picture_is_named(folder: Path, glance: FeatureNetwork) -> Non
         reference.of_folder(folder, size=(8, 8)).features(glance)
 
 
+def test_damaged_pictures_may_be_left_out_and_are_named(folder: Path, glance: FeatureNetwork) -> None:
+    """As many as are allowed: the rest is a folder without them, and says so."""
+    whole = reference.of_folder(folder, size=(8, 8))
+    (folder / "07.png").write_bytes(b"no picture")
+    named: list[tuple[str, str]] = []
+    found = reference.load(folder, size=(8, 8), max_broken=0.1, broken=lambda *each: named.append(each))
+    assert [name for name, _ in named] == ["07.png"]
+    assert named[0][1]
+    assert found.told[-1] == "1 pictures cannot be read and are left out"
+    assert found.features(glance).count == whole.count - 1
+    (folder / "07.png").unlink()
+    assert found.fingerprint == reference.of_folder(folder, size=(8, 8)).fingerprint
+
+
+@pytest.mark.parametrize("asked", [{"max_broken": 0.01}, {"broken": lambda name, why: None}], ids=["share", "list"])
+def test_more_damaged_pictures_than_allowed_are_refused(folder: Path, asked: dict[str, Any]) -> None:
+    """At once, with their number and the first; a list alone allows none."""
+    for name in ("07.png", "05.png"):
+        (folder / name).write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"unreadable pictures in .*, got 2 of \d+; the first: 05.png"):
+        reference.load(folder, size=(8, 8), **asked)
+
+
+def test_unreadable_pictures_of_a_split_are_told(folder: Path) -> None:
+    """A data set bears with 1 % by itself; of more it is refused unless that is allowed."""
+    (folder / "07.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="at most 1.0% unreadable"):
+        reference.load(folder, size=(8, 8), split="train")
+    found = reference.load(folder, size=(8, 8), split="train", max_broken=0.5)
+    assert found.told[-1] == "1 pictures cannot be read and are left out"
+
+
 def test_progress_is_told(split: Split, glance: FeatureNetwork) -> None:
     """After each batch."""
     told: list[tuple[int, int]] = []

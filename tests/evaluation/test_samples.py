@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tracemalloc
 import zipfile
@@ -138,6 +139,16 @@ def test_samples_of_two_sizes_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=told):
             samples.write(tmp_path / "s.npz", [torch.zeros(1, 3, 2, 2), odd], count=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """They would be stored as black pictures."""
+    with (
+        pytest.raises(InputError, match="expected finite samples, got NaN"),
+        samples.writing(tmp_path / "s.npz", count=1) as add,
+    ):
+        add(torch.full((1, 3, 4, 4), math.nan))
     assert not list(tmp_path.iterdir())
 
 
@@ -380,6 +391,8 @@ def test_statistics_in_float32_are_read(tmp_path: Path) -> None:
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "expected finite mu"),
         ({"mu": np.zeros(2), "sigma": np.array([[0, 1e308], [-1e308, 0]])}, "the latter symmetric"),
         ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "the latter symmetric"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "expected sigma to be .* semidefinite"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "expected sigma to be .* semidefinite"),
         ({"mu": np.array([{}]), "sigma": np.eye(1)}, r"expected mu to be numbers or text .* got \(1,\) object"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "network": np.arange(3)}, "network to be one line of text"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "network": np.array("a\nb")}, "network to be one line of text"),

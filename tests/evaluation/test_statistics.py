@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nextscale.errors import InputError
-from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
+from nextscale.evaluation import statistics
+from nextscale.evaluation.statistics import Gaussian, RunningGaussian, covariance_root, frechet_distance
 
 
 def draw(count: int, dimensions: int, seed: int = 0) -> Tensor:
@@ -91,6 +94,69 @@ def test_merging_two_is_gathering_both(cut: int) -> None:
     assert torch.equal(right.scatter_DD, before[2])
 
 
+class Group:
+    """Processes that add up what they have, as threads; the one that waits for the others in vain fails."""
+
+    def __init__(self, size: int) -> None:
+        self.shares: list[Tensor] = [torch.zeros(())] * size
+        self.meeting = threading.Barrier(size, timeout=10)
+        self.rank = threading.local()
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        self.shares[self.rank.number] = tensor
+        self.meeting.wait()
+        total = sum(self.shares, torch.zeros_like(tensor))
+        self.meeting.wait()
+        return total
+
+    def over(self, parts: list[RunningGaussian]) -> list[RunningGaussian]:
+        def of(rank: int) -> RunningGaussian:
+            self.rank.number = rank
+            return parts[rank].over_processes()
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(of, range(len(parts))))
+
+
+@pytest.mark.parametrize("cuts", [(30, 10), (0, 39), (39, 0)])
+def test_what_processes_gathered_together_is_what_one_would_have(
+    cuts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On each of them; also where one saw nothing. What they gathered themselves stays as it is."""
+    features_ND = draw(60, 6) + 5
+    parts = [gathered(part) for part in features_ND.tensor_split([cuts[0], sum(cuts)])]
+    before = [(part.count, part.mean_D.clone(), part.scatter_DD.clone()) for part in parts]
+    group = Group(len(parts))
+    monkeypatch.setattr(statistics, "summed", group.summed)
+    for whole in group.over(parts):
+        assert whole.count == 60
+        for together, alone in zip(whole.gaussian(), gathered(features_ND).gaussian(), strict=True):
+            torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    for part, (count, mean_D, scatter_DD) in zip(parts, before, strict=True):
+        assert (part.count, part.mean_D.tolist(), part.scatter_DD.tolist()) == (
+            count,
+            mean_D.tolist(),
+            scatter_DD.tolist(),
+        )
+
+
+def test_processes_that_saw_nothing_have_gathered_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than NaN."""
+    group = Group(2)
+    monkeypatch.setattr(statistics, "summed", group.summed)
+    for whole in group.over([RunningGaussian(3), RunningGaussian(3)]):
+        assert whole.count == 0
+        assert not whole.mean_D.any()
+
+
+def test_a_single_vector_has_a_covariance_of_zero_and_two_have_their_own() -> None:
+    """Unbiased: of two half of the squared step between them."""
+    assert not gathered(draw(1, 3)).gaussian().covariance.any()
+    two = draw(2, 3).double()
+    step = two[1] - two[0]
+    torch.testing.assert_close(gathered(two).gaussian().covariance, step.outer(step) / 2)
+
+
 def test_what_was_handed_out_does_not_change_later() -> None:
     """A Gaussian is a snapshot."""
     running = gathered(draw(10, 3))
@@ -109,6 +175,9 @@ def test_what_was_handed_out_does_not_change_later() -> None:
         (torch.zeros(2, 3, dtype=torch.int64), r"got \(2, 3\) int64"),
         (torch.full((2, 3), math.nan), "expected finite numbers"),
         (torch.full((2, 3), math.inf), "expected finite numbers"),
+        (torch.full((2, 3), -math.inf, dtype=torch.float16), "expected finite numbers, .* got inf"),
+        (torch.full((2, 3), 1e30), r"at most 1e\+24 in size, got 1e\+30"),
+        (torch.tensor([[0.0, 1.0, math.nan]]), "got NaN"),
     ],
 )
 def test_other_features_are_refused(features: Tensor, told: str) -> None:
@@ -117,6 +186,14 @@ def test_other_features_are_refused(features: Tensor, told: str) -> None:
     with pytest.raises(InputError, match=told):
         running.update(features)
     assert running.count == 10
+
+
+def test_numbers_up_to_1e24_are_taken() -> None:
+    """Their squares are finite, and so is what is made of them; larger ones are called features."""
+    running = gathered(torch.full((2, 3), 1e24, dtype=torch.float64))
+    assert running.mean_D.tolist() == [1e24] * 3
+    with pytest.raises(InputError, match=r"^features: expected finite numbers"):
+        running.update(torch.full((2, 3), 1.1e24, dtype=torch.float64))
 
 
 def test_nothing_has_no_gaussian() -> None:
@@ -212,3 +289,60 @@ def test_different_numbers_of_features_are_refused() -> None:
     """They come from different networks."""
     with pytest.raises(InputError, match="as many in both sets, got 3 and 4"):
         frechet_distance(gathered(draw(9, 3)).gaussian(), gathered(draw(9, 4)).gaussian())
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 40])
+def test_the_root_of_a_covariance_has_as_many_rows_as_there_are_directions(count: int) -> None:
+    """Six pictures in 64 dimensions span five; what rounding leaves of the others is no row."""
+    covariance = gathered(draw(count, 64)).gaussian().covariance
+    root = covariance_root(covariance)
+    assert root.shape == (count - 1, 64)
+    torch.testing.assert_close(root.T @ root, covariance, rtol=1e-10, atol=1e-12)
+
+
+# ---- what is no Gaussian ---------------------------------------------------------------------------------------------
+
+
+def broken(place: str, value: float) -> Gaussian:
+    """A mean of 0 and a covariance of 1, but for one number."""
+    mean, covariance = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    {"mean": mean, "diagonal": covariance[1], "corner": covariance[0]}[place][1] = value
+    if place == "corner":
+        covariance[1, 0] = value
+    return Gaussian(mean, covariance)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("mean", math.nan, "expected finite means"),
+        ("mean", math.inf, "expected finite means"),
+        ("mean", 1e200, "expected finite means"),
+        ("diagonal", math.nan, "covariance: expected finite numbers"),
+        ("diagonal", math.inf, "covariance: expected finite numbers"),
+        ("corner", math.nan, "covariance: expected finite numbers"),
+        ("diagonal", -0.5, "positive semidefinite"),
+        ("corner", 1.5, "positive semidefinite"),
+        ("corner", -1.001, "positive semidefinite"),
+    ],
+)
+def test_what_is_no_gaussian_has_no_distance(place: str, value: float, told: str) -> None:
+    """On either side; a distance of NaN was taken for 0, the best there is."""
+    sound = broken("mean", 0.0)
+    for pair in ((broken(place, value), sound), (sound, broken(place, value))):
+        with pytest.raises(InputError, match=told):
+            frechet_distance(*pair)
+
+
+def test_a_covariance_without_variances_is_refused() -> None:
+    """Zeros on the diagonal and something beside it: eigenvalues 1 and -1."""
+    with pytest.raises(InputError, match="positive semidefinite"):
+        covariance_root(torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64))
+
+
+def test_singular_gaussians_that_were_stored_in_float32_are_taken() -> None:
+    """Rounding makes some of their zero eigenvalues negative; the distance stays to a millionth."""
+    one, other = (gathered(draw(20, 64, seed)).gaussian() for seed in (1, 2))
+    stored = [Gaussian(each.mean.float().double(), each.covariance.float().double()) for each in (one, other)]
+    assert torch.linalg.eigvalsh(stored[0].covariance)[0] < 0
+    assert frechet_distance(*stored) == pytest.approx(frechet_distance(one, other), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Laws of ranks and groups: one process needs nothing, and two agree. Two are started by torchrun, on the CPU."""
+"""Laws of ranks and groups: one process needs nothing, and two agree. Two meet as torchrun's do, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import together
 from torch import nn
 
 from nextscale.errors import InputError
@@ -29,11 +30,13 @@ def environment(monkeypatch: pytest.MonkeyPatch):
     return set_to
 
 
-def two_processes(law: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """tests/two_processes.py under torchrun."""
-    script = Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def under_torchrun(law: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """One of its programs."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    command = [*launcher, "--no-python", sys.executable, "-W", "error", str(script), law]
+    command = [*launcher, "--no-python", sys.executable, "-W", "error", str(SCRIPT), law]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -142,18 +145,18 @@ def test_a_group_that_cannot_be_is_a_mistake(environment, device: str, variables
 
 def test_two_processes_agree() -> None:
     """Every function of the room at once, since it takes seconds to start two."""
-    done = two_processes("laws")
+    done = together(SCRIPT, "laws")
     assert done.returncode == 0, done.stderr
 
 
 def test_nobody_waits_for_a_rank_that_died() -> None:
     """The whole ends with an error."""
-    done = two_processes("one_dies")
+    done = under_torchrun("one_dies")
     assert done.returncode != 0
     assert "the second of two died" in done.stderr
 
 
 def test_processes_that_are_started_again_meet() -> None:
     """What those before them left in torchrun's store is not taken for theirs."""
-    done = two_processes("one_is_killed_once", "--max-restarts", "1")
+    done = under_torchrun("one_is_killed_once", "--max-restarts", "1")
     assert done.returncode == 0, done.stderr

@@ -112,6 +112,16 @@ def test_a_running_average_is_taken_when_it_is_asked_for(name: str) -> None:
         assert_same_pipeline(load(vae, {"model": var, name: shifted(var)}), golden.pipeline())
 
 
+def test_weights_that_are_their_own_average_are_both() -> None:
+    """Of a model that has not learned yet one state dict may stand under both names; a third name changes nothing."""
+    vae, var = golden.states()
+    for values in ({"model": var, "ema": var}, {"ema": var, "model": var}, {"best": var, "ema": var, "model": var}):
+        with pytest.warns(UserWarning, match="plain weights are taken; weights='ema' takes"):
+            assert_same_pipeline(load(vae, values), golden.pipeline())
+        with pytest.warns(UserWarning, match="has no running average"):  # of the tokenizer
+            assert_same_pipeline(load(vae, values, weights="ema"), golden.pipeline())
+
+
 def test_an_average_that_is_not_there_is_told() -> None:
     """Of one of the two models as a remark, of both as a mistake; an average alone has to be asked for."""
     vae, var = golden.states()

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
+from nextscale.sampling import loop
 from nextscale.sampling.guidance import linear_guidance
-from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, random_keys
+from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, mixed, random_keys
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
 Pair = tuple[MultiScaleVQVAE, VAR]
@@ -103,6 +104,12 @@ def test_streams_of_all_images_and_positions_differ() -> None:
     assert len(keys.unique()) == keys.numel()
 
 
+def test_no_seeds_have_no_streams() -> None:
+    """Integers all the same."""
+    keys = random_keys([], 4)
+    assert (keys.shape, keys.dtype) == ((0, 4), torch.int64)
+
+
 @given(st.integers(), st.integers(1, 20))
 def test_any_integer_is_a_seed(seed: int, total: int) -> None:
     """Negative ones and huge ones too, modulo 2^64; the first positions do not depend on how many there are."""
@@ -121,10 +128,43 @@ def test_seeds_may_come_from_numpy_and_torch() -> None:
 
 
 def test_noise_is_the_same_everywhere() -> None:
-    """Golden numbers: moving one changes every picture of every seed."""
-    keys = random_keys([0, -1], 2)
+    """Golden numbers: moving one changes every picture of every seed, also where torch makes tensors elsewhere."""
+    with torch.device("meta"):
+        keys = random_keys([0, -1], 2)
     assert keys.tolist() == GOLDEN_KEYS
     torch.testing.assert_close(gumbel(keys[0, 0], torch.tensor([0, 1, 4095])), torch.tensor(GOLDEN_NOISE))
+
+
+def key_of(bits: int) -> int:
+    """The key whose noise for code 0 is made of these 64 bits: the steps of SplitMix64, backwards."""
+
+    def unshifted(y: int, by: int) -> int:
+        x = y
+        for _ in range(64 // by):
+            x = y ^ (x >> by)
+        return x
+
+    x = unshifted(bits, 31)
+    x = unshifted(x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64, 27)
+    x = unshifted(x * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64, 30)
+    return (x - 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        ((2**53 - 2**22) << 11, 31 * math.log(2)),
+        (2**64 - 1, 53 * math.log(2)),
+        ((2**53 - 2) << 11, 52 * math.log(2)),
+        (0, -math.log(54 * math.log(2))),
+        (1 << 63, -math.log(math.log(2))),
+    ],
+    ids=["1 - 2^-31", "largest", "largest but one", "smallest", "half"],
+)
+def test_noise_is_exact_to_float32_at_the_ends(bits: int, expected: float) -> None:
+    """-log(-log u): at u = 1 - 2^-31 that is 31 ln 2, which float32 could not tell from 1; never infinite."""
+    noise = gumbel(torch.tensor([key_of(bits)]), torch.tensor([0]))
+    assert noise.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_noise_is_finite_at_both_ends() -> None:
@@ -205,12 +245,77 @@ def test_equal_logits_are_drawn_equally_often(settings: dict[str, Any], codes: i
     assert chi_square < limit
 
 
+@pytest.fixture
+def drawable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, Choice], list[int]]:
+    """`drawable(logits, choice)`: the codes that some noise could bring, found by noise that prefers each in turn."""
+
+    def find(logits: Tensor, choice: Choice) -> list[int]:
+        count = len(logits)
+        monkeypatch.setattr(loop, "gumbel", lambda keys, codes: (codes == torch.arange(count)[:, None]) * 1e6)
+        tokens, _ = choose(logits.expand(1, count, -1), random_keys([0], count), choice, progress=0.0)
+        return [v for v, token in enumerate(tokens[0].tolist()) if token == v]
+
+    return find
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 5.0, 10.0])
+def test_top_p_at_either_end_keeps_every_code(
+    drawable: Callable[[Tensor, Choice], list[int]], top_p: float, spread: float
+) -> None:
+    """However unlikely: the sum of the likelier ones is rounded to 1 long before the last of 1,000."""
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(1)) * spread
+    assert drawable(logits, Choice(top_k=0, top_p=top_p)) == list(range(1000))
+    assert len(drawable(logits, Choice(top_k=900, top_p=top_p))) == 900
+
+
+@pytest.mark.parametrize(
+    ("top_p", "codes"), [(0.5, 8), (0.501, 9), (1 / 16, 1), (0.03, 1), (1e-45, 1), (15 / 16, 15), (0.999, 16)]
+)
+def test_top_p_of_equal_logits_keeps_as_many_as_reach_it(
+    drawable: Callable[[Tensor, Choice], list[int]], top_p: float, codes: int
+) -> None:
+    """Of 16, each 1/16: exactly 8 for a half, and at least one."""
+    assert len(drawable(torch.tensor(EQUAL), Choice(top_k=0, top_p=top_p))) == codes
+
+
 def test_tiny_temperature_takes_the_likeliest_code() -> None:
     """As temperature 0 does, instead of an overflow."""
     logits = torch.tensor(RANDOM).expand(1, 50, -1)
     for temperature in (1e-6, 1e-30, 1e-42):
         tokens, _ = choose(logits, random_keys([1], 50), Choice(temperature=temperature), progress=0.0)
         assert set(tokens.flatten().tolist()) == {RANDOM.index(max(RANDOM))}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40])
+@pytest.mark.parametrize("top_k", [0, 900])
+def test_the_likeliest_code_is_painted_pure(temperature: float, top_k: int) -> None:
+    """Also where smooth sampling would mix: a weight of 1, and 0 for all others."""
+    logits = torch.tensor(RANDOM).expand(1, 50, -1)
+    choice = Choice(temperature=temperature, top_k=top_k, smooth=True)
+    tokens, mixture = choose(logits, random_keys([1], 50), choice, progress=0.5)
+    assert set(tokens.flatten().tolist()) == {RANDOM.index(max(RANDOM))}
+    assert mixture is not None
+    assert torch.equal(mixture, torch.nn.functional.one_hot(tokens, 32).float())
+
+
+@pytest.mark.parametrize("choice", [Choice(top_k=5, top_p=0, smooth=True), Choice(top_k=0, top_p=0.7, smooth=True)])
+def test_every_position_is_drawn_by_its_own_logits(choice: Choice) -> None:
+    """Sharp ones and flat ones beside each other: candidates, token and mixture are what each has alone."""
+    spread = torch.tensor([0.1, 1.0, 8.0]).view(1, 3, 1)
+    logits, keys = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)) * spread, random_keys([0, 1], 3)
+    tokens, mixture = choose(logits, keys, choice, progress=0.5)
+    for b, i in np.ndindex(2, 3):
+        token, alone = choose(logits[b : b + 1, i : i + 1], keys[b : b + 1, i : i + 1], choice, progress=0.5)
+        assert token.item() == tokens[b, i]
+        assert mixture is not None
+        torch.testing.assert_close(mixture[b, i], alone[0, 0])
+
+
+def test_without_limits_every_code_is_a_candidate() -> None:
+    """However few positions there are."""
+    tokens, _ = choose(torch.zeros(500, 1, 16), random_keys(range(500), 1), NO_LIMITS, progress=0.0)
+    assert len(tokens.unique()) == 16
 
 
 def test_truncation_changes_a_draw_only_where_it_cuts_the_winner() -> None:
@@ -314,6 +419,28 @@ def test_guidance_may_be_any_schedule(tokenizer: MultiScaleVQVAE, transformer: V
     with torch.no_grad():
         conditional, unconditional = (transformer(torch.tensor([label]), start)[0, 0] for label in (1, 5))
     assert steps[0].tokens.item() == (4 * conditional - 3 * unconditional).argmax().item()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [([1, 2, 3, 4], [0, 1 / 3, 2 / 3, 1]), ([3, 4], [0, 1]), ([4], [0])], ids=str
+)
+def test_progress_goes_from_0_at_the_first_scale_to_1_at_the_last(
+    make_tokenizer: Callable[..., MultiScaleVQVAE],
+    make_transformer: Callable[..., VAR],
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    expected: list[float],
+) -> None:
+    """k / (K - 1), which is 0 where there is one scale."""
+    pair, told = (make_tokenizer(scales=Scales(sizes)), make_transformer(scales=Scales(sizes))), []
+
+    def listen(*given: Any, progress: float) -> tuple[Tensor, Tensor | None]:
+        told.append(progress)
+        return choose(*given, progress=progress)
+
+    monkeypatch.setattr(loop, "choose", listen)
+    walk(pair, [0], [0])
+    assert told == pytest.approx(expected, abs=1e-15)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -515,6 +642,44 @@ def test_sampling_leaves_the_mode_and_the_gradients_of_the_models(
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert torch.equal(model.start.grad, torch.ones_like(model.start))
     assert torch.equal(*tokens)
+
+
+def test_the_loop_runs_where_the_weights_are(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
+    """Everything it makes lies on their device: with weights on the meta device there are shapes and nothing else."""
+    pair, labels = (MultiScaleVQVAE(tokenizer.config, seed=None), VAR(transformer.config, seed=None)), []
+    pair[1].class_embedding.register_forward_pre_hook(lambda _, given: labels.append(given[0]))
+    for smooth in (False, True):
+        steps = walk(pair, [1, 2], [0, 1], choice=Choice(smooth=smooth))
+        assert [step.tokens.shape for step in steps] == [(2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 4)]
+        assert all(step.tokens.is_meta and step.canvas.is_meta for step in steps)
+    assert [(each.shape, each.is_meta) for each in labels] == [((4,), True)] * 2
+
+
+def test_the_loop_remembers_in_the_format_of_the_blocks(
+    tokenizer: MultiScaleVQVAE, make_transformer: Callable[..., VAR], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of bfloat16 blocks take half of the room."""
+    made: list[torch.dtype] = []
+
+    class Noted(loop.KeyValueCache):
+        def __init__(self, *arguments: Any, dtype: torch.dtype, device: torch.device) -> None:
+            super().__init__(*arguments, dtype=dtype, device=device)
+            made.append(self.memory.dtype)
+
+    monkeypatch.setattr(loop, "KeyValueCache", Noted)
+    for model in (make_transformer(), make_transformer().lower_precision(torch.bfloat16)):
+        walk((tokenizer, model), [1], [0])
+    assert made == [torch.float32, torch.bfloat16]
+
+
+def test_a_mixture_of_one_code_is_that_code(tokenizer: MultiScaleVQVAE) -> None:
+    """And of two codes their mean: (B, C, h, w), row after row."""
+    quantizer = tokenizer.quantizer
+    first, second = torch.arange(12).view(2, 2, 3), torch.arange(12, 24).view(2, 2, 3)
+    one, other = (torch.nn.functional.one_hot(tokens.flatten(1), 64).float() for tokens in (first, second))
+    torch.testing.assert_close(mixed(quantizer, one, (2, 3)), quantizer.lookup(first))
+    mean = (quantizer.lookup(first) + quantizer.lookup(second)) / 2
+    torch.testing.assert_close(mixed(quantizer, (one + other) / 2, (2, 3)), mean)
 
 
 def test_choice_is_frozen() -> None:

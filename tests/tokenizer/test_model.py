@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nextscale import InputError, MultiScaleVQVAE, Scales
 from nextscale.config import TokenizerConfig
+from nextscale.tokenizer import model
 
 Make = Callable[..., MultiScaleVQVAE]
 
@@ -142,10 +145,11 @@ def test_through_counts_scales_from_one(
 
 
 def test_weights_follow_the_seed(make_tokenizer: Make, untouched: Callable[[], Any]) -> None:
-    """Same seed, same weights; another seed, others; torch's own state is not asked."""
+    """Same seed, same weights; another seed, others; 0 unless told; torch's own state is not asked."""
     config = make_tokenizer().config
     with untouched():
-        first, again, other = (MultiScaleVQVAE(config, seed=seed).state_dict() for seed in (0, 0, 1))
+        first, other = (MultiScaleVQVAE(config, seed=seed).state_dict() for seed in (0, 1))
+        again = MultiScaleVQVAE(config).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["encoder.stem.weight"], other["encoder.stem.weight"])
     assert all(bool(tensor.isfinite().all()) for tensor in first.values())
@@ -172,6 +176,14 @@ def test_initial_weights_are_what_they_are_said_to_be(make_tokenizer: Make) -> N
     assert not tokenizer.quantizer.hits_KV.any()
 
 
+def test_initial_codes_are_spread_over_a_factor_of_twenty(make_tokenizer: Make) -> None:
+    """The variance of their log-lengths is that of a uniform law, log(20)^2 / 12, and of a normal vector's length."""
+    codes = make_tokenizer(codebook_size=2**16, code_channels=32).quantizer.codebook.weight.detach()
+    of_length = float(torch.special.polygamma(1, torch.tensor(32 / 2))) / 4
+    expected = math.log(20) ** 2 / 12 + of_length
+    assert codes.norm(dim=1).log().var().item() == pytest.approx(expected, rel=0.01)
+
+
 def test_saved_tokenizer_is_loaded_bit_for_bit(
     make_tokenizer: Make, images: Tensor, tmp_path: Path, untouched: Callable[[], Any]
 ) -> None:
@@ -189,6 +201,22 @@ def test_saved_tokenizer_is_loaded_bit_for_bit(
     assert torch.equal(loaded.encode(images), tokenizer.encode(images))
     assert loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_no_weights_are_drawn_that_a_file_replaces(
+    make_tokenizer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model that would take longer than to read it."""
+    make_tokenizer().save(tmp_path)
+    monkeypatch.setattr(model, "initialize", lambda *_: pytest.fail("weights were drawn"))
+    MultiScaleVQVAE.load(tmp_path)
+
+
+def test_one_code_channel_is_enough(make_tokenizer: Make, images: Tensor) -> None:
+    """Codes are numbers then, and what goes through them is finite."""
+    tokenizer = make_tokenizer(code_channels=1)
+    with torch.no_grad():
+        assert tokenizer.decode(tokenizer.encode(images)).isfinite().all()
 
 
 def test_what_is_done_to_a_loaded_tokenizer_stays_out_of_its_file(make_tokenizer: Make, tmp_path: Path) -> None:
@@ -225,6 +253,76 @@ def test_config_and_weights_that_contradict_each_other_are_refused(make_tokenize
 
 
 def test_any_integer_is_a_seed(tokenizer_config: TokenizerConfig) -> None:
-    """Beyond 64 bits and below 0, too."""
-    for seed in (-1, 2**64 + 5, 10**30):
-        assert MultiScaleVQVAE(tokenizer_config, seed=seed).encoder.stem.weight.isfinite().all()
+    """Beyond 64 bits and below 0, too: modulo 2^63; these four are different."""
+    seeds = (-1, 2**63 - 1, 2**64 + 5, 5, 131, 10**30)
+    stems = [MultiScaleVQVAE(tokenizer_config, seed=seed).encoder.stem.weight for seed in seeds]
+    assert torch.equal(stems[0], stems[1])
+    assert torch.equal(stems[2], stems[3])
+    assert len(torch.stack(stems).flatten(1).unique(dim=0)) == 4
+
+
+def test_weights_do_not_depend_on_torchs_defaults(tokenizer_config: TokenizerConfig) -> None:
+    """Neither on its default dtype nor on its default device."""
+    expected = MultiScaleVQVAE(tokenizer_config, seed=4).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            seen = MultiScaleVQVAE(tokenizer_config, seed=4).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+@torch.no_grad()
+def test_pictures_in_other_forms_are_the_same_pictures(tokenizer: MultiScaleVQVAE) -> None:
+    """Arrays with their channels last, Pillow images, one or several."""
+    array = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    floats = torch.from_numpy(array).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = tokenizer.encode(floats)
+    assert torch.equal(tokenizer.encode(array), expected)
+    assert torch.equal(tokenizer.encode([Image.fromarray(each) for each in array]), expected)
+    assert torch.equal(tokenizer.encode(floats.double()), expected)
+    shapes = MultiScaleVQVAE(tokenizer.config, seed=None).encode(array)
+    assert (shapes.shape, shapes.is_meta) == ((2, 30), True)
+
+
+@torch.no_grad()
+def test_a_rectangle_is_as_high_and_as_wide_as_its_scales_say(make_tokenizer: Make) -> None:
+    """By the door of arrays too, and in what is said of others."""
+    tokenizer = make_tokenizer(scales=Scales([1, (4, 6)]))
+    assert tokenizer.encode(np.zeros((1, 8, 12, 3), dtype=np.uint8)).shape == (1, 25)
+    for given in (torch.zeros(1, 3, 12, 8), np.zeros((1, 12, 8, 3), dtype=np.uint8)):
+        with pytest.raises(InputError, match=r"^images: expected shape \(batch, 3, 8, 12\), float in \[-1, 1\]"):
+            tokenizer.encode(given)
+
+
+@pytest.mark.parametrize("value", [1.1, -1.1, math.nan])
+@torch.no_grad()
+def test_pictures_out_of_range_are_refused(tokenizer: MultiScaleVQVAE, images: Tensor, value: float) -> None:
+    """A single pixel is enough."""
+    spoilt = images.clone()
+    spoilt[2, 1, 3, 4] = value
+    with pytest.raises(InputError, match=r"^images: expected floats in \[-1, 1\], got "):
+        tokenizer.encode(spoilt)
+
+
+@torch.no_grad()
+def test_features_and_pictures_are_float32_in_any_autocast(tokenizer: MultiScaleVQVAE, images: Tensor) -> None:
+    """As in training with mixed precision: near the exact ones, and not equal to them."""
+    exact = tokenizer.features(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low, painted = tokenizer.features(images), tokenizer.paint(exact)
+    assert low.dtype == painted.dtype == torch.float32
+    assert 0 < (low - exact).std() / exact.std() < 0.05
+    assert 0 < (painted - tokenizer.paint(exact)).abs().max() < 0.1
+
+
+def test_a_file_without_room_for_the_config_is_told_before_a_model_is_made(make_tokenizer: Make, tmp_path) -> None:
+    """Of parameters and of blocks: either would take hours to make."""
+    make_tokenizer().save(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for name, wrong in (("codebook_size", 2**20), ("residual_blocks", 200)):
+        path.write_text(json.dumps({"tokenizer": values["tokenizer"] | {name: wrong}}))
+        with pytest.raises(InputError, match=r"tokenizer.safetensors: expected [\d,]+ parameters in [\d,]+ blocks"):
+            MultiScaleVQVAE.load(tmp_path)

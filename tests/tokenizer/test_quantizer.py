@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale import InputError, MultiScaleVQVAE, Scales
-from nextscale.tokenizer.quantizer import MultiScaleQuantizer, codebook_loss, commitment_loss, nearest_phi, usage
+from nextscale.tokenizer.quantizer import (
+    MultiScaleQuantizer,
+    check_tokens,
+    codebook_loss,
+    commitment_loss,
+    nearest_phi,
+    usage,
+)
 
 Make = Callable[..., MultiScaleVQVAE]
 
@@ -207,6 +214,23 @@ def test_other_scales_are_walked_as_by_a_model_of_them(make_tokenizer: Make, sca
     assert len(rescaled(f).canvases) == len(scales)
 
 
+def test_other_scales_without_phis_have_none(make_tokenizer: Make) -> None:
+    """What is painted is the codes, brought to size."""
+    quantizer = make_tokenizer(phi_count=0).quantizer.rescaled(Scales([2, 4]))
+    assert quantizer.phi_of == []
+    codes = torch.randn(2, 8, 2, 2)
+    assert torch.equal(quantizer.contribution(codes, 0), F.interpolate(codes, (4, 4), mode="bicubic"))
+
+
+def test_a_blank_canvas_is_like_the_codebook(make_tokenizer: Make) -> None:
+    """In dtype and device, (B, C, H, W) zeros."""
+    tokenizer = make_tokenizer(scales=Scales([1, (2, 4)]))
+    blank = tokenizer.quantizer.double().blank(3)
+    assert (blank.shape, blank.dtype) == ((3, 8, 2, 4), torch.float64)
+    assert not blank.any()
+    assert MultiScaleVQVAE(tokenizer.config, seed=None).quantizer.blank(3).is_meta
+
+
 def test_scales_that_end_elsewhere_are_refused(tokenizer: MultiScaleVQVAE) -> None:
     """The canvas has one size."""
     with pytest.raises(InputError, match=r"^scales: expected the last to be \(4, 4\), got \(3, 3\)$"):
@@ -327,6 +351,8 @@ def test_quantizer_computes_in_float32_under_autocast(tokenizer: MultiScaleVQVAE
         # ticks 3/36, 13/36, 23/36, 33/36: scales 2 and 7 of 0 .. 9 lie halfway, and rounding decides as in the release
         (4, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
         (5, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
+        # ticks 1/16, 3/16, ..: 1/9 is nearer to the first, 8/9 to the last
+        (8, [0, 0, 1, 2, 3, 4, 5, 6, 7, 7]),
         (10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
     ],
 )
@@ -376,3 +402,36 @@ def test_usage_counts_codes_and_their_perplexity() -> None:
     assert figures[0] == (1, 1.0)
     assert figures[1] == (4, pytest.approx(4.0))
     assert figures[2] == (2, pytest.approx((4 / 3) ** 0.75 * 4**0.25))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.tensor([[0, 63, 5]]),
+        torch.full((2, 3), 63),
+        torch.zeros(4, 3, dtype=torch.int64),
+        torch.zeros(0, 3).long(),
+    ],
+    ids=["both ends", "the last code", "the first code", "none"],
+)
+def test_tokens_of_the_codebook_are_taken(tokens: Tensor) -> None:
+    """Also where nothing is known but the shape."""
+    check_tokens(tokens, 3, 64)
+    check_tokens(tokens.to("meta"), 3, 64)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "got"),
+    [
+        (torch.zeros(2, 4).long(), r"shape \(batch, 3\) int64, got \(2, 4\) torch.int64"),
+        (torch.zeros(3).long(), r"shape \(batch, 3\) int64, got \(3,\) torch.int64"),
+        (torch.zeros(2, 3, 1).long(), r"shape \(batch, 3\) int64, got \(2, 3, 1\) torch.int64"),
+        (torch.zeros(2, 3).int(), r"shape \(batch, 3\) int64, got \(2, 3\) torch.int32"),
+        (torch.tensor([[0, 64, 5]]), r"values in 0 .. 63, got 0 .. 64"),
+        (torch.tensor([[-1, 63, 5]]), r"values in 0 .. 63, got -1 .. 63"),
+    ],
+)
+def test_tokens_of_another_shape_kind_or_codebook_are_refused(tokens: Tensor, got: str) -> None:
+    """Any one of them is enough."""
+    with pytest.raises(InputError, match=rf"^tokens: expected {got}$"):
+        check_tokens(tokens, 3, 64)

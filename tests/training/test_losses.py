@@ -87,6 +87,17 @@ def test_choice_entropy_draws_residuals_to_codes_and_codes_to_residuals() -> Non
     assert choice_entropy(z, e - 0.1 * to_e) < before
 
 
+def test_choice_entropy_takes_its_temperature_as_given() -> None:
+    """The gradient holds temperature * s fixed: along (z, e) it is the slope of longer vectors at that temperature."""
+    z, e = drawn(20, 3).requires_grad_(), drawn(6, 3, seed=1).requires_grad_()
+    to_z, to_e = torch.autograd.grad(choice_entropy(z, e, temperature=0.5), [z, e])
+    along = float((to_z * z).detach().sum() + (to_e * e).detach().sum())
+    z, e, step = z.detach().double(), e.detach().double(), 1e-4
+    longer, shorter = (choice_entropy(f * z, f * e, temperature=0.5 / f**2) for f in (1 + step, 1 - step))
+    assert along == pytest.approx(float(longer - shorter) / (2 * step), rel=1e-3)
+    assert abs(along) > 0.01
+
+
 def test_choice_entropy_has_a_gradient_where_codes_are_out_of_reach() -> None:
     """Their share is 0 in float32, and the logarithm of it must not come into the gradient."""
     z, e = drawn(20, 3).requires_grad_(), torch.cat([drawn(5, 3, seed=1), torch.full((1, 3), 30.0)]).requires_grad_()

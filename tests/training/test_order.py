@@ -84,3 +84,11 @@ def test_half_of_the_pictures_are_mirrored_if_asked() -> None:
         assert set(column.tolist()) == {0.0, 0.5}
         assert 150 < column.eq(0.5).sum() < 250
     assert len({tuple(column.tolist()) for column in mirrored}) == 4
+
+
+def test_a_mirrored_picture_is_cropped_like_any_other() -> None:
+    """Whether it is mirrored agrees with either number of its crop, or with the numbers in order, half of the time."""
+    seen = views(400, 0, 0, flip=True)
+    mirrored, crops = seen[:, 2] > 0, seen[:, :2] < 0.5
+    for numbers in (crops[:, 0], crops[:, 1], crops.flatten()[:400]):
+        assert 150 < (mirrored == numbers).sum() < 250

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import together
 from torch import Tensor
 from training import toy as toys
 from training.two_processes import ADDS_UP, STEPS, run
@@ -24,10 +23,7 @@ def out(once) -> Path:
 
 
 def start(directory: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    script = str(Path(__file__).with_name("two_processes.py"))
-    command = [*launcher, sys.executable, "-W", "error", script, str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = together(Path(__file__).with_name("two_processes.py"), directory)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import together
 from torch import Tensor
 from training.sharded import TinyStage, run
 
@@ -26,10 +25,7 @@ def out(once) -> Path:
 
 def start(directory: Path) -> None:
     run(TinyStage("copies"), directory / "from one", 3)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    script = str(Path(__file__).with_name("sharded.py"))
-    command = [*launcher, sys.executable, "-W", "error", script, str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = together(Path(__file__).with_name("sharded.py"), directory)
     assert done.returncode == 0, done.stderr
 
 

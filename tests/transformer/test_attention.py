@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, scales: Scales, scale: float) -> Tens
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)
-@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("scale", [1.0, 0.3, 2.0])
 def test_split_attention_is_masked_attention(scales: Scales, scale: float) -> None:
     """The same to 1e-5 in float32, and so are the gradients of queries, keys and values."""
     q, k, v, gradient = drawn(scales)
@@ -81,6 +82,38 @@ def test_parts_cover_the_sequence_in_order() -> None:
     assert [part.hidden is None for part in parts] == [False, True, True, True, True]
     products = sum((part.stop - part.start) * part.stop for part in parts)
     assert products / scales.total**2 == pytest.approx(0.63, abs=0.01)
+
+
+def test_a_mask_is_made_where_something_is_hidden_and_where_it_is_used() -> None:
+    """One small scale alone hides nothing; the mask of several lies on the device of the queries."""
+    (first, _), (masked, *_) = attention.parts(Scales([1, 9]), CPU), attention.parts(SCALES[1], torch.device("meta"))
+    assert first == (0, 1, None)
+    assert masked.hidden.device.type == "meta"
+
+
+def test_processors_run_the_split_kernel_and_other_devices_the_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same parts go to either, on the device of the queries."""
+    seen: list[tuple[str, str]] = []
+
+    def noting(name: str) -> Callable[..., Tensor]:
+        return lambda q, k, v, parts, scale: seen.append((name, parts[0].hidden.device.type)) or q
+
+    for name in ("split", "fused"):
+        monkeypatch.setattr(attention, name, noting(name))
+    for device in ("cpu", "meta"):
+        q = torch.empty(1, 1, 30, 4, device=device)
+        block_causal(SCALES[0], q.device)(q, q, q, 1.0)
+    assert seen == [("split", "cpu"), ("fused", "meta")]
+
+
+@pytest.mark.parametrize("size", [1, 1 << 15, 1 << 17])
+def test_as_many_heads_go_together_as_fit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The largest part has 64 x 130 scores of 4 bytes; one head at a time where not even one fits."""
+    monkeypatch.setattr(attention, "SCORES", size)
+    parts = attention.parts(SCALES[1], CPU)
+    heads = attention._heads(torch.zeros(7, 130, 8), parts)
+    together = max(1, size // (64 * 130 * 4))
+    assert heads == [slice(first, first + together) for first in range(0, 7, together)]
 
 
 def test_half_precision_keeps_its_format() -> None:

@@ -13,7 +13,7 @@ from nextscale import VAR, Scales
 from nextscale.config import TransformerConfig
 from nextscale.transformer import DropPath
 from nextscale.transformer.attention import block_causal
-from nextscale.transformer.layers import Attention, Block, FeedForward, Modulation, modulate
+from nextscale.transformer.layers import Attention, Block, FeedForward, Modulation, attend, modulate
 
 Layer = TypeVar("Layer", bound=torch.nn.Module)
 
@@ -77,6 +77,18 @@ def test_attention_is_its_formula(transformer_config: TransformerConfig, normali
     everything = torch.ones(14, 14, dtype=torch.bool)
     expected = torch.stack([slow_attention(layer, row, everything, normalized=normalized) for row in x])
     torch.testing.assert_close(layer(x, as_they_are), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_attending_is_its_formula_at_any_scale(dtype: torch.dtype, scale: float) -> None:
+    """In both formats, which take different ways on CPUs; scores of 4 or so are rounded by 2^-8 in bfloat16."""
+    q, k, v = (torch.randn(2, 3, n, 16).to(dtype) for n in (5, 9, 9))
+    expected = (q.float() @ k.float().transpose(-1, -2) * scale).softmax(dim=-1) @ v.float()
+    got = attend(q, k, v, scale)
+    assert got.dtype == dtype
+    assert (got.float() - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 2**-6)
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """Laws of the transformer: steps agree with the forward, information flows to finer scales only."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
 from nextscale.config import TransformerConfig
-from nextscale.transformer import KeyValueCache
+from nextscale.machine.precision import find_dtype
+from nextscale.transformer import KeyValueCache, model
 
 BF16_ERROR = 0.02  # of the logits' standard deviation; 0.005 .. 0.009 was measured
 
@@ -208,6 +211,29 @@ def test_lower_precision_holds_the_blocks_and_nothing_else(
 
 
 @torch.no_grad()
+def test_the_last_norm_is_computed_in_float32(transformer: VAR) -> None:
+    """Of what blocks in bfloat16 leave, exactly what the same numbers in float32 give."""
+    x = torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    condition = transformer.condition(torch.tensor([1, 5]))
+    of_low, of_exact = transformer.before_head(x, condition), transformer.before_head(x.float(), condition)
+    assert of_low.dtype == torch.float32
+    assert torch.equal(of_low, of_exact)
+
+
+@torch.no_grad()
+def test_the_head_multiplies_in_the_format_it_is_held_in(make_transformer: Callable[..., VAR]) -> None:
+    """And gives float32; autocast has no say in it."""
+    model, h = make_transformer(), torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(0))
+    exact = h @ model.head.weight.T + model.head.bias
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model.through_head(h), exact, atol=1e-5, rtol=1e-4)
+    model.head.to(torch.bfloat16)
+    low = model.through_head(h)
+    assert low.dtype == torch.float32
+    assert 0 < (low - exact).std() / exact.std() < BF16_ERROR
+
+
+@torch.no_grad()
 def test_autocast_keeps_logits_in_float32_and_close(transformer: VAR, random_inputs: Callable[..., Tensor]) -> None:
     """As in training with mixed precision: float32 weights, products in bfloat16, the head exact."""
     labels, inputs = torch.tensor([1, 2]), random_inputs(batch=2)
@@ -219,11 +245,134 @@ def test_autocast_keeps_logits_in_float32_and_close(transformer: VAR, random_inp
 
 
 def test_weights_follow_the_seed(transformer_config: TransformerConfig, untouched: Callable[[], Any]) -> None:
-    """Same seed, same weights; another seed, others; torch's own state is not asked."""
+    """Same seed, same weights; another seed, others; 0 unless told; torch's own state is not asked."""
     with untouched():
-        first, again, other = (VAR(transformer_config, seed=seed).state_dict() for seed in (0, 0, 1))
+        first, other = (VAR(transformer_config, seed=seed).state_dict() for seed in (0, 1))
+        again = VAR(transformer_config).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+@torch.no_grad()
+def test_what_enters_the_blocks_is_a_sum_of_embeddings(variant: VAR) -> None:
+    """Class, start, position and level of the first scale; of the others the projected codes, position and level."""
+    scales, labels = variant.config.scales, torch.tensor([2, 5])
+    assert (variant.start.shape, variant.positions.shape) == ((1, scales.lengths[0], 64), (1, scales.total, 64))
+    places = variant.positions[0] + variant.levels.weight[scales.level_ids()]
+    first = scales.slices()[0]
+    classes = variant.class_embedding.weight[labels].unsqueeze(1)
+    expected = classes + variant.start + places[first]
+    torch.testing.assert_close(variant.embed_start(variant.condition(labels)), expected)
+    for k, part in enumerate(scales.slices()[1:], start=1):
+        codes = torch.randn(2, scales.total - part.start, 8, generator=torch.Generator().manual_seed(k))
+        projected = codes @ variant.code_projection.weight.T + variant.code_projection.bias
+        expected = projected + places[part.start :]
+        torch.testing.assert_close(variant.embed_codes(codes, k, len(scales)), expected)
+        alone = variant.embed_codes(codes[:, : scales.lengths[k]], k, k + 1)
+        torch.testing.assert_close(alone, expected[:, : scales.lengths[k]])
+
+
+@torch.no_grad()
+def test_a_condition_of_another_model_is_noticed(transformer: VAR) -> None:
+    """One without modulations for the last block would leave it out in silence."""
+    condition = transformer.condition(torch.tensor([0]))
+    cache = KeyValueCache(transformer.config, 1, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="shorter"):
+        transformer.step(0, None, condition._replace(blocks=condition.blocks[:-1]), cache)
+
+
+def test_a_saved_transformer_is_loaded_bit_for_bit(make_transformer: Callable[..., VAR], tmp_path: Path) -> None:
+    """On the CPU and in float32 unless told; it can be trained on."""
+    saved = make_transformer(depth=2)
+    saved.save(tmp_path)
+    loaded = VAR.load(tmp_path)
+    assert loaded.config == saved.config
+    assert {*json.loads((tmp_path / "config.json").read_text())} >= {"transformer"}
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert loaded.state_dict()[name].dtype == torch.float32
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    low = VAR.load(tmp_path, device="cpu", precision="bf16")
+    assert low.compute_dtype == torch.bfloat16
+    assert torch.equal(low.head.weight, saved.head.weight)
+    assert VAR.load(tmp_path, precision="auto").compute_dtype == find_dtype("auto", torch.device("cpu"))
+
+
+def test_no_weights_are_drawn_that_a_file_replaces(
+    make_transformer: Callable[..., VAR], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model that would take longer than to read it."""
+    make_transformer(depth=1).save(tmp_path)
+    monkeypatch.setattr(model, "initialize", lambda *_: pytest.fail("weights were drawn"))
+    VAR.load(tmp_path)
+
+
+def test_a_folder_without_a_transformer_or_without_room_for_it_is_told(
+    make_transformer: Callable[..., VAR], make_tokenizer: Callable[..., MultiScaleVQVAE], tmp_path: Path
+) -> None:
+    """What is missing is named; a config that the weights cannot hold is told before a model is made."""
+    make_tokenizer().save(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="transformer"):
+        VAR.load(tmp_path / "tokenizer")
+    make_transformer(depth=1).save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    values = json.loads(path.read_text())
+    for name, wrong in (("codebook_size", 2**20), ("depth", 200)):
+        path.write_text(json.dumps(values | {"transformer": values["transformer"] | {name: wrong}}))
+        with pytest.raises(InputError, match=r"transformer.safetensors: expected [\d,]+ parameters in [\d,]+ blocks"):
+            VAR.load(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(InputError, match="config.json"):
+        VAR.load(tmp_path / "model")
+
+
+def test_seeds_are_taken_modulo_2_to_the_63(transformer_config: TransformerConfig) -> None:
+    """Any integer is one; these four are different."""
+    small = dataclasses.replace(transformer_config, depth=1)
+    starts = [VAR(small, seed=seed).start for seed in (-1, 2**63 - 1, 2**64 + 5, 5, 131, 10**30)]
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[2], starts[3])
+    assert len(torch.stack(starts).flatten(1).unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_do_not_depend_on_torchs_defaults(transformer_config: TransformerConfig, shared: bool) -> None:
+    """Neither on its default dtype nor on its default device."""
+    config = dataclasses.replace(transformer_config, shared_modulation=shared)
+    expected = VAR(config, seed=4).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            seen = VAR(config, seed=4).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+@torch.no_grad()
+def test_blocks_may_be_run_in_another_way(transformer: VAR, random_inputs: Callable[..., Tensor]) -> None:
+    """`run` gets each block and its arguments, in order; what it gives goes on."""
+    labels, inputs, seen = torch.tensor([1, 5]), random_inputs(batch=2), []
+
+    def run(block: nn.Module, *arguments: Any) -> Tensor:
+        seen.append(block)
+        return block(*arguments) + len(seen)
+
+    expected = transformer.hidden(labels, inputs)
+    assert not torch.allclose(transformer.hidden(labels, inputs, run=run), expected)
+    assert seen == list(transformer.blocks)
+    assert torch.equal(transformer.hidden(labels, inputs, run=lambda block, *given: block(*given)), expected)
+
+
+@torch.no_grad()
+def test_a_model_on_the_meta_device_has_the_shapes(transformer_config: TransformerConfig) -> None:
+    """Forward and step by step: nothing that either makes lies elsewhere."""
+    model = VAR(transformer_config, seed=None)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    labels, inputs = torch.zeros(2, dtype=torch.int64, device="meta"), torch.zeros(2, 29, 8, device="meta")
+    logits = model(labels, inputs)
+    assert (logits.shape, logits.is_meta) == ((2, 30, 64), True)
+    assert [step.shape[1] for step in step_by_step(model, labels, inputs)] == [1, 4, 9, 16]
 
 
 @pytest.mark.parametrize("depth", [4, 22, 30, 36])
@@ -280,6 +429,25 @@ def test_initial_weights_have_the_published_statistics(depth: int, shared: bool)
             assert not parameter.any(), name
         if name.endswith("temperature"):
             assert torch.equal(parameter, torch.full((4, 1, 1), math.log(4))), name
+
+
+@pytest.mark.parametrize(
+    ("depth", "gamma"),
+    [(20, 1e-3), (21, 1e-4), (24, 1e-4), (25, 1e-5), (30, 1e-5), (31, 5e-6), (36, 5e-6)],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_initial_gates_are_the_releases_at_every_depth(
+    transformer_config: TransformerConfig, depth: int, gamma: float, shared: bool
+) -> None:
+    """gamma is 1e-3 up to depth 20, 1e-4 up to 24, 1e-5 up to 30, 5e-6 beyond: within 5 % over all blocks."""
+    changes = {"width": 16, "heads": 1, "feed_forward": 16, "shared_modulation": shared}
+    config = dataclasses.replace(transformer_config, depth=depth, **changes)
+    model = VAR(config, seed=0)
+    if shared:
+        gates, std = torch.cat([block.modulation_table[:, :, :2] for block in model.blocks]), 16**-0.5
+    else:
+        gates, std = torch.cat([block.modulation.weight[: 2 * 16] for block in model.blocks]), math.sqrt(1 / (3 * 16))
+    assert gates.std().item() == pytest.approx(gamma * std, rel=0.1 if shared else 0.05)
 
 
 def test_untrained_model_expects_every_code_alike(

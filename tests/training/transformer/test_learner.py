@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import together
 from torch import Tensor
 
 from nextscale import VAR, Scales
@@ -155,8 +154,6 @@ def test_compiled_blocks_learn_the_same(
 
 def test_two_processes_learn_what_one_learns() -> None:
     """Wrapped by DDP, and by FSDP2 where torch shards on CPUs: the gradients of the whole batch."""
-    script = str(Path(__file__).with_name("two_learners.py"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    done = subprocess.run([*launcher, sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    done = together(Path(__file__).with_name("two_learners.py"), strict=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("alike") == 2

@@ -284,6 +284,44 @@ def test_the_running_average_is_what_is_saved(second_stage, tmp_path: Path) -> N
     assert not torch.equal(saved.head.weight, stage.model.head.weight)
 
 
+def test_held_out_figures_are_of_the_running_average(second_stage, toy: DataSet) -> None:
+    """Of what is saved, that is, and not of the weights that go on learning."""
+    stage = second_stage(settings=["average=0.9"], learning_rate=0.1)
+    for step in range(4):
+        stage.update(step, 100)
+    stage.gather()
+    averaged = VAR(stage.model.config, seed=None)
+    averaged.load_state_dict(stage.average.averages, assign=True)
+    pictures, labels = toy.validation.batch(range(6))
+    tokens = stage.tokenizer.encode(pictures)
+    with torch.no_grad():
+        of_average, of_model = (
+            -model(labels, stage.tokenizer.teacher_inputs(tokens)).log_softmax(dim=-1).gather(2, tokens[..., None])
+            for model in (averaged, stage.model)
+        )
+    assert stage.validate()["cross_entropy"] == pytest.approx(of_average.mean().item(), abs=1e-4)
+    assert abs(of_average.mean() - of_model.mean()) > 0.01
+
+
+def test_a_skipped_step_does_not_feed_the_running_average(second_stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are as they were, and the average would only come closer to them."""
+    stage = second_stage(settings=["average=0.9"])
+    for step in range(3):
+        stage.update(step, 100)
+    before = {name: average.clone() for name, average in stage.average.averages.items()}
+    loss = stage.loss
+
+    def broken(*place: Any) -> tuple[Tensor, Any]:
+        value, figures = loss(*place)
+        return value * math.nan, figures
+
+    monkeypatch.setattr(stage, "loss", broken)
+    assert not stage.update(3, 100).finite
+    assert stage.average.steps == 3
+    assert all(torch.equal(average, before[name]) for name, average in stage.average.averages.items())
+    assert not torch.equal(before["head.weight"], stage.model.head.weight)
+
+
 def test_a_run_begins_with_the_weights_given(second_stage, toy: DataSet) -> None:
     """And is another run than one from random weights."""
     first = second_stage(seed=5)
