@@ -26,7 +26,7 @@ from nextscale.errors import InputError
 COMMANDS = {
     "demo": ("demo", "Demo", "both stages from scratch on the embedded pictures"),
     "sample": ("sample", "Sample", "images from a model"),
-    "edit": ("edit", "Edit", "a part of a picture painted anew, or what is around it"),
+    "edit": ("edit", "Edit", "a part of a picture painted anew"),
     "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),

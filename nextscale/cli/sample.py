@@ -27,7 +27,7 @@ COLUMNS = 8  # of the grid, unless each class has its own row
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Painting):
-    """Images from a model, of each class unless some are named (16 at most): one PNG a picture, and a grid of all."""
+    """Images from a model, of up to 16 classes unless some are named, and a grid."""
 
     batch: int = 8
     """Pictures painted at a time; changes the time, not the pictures (in bf16, at most a near tie in one)."""
