@@ -34,6 +34,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from nextscale.errors import InputError
+from nextscale.files import durable
 
 Source = str | Path | BinaryIO
 # Pillow's pure decoders, tried in this order, and the suffixes of their files. Left out: EPS (runs Ghostscript), WMF,
@@ -588,11 +589,9 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
     picture = to_pil(image) if isinstance(image, Tensor) else image
     if picture_format == "JPEG":
         picture = to_rgb(picture)  # it knows neither transparency nor palettes
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, picture, picture_format, _chunks(notes) if picture_format == "PNG" else {})
-    except OSError as error:
-        raise InputError(f"expected a place to write {path}, got: {error.strerror or error}") from error
+    options = _chunks(notes) if picture_format == "PNG" else {}
+    with durable.whole(path) as file:
+        picture.save(file, picture_format, quality=95, **options)
 
 
 def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
@@ -600,15 +599,6 @@ def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
     for name, text in (notes or {}).items():
         chunks.add_itxt(name, text)
     return {"pnginfo": chunks}
-
-
-def _write_whole(path: Path, picture: Image.Image, picture_format: str, options: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        picture.save(partial, picture_format, quality=95, **options)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def data_uri(image: Image.Image | Tensor) -> str:

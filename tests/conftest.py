@@ -77,6 +77,14 @@ def awaken(transformer: VAR, *, seed: int = 1) -> VAR:
     return transformer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """A flush takes 15 ms, which makes thousands of files slow; that there is one is a law of `files/test_durable`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """`once("runs", make)`: a directory that `make` fills, once for all processes that share the tests."""

@@ -116,7 +116,7 @@ def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
     """Distance against precision and against recall: a point a setting, a star for the best."""
     from matplotlib.figure import Figure
 
-    from nextscale.files.checkpoint import write_beside
+    from nextscale.files.durable import write_beside
 
     distances = [result.figures["frechet_distance"].value for result in results]
     names, points = _varied([result.card.setting for result in results])

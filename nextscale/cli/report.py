@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nextscale import images
-from nextscale.files.checkpoint import write_beside
+from nextscale.files.durable import write_beside
 
 STYLE = """
 :root { color-scheme: light; }

@@ -26,7 +26,8 @@ from nextscale.data.tokens import INDEX, SPLITS, Meta, Stamp
 from nextscale.data.walk import visible
 from nextscale.errors import InputError
 from nextscale.files import lock
-from nextscale.files.checkpoint import read_json, write_beside, write_json
+from nextscale.files.checkpoint import read_json, write_json
+from nextscale.files.durable import write_beside
 from nextscale.machine import distributed
 
 Encode = Callable[[Tensor], Tensor]  # images (n, 3, H, W) float32 in [-1, 1] -> tokens (n, L) int64

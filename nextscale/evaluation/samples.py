@@ -28,7 +28,7 @@ from nextscale import images
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
 from nextscale.evaluation.statistics import Gaussian
-from nextscale.files.checkpoint import beside
+from nextscale.files.durable import beside
 
 PICTURES, LABELS = "arr_0", "arr_1"
 Add = Callable[[Tensor], None]

@@ -1,4 +1,4 @@
-"""Models as files: config.json beside *.safetensors. Written beside and renamed, so that a kill leaves no half a file.
+"""Models as files: config.json beside *.safetensors. Written by `durable`, so that a kill leaves no half a file.
 
 No pickle is read or written here. What is missing, damaged or of the wrong shape is an `InputError` that names it.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import InputError
+from nextscale.files.durable import beside, write_beside
 
 CONFIG = "config.json"
 Read = Callable[[], Mapping[str, Tensor]]
 CPU = torch.device("cpu")
 CHUNK = 1 << 26  # bytes of a file that may be resident while they are converted
 LOOKED = 1 << 28  # and while they are only looked at, when there are no others
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A sibling of `path` to write to, renamed into place when the block ends well; its parent is made if need be."""
-    sibling = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sibling.touch()
-        mode = sibling.stat().st_mode  # as the umask wants it: safetensors makes files that their owner alone can read
-        yield sibling
-        sibling.chmod(mode)
-        os.replace(sibling, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        with suppress(OSError):
-            sibling.unlink()
-
-
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a sibling of `path`, then rename it into place."""
-    with beside(path) as sibling:
-        write(sibling)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -90,18 +66,21 @@ def save(directory: str | Path, config: dict[str, Any], files: Mapping[str, Mapp
     with ExitStack() as renames:
         renames.enter_context(beside(Path(directory) / CONFIG)).write_bytes(_json(config))
         for name, tensors in files.items():
-            safetensors.torch.save_file(_whole(tensors), renames.enter_context(beside(Path(directory) / name)))
+            _write_safetensors(tensors, renames.enter_context(beside(Path(directory) / name)))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as safetensors."""
-    write_beside(path, lambda sibling: safetensors.torch.save_file(_whole(tensors), sibling))
+    write_beside(path, lambda sibling: _write_safetensors(tensors, sibling))
 
 
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     if any(tensor.is_meta for tensor in tensors.values()):
         raise InputError("expected weights to write, got shapes alone, on the meta device")
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import InputError
-from nextscale.files import checkpoint, pickles
+from nextscale.files import checkpoint, durable, pickles
 
 State = Mapping[str, Any]
 Weights = Literal["plain", "ema"]
@@ -137,7 +137,7 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
         return
     # torch.save writes whole storages, and that of a mapped weight is all of its file; an array's ends where it ends
     alone = {name: torch.from_numpy(tensor.numpy()) for name, tensor in tensors.items()}
-    checkpoint.write_beside(path, lambda beside: torch.save(alone, beside))
+    durable.write_beside(path, lambda beside: torch.save(alone, beside))
 
 
 def _reader(source: str | Path | State) -> Any:

@@ -31,7 +31,8 @@ from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet, is_cache
 from nextscale.errors import InputError
 from nextscale.files import pickles
-from nextscale.files.checkpoint import CONFIG, read_json, read_tensors, write_beside, write_json, write_tensors
+from nextscale.files.checkpoint import CONFIG, read_json, read_tensors, write_json, write_tensors
+from nextscale.files.durable import write_beside
 from nextscale.machine import distributed
 
 if TYPE_CHECKING:

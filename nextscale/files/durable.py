@@ -1,0 +1,129 @@
+"""Files that are written whole or not at all, also when the power fails.
+
+A file is written in a directory of its own beside its place, flushed to the disk and renamed, and the directory that
+now names it is flushed, too, before the call returns: only then may what it replaces be removed. The directory is
+called `.nextscale-WORD-…`, where WORD is 64 random bits of this process. Two hosts or containers never share one, and
+whoever knows the word of a process that was killed (see `lock`) can remove what that left, and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nextscale.errors import InputError
+
+WORD = secrets.token_hex(8)
+PREFIX = ".nextscale-"
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # file systems that flush files but not directories
+
+_numbers = itertools.count(1)
+
+
+def own_name(prefix: str) -> str:
+    """A name that no other process, here or on another host, and no earlier call has taken; `is_of` recognises it."""
+    return f"{prefix}{WORD}-{os.getpid()}-{next(_numbers)}"  # a fork has the word of its parent
+
+
+def is_of(name: str, prefix: str, words: Collection[str]) -> bool:
+    """Whether `own_name` made `name` from `prefix` in a process with one of these words."""
+    return any(name.startswith(f"{prefix}{word}-") for word in words)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A new empty file to write to, which takes the place of `path` when the block ends well.
+
+    It has the name of `path`, in a directory that goes again whatever happens. The parent of `path` is made if need be.
+    Nothing is flushed: this is for pictures by the thousand, which can be made again. After a power failure such a file
+    may be empty, unless `settle` was called.
+
+    Raises `InputError` when something cannot be written; `path` is then as it was.
+    """
+    private = path.with_name(own_name(PREFIX))
+    written = private / path.name
+    try:
+        make_directory(path.parent)
+        private.mkdir()
+        written.touch()
+        mode = written.stat().st_mode  # as the umask wants it: safetensors makes files that their owner alone can read
+        yield written
+        written.chmod(mode)
+        os.replace(written, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """As `whole`, and when the block has ended well the disk has the file, whatever happens next."""
+    with whole(path) as written:
+        yield written
+        flush(written)
+    try:
+        flush_directory(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a new file, which then takes the place of `path`; see `beside`."""
+    with beside(path) as written:
+        write(written)
+
+
+def settle(path: Path) -> None:
+    """Wait until the disk has a file that is in its place already. Raises `InputError`."""
+    try:
+        flush(path)
+        flush_directory(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}")
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and its parents, as far as they are missing, to stay. Raises `OSError`."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    flush_directory(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has the content of a file, whoever wrote it. Raises `OSError`."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_directory(path: Path) -> None:
+    """Wait until the disk has the names in a directory. Raises `OSError`; Windows has no such call, nor the need."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(directory: Path, words: Collection[str]) -> None:
+    """Remove what processes with these words were writing, anywhere below `directory`, when they were killed."""
+    for private in directory.rglob(f"{PREFIX}*"):
+        if is_of(private.name, PREFIX, words):
+            shutil.rmtree(private, ignore_errors=True)
