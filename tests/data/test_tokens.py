@@ -23,6 +23,7 @@ from nextscale import MultiScaleVQVAE, Scales
 from nextscale.data import DataSet, encoding, tokens
 from nextscale.data.tokens import CachedTokens, Meta, TokenCache
 from nextscale.errors import InputError
+from nextscale.files import lock, stamps
 
 ROWS = 3 * TRAIN + HELD_OUT
 
@@ -213,7 +214,9 @@ def states(finished: Path, tmp_path: Path) -> Iterator[Path]:
             left = shutil.copytree(finished, tmp_path / f"{number} {half}")
             name = left / file.relative_to(finished)
             if half:
-                (name.parent / f".{name.name}.12345").write_bytes(b"half")
+                (left / lock.NAME).write_text('{"words": ["0123456789abcdef"]}')
+                (name.parent / ".nextscale-0123456789abcdef-7-3").mkdir()
+                (name.parent / ".nextscale-0123456789abcdef-7-3" / name.name).write_bytes(b"half")
             name.unlink()
             yield left
 
@@ -398,7 +401,7 @@ def test_no_pickle_is_read(spoilt: Path) -> None:
     index = json.loads((spoilt / "tokens.json").read_text())
     file = spoilt / "train-00000.npy"
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
-    index["files"]["train"][1].update(bytes=file.stat().st_size, crc32=tokens.checksum(file))
+    index["files"]["train"][1].update(bytes=file.stat().st_size, crc32=stamps.checksum(file))
     (spoilt / "tokens.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="train-00000.npy: expected"):
         tokens.load(spoilt)

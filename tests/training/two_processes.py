@@ -18,7 +18,7 @@ import torch
 from training import toy
 
 from nextscale.machine import distributed
-from nextscale.training.loop import Length, Stage, train
+from nextscale.training.loop import Length, Rhythm, Stage, train
 
 STEPS = 6
 # The loss of a batch is the mean of its parts' but for two things that are not means over pictures: the entropy of all
@@ -30,9 +30,9 @@ FEATURES = [*toy.EVERYTHING, "adversarial.discriminator=features"]
 def run(make: Callable[[], Stage], directory: Path, *, cut: int | None = None) -> Stage:
     """A whole run; with `cut` another stage goes on after so many steps."""
     if cut is not None:
-        list(itertools.islice(train(make(), directory, Length(steps=STEPS), seed=0, checks=3), cut))
+        list(itertools.islice(train(make(), directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)), cut))
     stage = make()
-    list(train(stage, directory, Length(steps=STEPS), seed=0, checks=3))
+    list(train(stage, directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)))
     return stage
 
 
@@ -41,9 +41,10 @@ def poisoned() -> Stage:
     stage, calls = toy.stage(ADDS_UP), itertools.count()
 
     def spoil(module: torch.nn.Module, given: Any) -> Any:
-        return (given[0] * float("nan"),) if next(calls) == 3 and distributed.rank() == 1 else given
+        learns = torch.is_grad_enabled()  # otherwise the codes begin, or it is seen whether the model is sound
+        return (given[0] * float("nan"),) if learns and next(calls) == 2 and distributed.rank() == 1 else given
 
-    stage.model.encoder.register_forward_pre_hook(spoil)  # called for the start of the codes, then once a step
+    stage.model.encoder.register_forward_pre_hook(spoil)
     return stage
 
 

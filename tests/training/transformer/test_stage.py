@@ -19,7 +19,7 @@ from nextscale.data import DataSet
 from nextscale.data.tokens import Meta, TokenCache, TokenSet
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import fingerprint
-from nextscale.training.loop import Length, train
+from nextscale.training.loop import Length, Rhythm, train
 from nextscale.training.order import batch_indices
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.tokenizer.stage import TokenizerStage
@@ -59,7 +59,7 @@ def test_training_beats_the_unigram_entropy_on_held_out_emoji(
 ) -> None:
     """Sixty steps of the first stage, a hundred of the second: more is learned than what is frequent where."""
     first: TokenizerStage = first_stage(emoji, batch=16)
-    list(train(first, tmp_path / "tokenizer", Length(steps=60), seed=0, checks=1))
+    list(train(first, tmp_path / "tokenizer", Length(steps=60), seed=0, rhythm=Rhythm(checks=1)))
     second = TransformerStage(
         fitted(transformer_config, first.best_model, classes=len(emoji.classes)),
         first.best_model,
@@ -70,7 +70,7 @@ def test_training_beats_the_unigram_entropy_on_held_out_emoji(
         precision="fp32",
     )
     untrained = second.validate()["cross_entropy"]
-    events = list(train(second, tmp_path / "transformer", Length(steps=100), seed=0, checks=1))
+    events = list(train(second, tmp_path / "transformer", Length(steps=100), seed=0, rhythm=Rhythm(checks=1)))
     assert events[-1].figures["loss"] < events[0].figures["loss"] - 0.5
     assert events[-1].validation["cross_entropy"] < min(untrained - 0.5, second.unigram())
 
@@ -278,7 +278,7 @@ def test_noise_is_in_what_is_looked_at_and_never_in_the_targets(second_stage) ->
 def test_the_running_average_is_what_is_saved(second_stage, tmp_path: Path) -> None:
     """Where the recipe has one; without, the weights as they are."""
     stage = second_stage(settings=["average=0.9"])
-    list(train(stage, tmp_path, Length(steps=4), seed=0, checks=1))
+    list(train(stage, tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=1)))
     saved = Pipeline.load(tmp_path, precision="fp32").transformer
     assert torch.equal(saved.head.weight, stage.average.averages["head.weight"])
     assert not torch.equal(saved.head.weight, stage.model.head.weight)
