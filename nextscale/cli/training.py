@@ -27,7 +27,8 @@ REMEDY = (
 
 @contextmanager
 def together(device: str) -> Iterator[str]:
-    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks.
+    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks,
+    also of an interruption.
 
     For commands that go on for long and take the same memory again and again.
     """
@@ -40,7 +41,10 @@ def together(device: str) -> Iterator[str]:
         if not distributed.is_first():
             silence.enter_context(contextlib.redirect_stdout(nowhere))
             silence.enter_context(contextlib.redirect_stderr(nowhere))
-        yield str(distributed.local_device(found))
+        try:
+            yield str(distributed.local_device(found))
+        except KeyboardInterrupt:
+            raise _once(KeyboardInterrupt(), INTERRUPTED) from None
 
 
 def length(steps: int | None, minutes: float | None, *, default: Length) -> Length:
@@ -56,8 +60,8 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
     """Follow a training to its end: one bar on a terminal, a few lines a check wherever the output goes.
 
     A warning is given when it first comes up, and again at the end. Raises `KeyboardInterrupt` when the run was stopped
-    by a signal, having said how to go on, and `InputError` when it diverged; in processes other than the first one
-    `SystemExit` with the status that these have, so that it is said once.
+    by a signal, having said how to go on, and `InputError` when it diverged, which the first of several processes says
+    for all.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -86,7 +90,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
         step = f"step {event.step} of {event.total or '?'}" if event else "the start"
         kept = f"saved in {out}" if stopped.saved else f"whose weights are not finite; {_kept(out)}"
         say(f"{name}: stopped at {step}, {kept}; the same command continues")
-        raise _once(KeyboardInterrupt(), INTERRUPTED) from None
+        raise KeyboardInterrupt from None
     except FloatingPointError as error:
         raise _once(InputError(f"{error}: training diverged; {_kept(out)}; {REMEDY}"), MISTAKEN) from None
     if event is None:

@@ -260,11 +260,14 @@ def _in_step(work: Iterator[int]) -> Iterator[int]:
     """The sum over processes of what each yields, until all are through.
 
     In step, so that no process waits longer than a batch for another: at the end that could be hours, and those who
-    wait give up (`distributed.TIMEOUT`).
+    wait give up (`distributed.TIMEOUT`). When torchrun is gone all end, by `KeyboardInterrupt`.
     """
     while True:
         rows = next(work, None)
-        done, working = distributed.summed(torch.tensor([rows or 0, int(rows is not None)])).tolist()
+        ours = [rows or 0, int(rows is not None), int(distributed.orphaned())]
+        done, working, orphaned = distributed.summed(torch.tensor(ours)).tolist()
+        if orphaned:
+            raise KeyboardInterrupt
         if not working:
             return
         yield done

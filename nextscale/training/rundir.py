@@ -214,6 +214,7 @@ class RunDirectory:
             write_beside(self.path / "state.pt", lambda beside: _write(content, beside))
         self._shares = content["shares"]["directory"] if cut else None
         self._remove_shares()
+        distributed.barrier()  # one that ended before would have torchrun end the others, in the middle of this
 
     def _save_shares(self, name: str, cut: Mapping[str, Tensor]) -> dict[str, Any]:
         """Write sharded tensors to a new directory, each process its own; its name, and the stamps of its files."""

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from nextscale import MultiScaleVQVAE, Pipeline, Scales
-from nextscale.cli import main
+from nextscale.cli import main, train_tokenizer
+from nextscale.machine import distributed
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -387,18 +388,38 @@ def test_a_run_that_diverges_is_one_line(nextscale, pictures: Path, tmp_path: Pa
 def test_a_run_that_ends_diverged_is_no_finished_one(nextscale, pictures: Path, tmp_path: Path) -> None:
     """Fewer than ten steps were skipped at its end; what was good before stays and can be used.
 
-    The rate is good for the first step alone, since it rises by 36 powers of ten.
+    Weight decay is good for the first step alone, since it rises by 37 powers of ten.
     """
     run = tmp_path / "run"
     command = ["train", "tokenizer", "--data", pictures, "--steps", 9, "--batch", 4, "--checks", 9, "--out", run]
-    absurd = ["learning_rate=1e30", "warmup_steps=0", "warmup=0.9", "first_rate=1e-36"]
-    done = nextscale(*command, "--set", *(f"optimization.{setting}" for setting in absurd))
+    done = nextscale(*command, "--set", "optimization.final_weight_decay=1e37")
     is_a_mistake(done, "what the last step, 9, has made gives no finite figures: training diverged", f"{run} keeps the")
     assert "nothing is saved" in " ".join(done.output.split())
     assert json.loads((run / "run.json").read_text())["finished"] is False
     history = json.loads((run / "history.json").read_text(), parse_constant=pytest.fail)
     assert torch.load(run / "state.pt", weights_only=True)["step"] == history[-1]["step"] == 1
     assert all(weight.isfinite().all() for weight in MultiScaleVQVAE.load(run).parameters())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_interruption_is_said_once(
+    nextscale, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """By the first of several processes; the others end with the same status, in silence."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_tokenizer, "watch", stopped)
+    monkeypatch.setattr(distributed, "is_first", lambda: first)
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--out", tmp_path / "run"]
+    if first:
+        done = nextscale(*command)
+        assert (done.status, done.errors) == (130, "nextscale: interrupted\n")
+    else:
+        with pytest.raises(SystemExit) as ended:
+            nextscale(*command)
+        assert ended.value.code == 130
 
 
 def test_a_short_run_prints_few_tables(nextscale, pictures: Path, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pytest
 import torch
 from training import toy
 
 from nextscale.machine import distributed
-from nextscale.training.loop import Length, Rhythm, Stage, train
+from nextscale.training.loop import Length, Rhythm, Stage, Stopped, train
 
 STEPS = 6
 # The loss of a batch is the mean of its parts' but for two things that are not means over pictures: the entropy of all
@@ -48,6 +49,22 @@ def poisoned() -> Stage:
     return stage
 
 
+def orphaned(directory: Path) -> Stage:
+    """In the third step the last process finds that torchrun is gone; all stop, saved, and others go on."""
+    first, parent = toy.stage(ADDS_UP), distributed.PARENT
+    steps = train(first, directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=1))
+    list(itertools.islice(steps, 2))
+    if distributed.rank() == 1:
+        distributed.PARENT = -1
+    assert next(steps).step == 3
+    with pytest.raises(Stopped) as caught:
+        next(steps)
+    assert caught.value.saved
+    distributed.PARENT = parent
+    assert torch.load(directory / "state.pt", weights_only=True)["step"] == 3
+    return run(lambda: toy.stage(ADDS_UP), directory)
+
+
 def main(out: Path) -> None:
     """Every run in a directory of its own."""
     with distributed.joined(torch.device("cpu")):
@@ -56,6 +73,7 @@ def main(out: Path) -> None:
             "cut": run(lambda: toy.stage(ADDS_UP), out / "cut", cut=3),
             "features": run(lambda: toy.stage(FEATURES), out / "features"),
             "poisoned": run(poisoned, out / "poisoned"),
+            "orphaned": orphaned(out / "orphaned"),
         }
         for name, sharded in (("copies", False), ("shares", True)):
             run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
