@@ -214,6 +214,7 @@ def killed(directory: Path) -> None:
         again.save(state, stage)
     except KeyboardInterrupt:
         assert distributed.is_first()
+        distributed.barrier()  # where the other one waits
     finally:
         rundir.write_beside = write
     assert checkpoint(directory) == before
