@@ -9,8 +9,8 @@ same command must go on to the very files of a run that was left alone, with not
 model that is saved over another every file must be the old or the new one.
 
 Of the moments of each scenario so many are drawn as --cuts says, in each of four ways in which things get lost. The
-last lines repeat it with flushes that do nothing: that must fail, or the simulation would notice nothing. They are
-followed by what a save costs with and without flushes.
+last lines of the table repeat it with flushes that do nothing: that must fail, or the simulation would notice nothing.
+Below stands what flushes cost.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import random
 import shutil
@@ -35,10 +36,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nextscale import Pipeline, Scales, presets
+from nextscale import Pipeline, Scales, data, presets
 from nextscale.cli import main as program
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.files import durable
+from nextscale.training import recipes
+from nextscale.training.loop import Length, Rhythm, train
+from nextscale.training.tokenizer.stage import TokenizerStage
 
 WAYS = ("nothing", "names", "torn", "any")  # what of the unflushed comes to the disk
 CALLS = ("replace", "rename", "mkdir", "unlink", "rmdir")
@@ -263,10 +267,10 @@ def saving(first: Pipeline, second: Pipeline) -> Scenario:
     return Scenario("save over a model", begin, go_on)
 
 
-def scenarios(data: Path) -> list[Scenario]:
+def scenarios(data_folder: Path) -> list[Scenario]:
     """Both stages, with milestones and a checkpoint by time, a token cache, and a model saved over another."""
-    tokenizer = data.parent / "tokenizer"
-    settings = ["--data", data, "--batch", 2, "--steps", 3, "--checks", 2, "--keep", 1]
+    tokenizer = data_folder.parent / "tokenizer"
+    settings = ["--data", data_folder, "--batch", 2, "--steps", 3, "--checks", 2, "--keep", 1]
     first = ["train", "tokenizer", *settings]
     assert called(*first, "--out", tokenizer) is None
     models = [Pipeline.from_preset("emoji-32", precision="fp32") for _ in range(2)]
@@ -276,7 +280,7 @@ def scenarios(data: Path) -> list[Scenario]:
     return [
         command("train tokenizer", *first),
         command("train transformer", "train", "transformer", *settings, "--tokenizer", tokenizer),
-        command("encode", "encode", data, "--tokenizer", tokenizer, "--views", 2),
+        command("encode", "encode", data_folder, "--tokenizer", tokenizer, "--views", 2),
         saving(*models),
     ]
 
@@ -321,19 +325,57 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-def cost(work: Path, megabytes: int, *, flushes: bool) -> float:
-    """Seconds of writing so much to a file, the median of 9."""
-    times, kept, content = [], os.fsync, os.urandom(megabytes << 20)
-    if not flushes:
-        os.fsync = lambda descriptor: None
+@contextmanager
+def no_flushes() -> Iterator[None]:
+    """Inside, nothing waits for the disk."""
+    kept = os.fsync
+    os.fsync = lambda descriptor: None
     try:
-        for _ in range(9):
-            before = time.perf_counter()
-            durable.write_beside(work / "file", lambda file: file.write_bytes(content))
-            times.append(time.perf_counter() - before)
+        yield
     finally:
         os.fsync = kept
+
+
+def write_cost(work: Path, megabytes: int) -> float:
+    """Seconds of writing so much to a file, the median of 9."""
+    times, content = [], os.urandom(megabytes << 20)
+    for _ in range(9):
+        before = time.perf_counter()
+        durable.write_beside(work / "file", lambda file: file.write_bytes(content))
+        times.append(time.perf_counter() - before)
     return statistics.median(times)
+
+
+def step_costs(work: Path) -> list[float]:
+    """Seconds of a step of emoji-32's tokenizer, 8 pictures, and of one that is saved: medians of 12."""
+    preset, costs = presets.get("emoji-32"), []
+    pictures = data.load("emoji", height=preset.tokenizer.height, width=preset.tokenizer.width)
+    recipe = recipes.changed(recipes.for_preset("emoji-32")[0], ["optimization.batch=8"])
+    for minutes in (15.0, 1e-9):
+        stage, times, before = TokenizerStage(preset.tokenizer, pictures, recipe=recipe), list[float](), 0.0
+        rhythm = Rhythm(checks=1, checkpoint_minutes=minutes)
+        for _ in itertools.islice(train(stage, work / "run", Length(steps=100), seed=0, rhythm=rhythm), 13):
+            times.append(time.perf_counter() - before)
+            before = time.perf_counter()
+        costs.append(statistics.median(times[1:]))
+        shutil.rmtree(work / "run")
+    return costs
+
+
+def tell_costs(work: Path) -> None:
+    """Of flushes: in a write, in a step, in a step that saves."""
+    for name, measured in (
+        ("a file of 1 MB", lambda: [write_cost(work, 1)]),
+        ("a file of 100 MB", lambda: [write_cost(work, 100)]),
+        ("a step, and one that is saved", lambda: step_costs(work)),
+    ):
+        with no_flushes():
+            without = measured()
+        told = (
+            f"{1e3 * one:.1f} ms, {1e3 * other:.1f} ms without flushes ({one / other:.2f} times)"
+            for one, other in zip(measured(), without, strict=True)
+        )
+        print(f"{name}: {'; '.join(told)}", flush=True)
 
 
 def main() -> int:
@@ -356,9 +398,8 @@ def main() -> int:
                     sep="\n    ",
                     flush=True,
                 )
-        for megabytes in (1, 100):
-            with_, without = (cost(work, megabytes, flushes=flushes) for flushes in (True, False))
-            print(f"a save of {megabytes} MB: {1e3 * with_:.1f} ms, {1e3 * without:.1f} ms without flushes")
+    with tempfile.TemporaryDirectory() as directory:
+        tell_costs(Path(directory))
     return 1 if broken else 0
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import runpy
 import shutil
 import signal
 import threading
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from nextscale import images
 from nextscale.data import DataSet
 from nextscale.errors import InputError
-from nextscale.files import checkpoint
+from nextscale.files import checkpoint, durable
 from nextscale.training import loop
 from nextscale.training.loop import SKIPS, Event, Health, Length, Rhythm, Stopped, train
 from nextscale.training.optimization import Optimization, Outcome
@@ -127,6 +128,38 @@ def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
         list(begin(make_stage(), state, steps=2))
         assert left_behind(state) == left_behind(whole), state.name
         assert not any(file.name.startswith(".") for file in state.rglob("*"))
+
+
+POWER_CUTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "power_cuts.py"))
+
+
+def cuts(toy: DataSet, work: Path, *, flushes: bool, count: int) -> Iterator[Path]:
+    """What so many power failures may leave of a run of two checks, spread over its writing."""
+    work.mkdir()
+    disk = POWER_CUTS["Disk"](work)
+    with disk.recording(flushes=flushes):
+        list(begin(Slope(toy), work / "run"))
+    for number, moment in enumerate(disk.moments[:: len(disk.moments) // count]):
+        for way in ("torn", "any"):
+            yield moment.disk(work.with_name(f"{work.name} {number} {way}"), way, number) / "run"
+
+
+def test_a_run_cut_short_by_a_power_failure_continues_bit_for_bit(
+    toy: DataSet, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was flushed is on the disk then, and of the rest any part; were nothing flushed, it would show."""
+    monkeypatch.setattr(durable, "WORD", "0123456789abcdef")
+    for flushes in (True, False):
+        whole, different = tmp_path / f"{flushes}", 0
+        for left in cuts(toy, whole, flushes=flushes, count=10 if flushes else 3):
+            monkeypatch.setattr(durable, "WORD", "fedcba9876543210")
+            try:
+                list(begin(Slope(toy), left))
+                same = left_behind(left) == left_behind(whole / "run") and not [*left.rglob(".*")]
+            except (InputError, OSError):
+                same = False
+            different += not same
+        assert (different == 0) is flushes
 
 
 def test_the_optimiser_is_restored_exactly(make_stage, tmp_path: Path, left_behind) -> None:

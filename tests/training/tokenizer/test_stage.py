@@ -525,3 +525,14 @@ def test_training_goes_on_from_a_trained_tokenizer(first_stage) -> None:
     assert stage.settings["begin"] != first_stage(begin=MultiScaleVQVAE(toys.TOKENIZER, seed=8)).settings["begin"]
     assert "begin" not in first_stage().settings
     assert stage.update(0, 10).finite
+
+
+@pytest.mark.parametrize("part", ["encoder.stem.weight", "decoder.head.weight"])
+@pytest.mark.parametrize("spoil", [0.0, 3e38, math.nan], ids=str)
+def test_a_tokenizer_whose_numbers_are_not_finite_is_not_sound(first_stage, part: str, spoil: float) -> None:
+    """As soon as the weights that learn are so: the average may still give good figures, and NaN has a nearest code."""
+    stage = first_stage()
+    assert stage.sound()
+    with torch.no_grad():
+        stage.model.get_parameter(part).fill_(spoil)
+    assert stage.sound() is (spoil == 0)

@@ -346,3 +346,32 @@ def test_a_guess_by_frequency_is_learned_from_what_was_trained_on(second_stage) 
         expected = -(counts / counts.sum()).log()[held_out[:, part]].mean()
         assert figures[f"unigram_scale_{k}"] == pytest.approx(float(expected), abs=1e-5)
     assert stage.frequencies.images == 5 * stage.batch
+
+
+def test_classes_of_data_and_model_are_the_same(toy: DataSet) -> None:
+    """One class more than the model has would be its "no class", and be learned as that in silence."""
+    more = dataclasses.replace(toy, classes=("dark", "light", "red"))
+    with pytest.raises(InputError, match="^classes: expected 2, as the model has, got 3 of the data$"):
+        of_classes(2, more)
+    for part in ("train", "validation"):
+        split = getattr(toy, part)
+        spoilt = dataclasses.replace(split, labels=torch.where(torch.arange(len(split)) == 4, 2, split.labels))
+        with pytest.raises(InputError, match="^labels: expected 0 .. 1, got 2$"):
+            of_classes(2, dataclasses.replace(toy, **{part: spoilt}))
+
+
+def of_classes(count: int, data: DataSet) -> TransformerStage:
+    tokenizer = MultiScaleVQVAE(toys.TOKENIZER, seed=3)
+    config = dataclasses.replace(toys.TRANSFORMER, classes=count)
+    return TransformerStage(config, tokenizer, data, recipe=TransformerRecipe(optimization=toys.RECIPE))
+
+
+@pytest.mark.parametrize("spoil", [0.0, 3e38, math.nan], ids=str)
+def test_a_model_whose_loss_is_not_finite_is_not_sound(second_stage, spoil: float) -> None:
+    """As soon as the weights that learn are so, whatever their average still gives."""
+    stage = second_stage(settings=["average=0.99"])
+    stage.gather()
+    assert stage.sound()
+    with torch.no_grad():
+        stage.model.head.weight.fill_(spoil)
+    assert stage.sound() is (spoil == 0)
