@@ -24,6 +24,7 @@ from nextscale.data import DataSet, encoding, tokens
 from nextscale.data.tokens import CachedTokens, Meta, TokenCache
 from nextscale.errors import InputError
 from nextscale.files import lock, stamps
+from nextscale.machine import distributed
 
 ROWS = 3 * TRAIN + HELD_OUT
 
@@ -204,6 +205,21 @@ def test_what_is_cut_short_goes_on_to_the_same_files(
         tokens.load(tmp_path)
     kept = len(list((tmp_path / "parts").glob("*.json")))
     assert encoding.write(tmp_path, data, encode, meta, batch=4) == ROWS - 6 * kept
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_encoders_whose_torchrun_is_gone_end_and_are_gone_on_with(
+    data: DataSet, encode, meta: Meta, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the batch that they are at; the lock goes with them."""
+    seen: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "orphaned", lambda: len(seen) == 3)
+        with pytest.raises(KeyboardInterrupt):
+            encoding.write(tmp_path, data, lambda images: (seen.append(0), encode(images))[1], meta, batch=4)
+    assert len(seen) == 3
+    assert not (tmp_path / lock.NAME).exists()
+    encoding.write(tmp_path, data, encode, meta, batch=4)
     assert contents(tmp_path) == contents(finished)
 
 
