@@ -578,6 +578,16 @@ def test_a_check_whose_figures_are_not_finite_saves_nothing(toy: DataSet, tmp_pa
     assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
+def test_a_figure_that_is_no_number_keeps_a_check_from_saving(toy: DataSet, tmp_path: Path) -> None:
+    """Though it is not the score, which is good."""
+    stage = Slope(toy)
+    stage.validate = lambda: {"height": 1.0, "psnr": math.nan}  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="the last step, 4, has made gives no finite figures"):
+        list(begin(stage, tmp_path))
+    assert not (tmp_path / "state.pt").exists()
+    assert not (tmp_path / "slope.safetensors").exists()
+
+
 def test_a_figure_may_be_infinite_where_it_is_not_the_score(toy: DataSet, tmp_path: Path) -> None:
     """The PSNR of a perfect reconstruction is; JSON knows no such number, so it is left out there."""
     stage = Slope(toy)
