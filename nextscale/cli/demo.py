@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PRESET = "emoji-32"
 TOKENIZER_SHARE, TRANSFORMER_SHARE = 0.46, 0.46  # of the minutes; the rest is for starting, sampling and the page
+CHECKS = 20  # points of the curves
 SAMPLES = 10  # pictures a class
 GROWING = 4  # pictures shown scale by scale
 RECONSTRUCTED = 12  # held-out pictures shown
@@ -111,7 +112,7 @@ class Demo:
         """Both stages; their figures at the end."""
         from nextscale import presets
         from nextscale.training import recipes
-        from nextscale.training.loop import Length, train
+        from nextscale.training.loop import Length, Rhythm, train
         from nextscale.training.tokenizer.stage import TokenizerStage
         from nextscale.training.transformer.stage import TransformerStage, fitted
 
@@ -122,8 +123,9 @@ class Demo:
         first = TokenizerStage(
             config, data, recipe=recipe, seed=self.seed, device=self.device, precision=self.precision
         )
+        rhythm, tokenizer = Rhythm(checks=CHECKS), self.out / "tokenizer"
         length = Length(minutes=self.minutes, share=TOKENIZER_SHARE)
-        watch("tokenizer", train(first, self.out / "tokenizer", length, seed=self.seed), self.out / "tokenizer")
+        watch("tokenizer", train(first, tokenizer, length, seed=self.seed, rhythm=rhythm), tokenizer)
         second = TransformerStage(
             fitted(preset.transformer, first.best_model, classes=len(data.classes)),
             first.best_model,
@@ -134,7 +136,7 @@ class Demo:
             precision=self.precision,
         )
         length = Length(minutes=self.minutes, share=TRANSFORMER_SHARE)
-        watch("transformer", train(second, self.out, length, seed=self.seed), self.out)
+        watch("transformer", train(second, self.out, length, seed=self.seed, rhythm=rhythm), self.out)
         figures = {"tokenizer": first.validate(), "transformer": second.validate()}
         return data, first.best_model, figures
 

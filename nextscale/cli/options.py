@@ -29,6 +29,8 @@ Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="
 Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1 4 16)")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Minutes = Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+EveryMinutes = Annotated[float, tyro.conf.arg(metavar="N")]
+Times = Annotated[int, tyro.conf.arg(metavar="N")]
 Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HEADS]", help_behavior_hint="")]
 Threads = Count

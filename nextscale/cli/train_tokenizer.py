@@ -13,7 +13,17 @@ import tyro
 
 from nextscale.cli import models, networks
 from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, load_data
-from nextscale.cli.options import Count, Directory, Minutes, NetworkAndHeads, Precision, Settings, Start
+from nextscale.cli.options import (
+    Count,
+    Directory,
+    EveryMinutes,
+    Minutes,
+    NetworkAndHeads,
+    Precision,
+    Settings,
+    Start,
+    Times,
+)
 from nextscale.cli.output import say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
@@ -55,6 +65,12 @@ class TrainTokenizer:
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
     """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
+    checks: Count = None
+    """Times along the run to show how it is, and to save (default: one in ten steps, 20 at most)."""
+    checkpoint_minutes: EveryMinutes = 15.0
+    """Save besides when the last checkpoint is as old as that."""
+    keep: Times = 0
+    """Models along the run to keep in --out/milestones, in even steps."""
     batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
     discriminator: Discriminator = "recipe"
@@ -79,13 +95,14 @@ class TrainTokenizer:
 
     def _train(self, device: str) -> None:
         from nextscale import features
-        from nextscale.training.loop import Length, train
+        from nextscale.training.loop import Length, Rhythm, train
         from nextscale.training.tokenizer.stage import TokenizerStage
 
         config = self._config()
         recipe, steps = self._recipe()
         self._refuse_unheard(recipe)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
+        rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
         check_outside(self.out, self.data)
         begin = self._begin(config)
         data = load_data(
@@ -106,7 +123,7 @@ class TrainTokenizer:
             perceptual=networks.perceptual(self.perceptual, device=device),
             backbone=features.load(self.backbone, device=device) if self.backbone else None,
         )
-        watch("tokenizer", train(stage, self.out, asked, seed=self.seed), self.out)
+        watch("tokenizer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         print(shlex.join(["nextscale", "train", "transformer", *told]))

@@ -11,7 +11,18 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
-from nextscale.cli.options import Count, Directory, Minutes, Precision, Settings, Start, TokenizerSource, TokenMaps
+from nextscale.cli.options import (
+    Count,
+    Directory,
+    EveryMinutes,
+    Minutes,
+    Precision,
+    Settings,
+    Start,
+    Times,
+    TokenizerSource,
+    TokenMaps,
+)
 from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
@@ -60,6 +71,12 @@ class TrainTransformer:
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
     """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
+    checks: Count = None
+    """Times along the run to show how it is, and to save (default: one in ten steps, 20 at most)."""
+    checkpoint_minutes: EveryMinutes = 15.0
+    """Save besides when the last checkpoint is as old as that."""
+    keep: Times = 0
+    """Models along the run to keep in --out/milestones, in even steps."""
     batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
     set: Settings = ()
@@ -86,12 +103,13 @@ class TrainTransformer:
             self._train(device)
 
     def _train(self, device: str) -> None:
-        from nextscale.training.loop import Length, train
+        from nextscale.training.loop import Length, Rhythm, train
         from nextscale.training.transformer.stage import TransformerStage, fitted
         from nextscale.transformer.adapted import adapted, kept
 
         recipe, steps = self._recipe()
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
+        rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
         check_outside(self.out, self.data)
         tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         data = self._data(tokenizer)
@@ -114,7 +132,7 @@ class TrainTransformer:
             compiled=self.compile,
             begin=adapted(first.transformer, config, known=first.classes, classes=data.classes) if first else None,
         )
-        watch("transformer", train(stage, self.out, asked, seed=self.seed), self.out)
+        watch("transformer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"model in {self.out}; next:")
         print(shlex.join(["nextscale", "sample", "--model", str(self.out)]))
 

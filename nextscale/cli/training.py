@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,17 @@ from nextscale.errors import InputError
 if TYPE_CHECKING:
     from nextscale.training.loop import Event, Length
 
+INTERRUPTED, MISTAKEN = 130, 2  # exit statuses of `nextscale.cli`
+REMEDY = (
+    "with another --out, try a lower optimization.learning_rate or a smaller optimization.clip (--set), or --precision "
+    "fp32"
+)
+
 
 @contextmanager
 def together(device: str) -> Iterator[str]:
-    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks.
+    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks,
+    also of an interruption.
 
     For commands that go on for long and take the same memory again and again.
     """
@@ -33,7 +41,10 @@ def together(device: str) -> Iterator[str]:
         if not distributed.is_first():
             silence.enter_context(contextlib.redirect_stdout(nowhere))
             silence.enter_context(contextlib.redirect_stderr(nowhere))
-        yield str(distributed.local_device(found))
+        try:
+            yield str(distributed.local_device(found))
+        except KeyboardInterrupt:
+            raise _once(KeyboardInterrupt(), INTERRUPTED) from None
 
 
 def length(steps: int | None, minutes: float | None, *, default: Length) -> Length:
@@ -49,7 +60,8 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
     """Follow a training to its end: one bar on a terminal, a few lines a check wherever the output goes.
 
     A warning is given when it first comes up, and again at the end. Raises `KeyboardInterrupt` when the run was stopped
-    by a signal, having said how to go on, and `InputError` when it diverged.
+    by a signal, having said how to go on, and `InputError` when it diverged, which the first of several processes says
+    for all.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -64,21 +76,47 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
     terminal = console()
     event, told = None, set[str]()
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        with (
+            _warnings_said(),
+            Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar,
+        ):
             task = bar.add_task(name, total=None, figures="")
             for event in events:
                 figures = f"loss {event.figures['loss']:.3f}  {event.figures['images_per_second']:.0f} images/s"
                 bar.update(task, completed=event.step, total=event.total, figures=figures)
                 if event.validation:
                     bar.console.print("\n".join(_lines(name, event, told)), soft_wrap=True)
-    except Stopped:
+    except Stopped as stopped:
         step = f"step {event.step} of {event.total or '?'}" if event else "the start"
-        say(f"{name}: stopped at {step}, saved in {out}; the same command continues")
+        kept = f"saved in {out}" if stopped.saved else f"whose weights are not finite; {_kept(out)}"
+        say(f"{name}: stopped at {step}, {kept}; the same command continues")
         raise KeyboardInterrupt from None
     except FloatingPointError as error:
-        raise InputError(f"{error}: training diverged; {out} keeps the last checkpoint before that") from None
+        raise _once(InputError(f"{error}: training diverged; {_kept(out)}; {REMEDY}"), MISTAKEN) from None
     if event is None:
         say(f"{name}: {out} is finished already, nothing to do")
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Inside, Python's warnings are lines for people."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place, **more: say(f"warning: {message}")
+        yield
+
+
+def _kept(out: Path) -> str:
+    """What a run that cannot go on has left."""
+    if not (out / "state.pt").exists():
+        return f"there is no checkpoint in {out} yet"
+    return f"{out} keeps the last checkpoint before that"
+
+
+def _once(error: BaseException, status: int) -> BaseException:
+    """What to raise for something that all processes have come to: `error` in the first, whose message is told."""
+    from nextscale.machine import distributed
+
+    return error if distributed.is_first() else SystemExit(status)
 
 
 def _lines(name: str, event: Event, told: set[str]) -> list[str]:

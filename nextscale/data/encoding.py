@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress, fingerprint
-from nextscale.data.tokens import INDEX, SPLITS, Meta, Stamp
+from nextscale.data.tokens import INDEX, SPLITS, Meta
 from nextscale.data.walk import visible
 from nextscale.errors import InputError
 from nextscale.files import lock
 from nextscale.files.checkpoint import read_json, write_json
 from nextscale.files.durable import write_beside
+from nextscale.files.stamps import Stamp
 from nextscale.machine import distributed
 
 Encode = Callable[[Tensor], Tensor]  # images (n, 3, H, W) float32 in [-1, 1] -> tokens (n, L) int64
@@ -173,11 +174,10 @@ def _record(directory: Path, part: Part, meta: Meta) -> Record | None:
     try:
         values = read_json(directory / PARTS / f"{part.name}.json")
         record = Record(**{**values, "stamp": Stamp(**values["stamp"])})
-        record.stamp.check_size(directory)
-        record.stamp.check_sum(directory)
+        fault = record.stamp.fault_inside(directory)
     except (InputError, LookupError, TypeError):
         return None
-    return record if record.settings == _settings(meta) else None
+    return record if not fault and record.settings == _settings(meta) else None
 
 
 def _is_finished(directory: Path) -> bool:
@@ -185,9 +185,8 @@ def _is_finished(directory: Path) -> bool:
     try:
         index = read_json(directory / INDEX)
         for split in SPLITS:
-            labels = Stamp(**index["files"][split][0])
-            labels.check_size(directory)
-            labels.check_sum(directory)
+            if Stamp(**index["files"][split][0]).fault_inside(directory):
+                return False
     except (InputError, LookupError, TypeError):
         return False
     return index.get("finished") is True
@@ -261,11 +260,14 @@ def _in_step(work: Iterator[int]) -> Iterator[int]:
     """The sum over processes of what each yields, until all are through.
 
     In step, so that no process waits longer than a batch for another: at the end that could be hours, and those who
-    wait give up (`distributed.TIMEOUT`).
+    wait give up (`distributed.TIMEOUT`). When torchrun is gone all end, by `KeyboardInterrupt`.
     """
     while True:
         rows = next(work, None)
-        done, working = distributed.summed(torch.tensor([rows or 0, int(rows is not None)])).tolist()
+        ours = [rows or 0, int(rows is not None), int(distributed.orphaned())]
+        done, working, orphaned = distributed.summed(torch.tensor(ours)).tolist()
+        if orphaned:
+            raise KeyboardInterrupt
         if not working:
             return
         yield done
@@ -284,8 +286,5 @@ def _finish(directory: Path, parts: Sequence[Part], data: DataSet, meta: Meta) -
         stamps = [_write_array(directory, f"{split}-labels.npy", labels), *(record.stamp for record in whole)]
         files[split] = [dataclasses.asdict(stamp) for stamp in stamps]
         unreadable |= {name for record in whole for name in record.unreadable}
-    for started in (".tokens.json.*", *(f"{place}.{split}-*" for place in ("", f"{PARTS}/") for split in SPLITS)):
-        for rest in directory.glob(started):  # what killed attempts left half written
-            rest.unlink(missing_ok=True)
     index = {"settings": meta.to_json(), "finished": True, "classes": list(data.classes)}
     write_json(directory / INDEX, {**index, "unreadable": sorted(unreadable), "files": files})

@@ -13,7 +13,6 @@ views, L tokens of all scales.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 from nextscale.data.pictures import Progress, fingerprint, in_threads
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import read_json
+from nextscale.files.stamps import Stamp
 from nextscale.scales import Scales
 
 INDEX = "tokens.json"
@@ -123,43 +123,14 @@ class Meta:
         return cls(**{**values, "scales": Scales(values["scales"])})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stamp:
-    """A file as it was written."""
-
-    file: str
-    bytes: int
-    crc32: int
-
-    def check_size(self, directory: Path) -> None:
-        """Raise `InputError` unless the file is there with as many bytes."""
-        path = directory / self.file
-        if not path.is_file():
-            raise _damaged(path, "found none")
-        if (size := path.stat().st_size) != self.bytes:
-            raise _damaged(path, f"got {size} bytes where {self.bytes} were written")
-
-    def check_sum(self, directory: Path) -> None:
-        """Raise `InputError` unless every byte is what was written; reads all of the file."""
-        path = directory / self.file
-        if (found := checksum(path)) != self.crc32:
-            raise _damaged(path, f"got checksum {found:08x} where {self.crc32:08x} was written")
+def _check(directory: Path, stamp: Stamp, fault: str | None) -> None:
+    """Raise `InputError` if there is a fault of a file of a cache."""
+    if fault:
+        raise _damaged(directory / stamp.file, fault)
 
 
 def _damaged(path: Path, found: str) -> InputError:
     return InputError(f"{path}: expected a file of a token cache, {found}; the command that encoded it will mend it")
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file: it finds accidents, which is all it is for, at several GB/s. Raises `InputError`."""
-    value = 0
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                value = zlib.crc32(chunk, value)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    return value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -237,9 +208,11 @@ def load(
     stamps = {split: [Stamp(**stamp) for stamp in index["files"][split]] for split in SPLITS}
     every = [stamp for split in SPLITS for stamp in stamps[split]]
     for stamp in every:
-        stamp.check_size(directory)
+        _check(directory, stamp, stamp.fault(directory))
     if verify:
-        list(in_threads(lambda stamp: stamp.check_sum(directory), every, progress=progress))
+        inside = in_threads(lambda stamp: stamp.fault_inside(directory), every, progress=progress)
+        for stamp, fault in zip(every, inside, strict=True):
+            _check(directory, stamp, fault)
     classes = tuple(index["classes"])
     train, validation = (_split(directory, split, stamps[split], meta, classes) for split in SPLITS)
     return TokenCache(train=train, validation=validation, classes=classes, unreadable=index["unreadable"], meta=meta)

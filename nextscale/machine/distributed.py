@@ -33,6 +33,7 @@ T = TypeVar("T")
 # Longer than anything one rank does while the others wait for it (a checkpoint, pictures); a rank that hangs ends all
 # of them after that. One that dies ends them at once: its connections break, and torchrun stops the rest.
 TIMEOUT = timedelta(minutes=20)
+PARENT = os.getppid()  # torchrun, where it started this process
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -215,9 +216,28 @@ def from_first(value: T) -> T:
     return first  # type: ignore[return-value]
 
 
+def from_all(value: T) -> list[T]:
+    """The values of all ranks in their order, on every rank: something small that pickles, without tensors."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def any_of(flag: bool) -> bool:
     """Whether it is so on any rank."""
-    return bool(summed(torch.tensor(int(flag))) > 0)
+    return any_of_each(flag)[0]
+
+
+def any_of_each(*flags: bool) -> list[bool]:
+    """Of each of these, whether it is so on any rank; for one exchange."""
+    return (summed(torch.tensor(flags, dtype=torch.int64)) > 0).tolist()
+
+
+def orphaned() -> bool:
+    """Whether torchrun, which started this rank, is gone: nobody would stop it any more. A process alone needs none."""
+    return world() > 1 and os.getppid() != PARENT
 
 
 def barrier() -> None:

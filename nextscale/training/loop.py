@@ -13,11 +13,11 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,11 +27,17 @@ from nextscale.errors import InputError
 from nextscale.files import lock
 from nextscale.machine import distributed
 from nextscale.training.optimization import Outcome
-from nextscale.training.rundir import RunDirectory, State, Stateful
+from nextscale.training.rundir import RunDirectory, State, Stateful, all_finite
 
 SKIPS = 10  # steps in a row without a finite gradient, after which more of them would not help
 TRIAL_STEPS = 20  # steps timed before a budget in minutes becomes a number of steps
 SHARE_FOR_STEPS = 0.93  # of that budget; the rest is for validation, pictures and checkpoints
+MOST_CHECKS = 20  # of a run for which no number is given
+STEPS_A_CHECK = 10  # at least, of such a run
+UNSOUND = (
+    "the held-out figures or the weights are not finite: nothing is saved, the last checkpoint stays; the training may "
+    "have diverged"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,13 @@ class Stage(Protocol):
 
     def score(self, validation: Mapping[str, float]) -> float:
         """Of these figures the one that tells the best checkpoint; lower is better."""
+        ...
+
+    def sound(self) -> bool:
+        """Whether the model that learns, as it is, gives finite numbers for some held-out pictures.
+
+        All processes call it, before every checkpoint; it is to be quick.
+        """
         ...
 
     def health(
@@ -156,24 +169,69 @@ class Event:
     """A table and warnings, after those steps."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rhythm:
+    """How often a run checks, saves and keeps its model. The weights that come out do not depend on it."""
+
+    checks: int | None = None
+    """How many times to validate, show pictures and save: in even steps, the last time at the end. None takes one in
+    `STEPS_A_CHECK` steps, and `MOST_CHECKS` at most."""
+    checkpoint_minutes: float = 15.0
+    """Save, without validation, when the last checkpoint is as old as that."""
+    keep: int = 0
+    """How many times to export the model to `milestones/`: in even steps, the last time at the end."""
+
+    def __post_init__(self) -> None:
+        if self.checks is not None and self.checks < 1:
+            raise InputError(f"checks: expected at least 1, got {self.checks}")
+        if not 0 < self.checkpoint_minutes < math.inf:
+            raise InputError(f"checkpoint minutes: expected more than 0, got {self.checkpoint_minutes:g}")
+        if self.keep < 0:
+            raise InputError(f"keep: expected 0 or more, got {self.keep}")
+
+    def is_check(self, step: int, total: int | None) -> bool:
+        """Whether to validate after `step` of `total`."""
+        return total is not None and _ends_part(step, total, self.checks or _default_checks(total))
+
+    def is_kept(self, step: int, total: int | None) -> bool:
+        """Whether to keep the model of this step."""
+        return total is not None and _ends_part(step, total, self.keep)
+
+
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved itself; the same command continues it."""
+    """The run was asked to stop (Ctrl-C, SIGTERM, torchrun gone); the same command continues it.
+
+    It has saved itself, unless its weights were not finite (`saved`).
+    """
+
+    def __init__(self, *, saved: bool) -> None:
+        super().__init__()
+        self.saved = saved
 
 
-def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: int = 20) -> Iterator[Event]:
+def train(
+    stage: Stage,
+    directory: Path,
+    length: Length,
+    *,
+    seed: int,
+    rhythm: Rhythm = Rhythm(),
+) -> Iterator[Event]:
     """Train `stage` in `directory`, from where its last checkpoint stands; yields after every step.
 
     Arguments:
         length: in steps or minutes; a run of fewer steps is made longer where its recipe is endless.
         seed: recorded with the run.
-        checks: how many times along the run to validate, show pictures and save.
+        rhythm: how often it validates and saves.
 
     Over several processes, each runs this on its own stage; the first one writes and validates. A network whose
-    gradient is not finite stays as it is, and the step is counted ("skipped").
+    gradient is not finite stays as it is, and the step is counted ("skipped"). Nothing is saved or exported whose
+    held-out figures or weights are not finite.
 
     Raises `InputError` when the directory holds another run, is in use by another process or cannot be written,
-    `Stopped` after a signal (the run is saved by then), `FloatingPointError` after `SKIPS` steps in a row that were not
-    finite (the last checkpoint stays, and the pictures of the last such step lie beside it).
+    `Stopped` after a signal, or in ranks whose torchrun is gone, `FloatingPointError` after `SKIPS` steps in a row that
+    were not finite (the pictures of the last such step lie in the directory), and when the last step leaves nothing
+    that can be saved. The last checkpoint stays in all of these.
     """
     settings = {
         "stage": stage.name,
@@ -182,13 +240,18 @@ def train(stage: Stage, directory: Path, length: Length, *, seed: int, checks: i
         "recipe": dataclasses.asdict(stage.recipe),
     }
     with lock.held(directory):
-        run = RunDirectory.open(directory, settings | dict(stage.settings), endless=stage.recipe.endless)
+        run = RunDirectory.open(
+            directory,
+            settings | dict(stage.settings),
+            held_out=stage.data.validation.fingerprint,
+            endless=stage.recipe.endless,
+        )
         run.describe(stage.data)
         run.require_room(stage)
-        yield from _continued(stage, run, length, checks)
+        yield from _continued(stage, run, length, rhythm)
 
 
-def _continued(stage: Stage, run: RunDirectory, length: Length, checks: int) -> Iterator[Event]:
+def _continued(stage: Stage, run: RunDirectory, length: Length, rhythm: Rhythm) -> Iterator[Event]:
     """From the last checkpoint to the end."""
     state = run.restore(stage)
     if distributed.any_of(state.step != distributed.from_first(state.step)):
@@ -200,39 +263,98 @@ def _continued(stage: Stage, run: RunDirectory, length: Length, checks: int) -> 
     if isinstance(stage, Gathering):
         stage.gather()
     if state.step != state.total:
-        yield from _steps(stage, run, state, length, checks)
+        yield from _steps(stage, run, state, length, rhythm)
     elif distributed.is_first():
         stage.export(run.path)  # whatever has become of the files since
     run.finish(state)
 
 
-def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, checks: int) -> Iterator[Event]:
+class _Moment(NamedTuple):
+    """What there is to do after a step, in all processes."""
+
+    check: bool
+    keep: bool
+    save: bool
+    """Because time has come, or the run is to stop."""
+    stop: bool
+
+
+class _Found(NamedTuple):
+    """What is known of the model of a step."""
+
+    validation: dict[str, float]
+    health: Health
+    sound: bool
+    """Whether it may be saved."""
+
+
+def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, rhythm: Rhythm) -> Iterator[Event]:
     """The steps that are left."""
-    started, durations, since = time.monotonic(), list[float](), list[dict[str, float]]()
+    pace, since, found = _Pace(stage.batch, length), list[dict[str, float]](), _Found({}, Health(), sound=True)
+    saved = time.monotonic()
     with run.logging(state.step), _stop_requests() as stop:
         while state.step != state.total:
-            before = time.monotonic()
-            figures = _update(stage, run, state)
-            durations.append(time.monotonic() - before)
+            figures = pace.timed(lambda: _update(stage, run, state))
             since.append(figures)
-            figures["images_per_second"] = stage.batch / statistics.median(durations[-20:])
             if state.total is None:
-                elapsed = time.monotonic() - started
-                assert length.minutes is not None
-                minutes = length.minutes * length.share
-                state.total = distributed.from_first(_plan(minutes, state.step, durations, elapsed))
-            checked, stopping = _is_check(state.step, state.total, checks), distributed.any_of(stop.is_set())
-            if (checked or stopping) and isinstance(stage, Gathering):
-                stage.gather()
-            validation, health = _check(stage, run, state, since) if checked else ({}, Health())
-            run.log(state.step, figures, validation)
-            if checked or stopping:
+                state.total = distributed.from_first(pace.total(state.step))
+            moment = _moment(state, rhythm, saved, stop.is_set() or distributed.orphaned())
+            found = _look(stage, run, state, since, moment)
+            run.log(state.step, figures, found.validation)
+            if any(moment) and found.sound:
+                if moment.keep:
+                    run.keep_model(state.step, stage)
                 run.save(state, stage)
-            if checked:
+                saved = time.monotonic()
+            if moment.check:
                 since.clear()
-            yield Event(state.step, state.total, figures, validation, health)
-            if stopping:
-                raise Stopped
+            yield Event(state.step, state.total, figures, found.validation, found.health)
+            if moment.stop:
+                raise Stopped(saved=found.sound)
+    if not found.sound:
+        raise FloatingPointError(f"{stage.name}: what the last step, {state.step}, has made gives no finite figures")
+
+
+def _moment(state: State, rhythm: Rhythm, saved: float, stop: bool) -> _Moment:
+    """`saved` is when the last checkpoint was written, by the clock of this process; the first one's counts."""
+    old = distributed.is_first() and time.monotonic() - saved >= 60 * rhythm.checkpoint_minutes
+    stop, save = distributed.any_of_each(stop, stop or old)
+    return _Moment(rhythm.is_check(state.step, state.total), rhythm.is_kept(state.step, state.total), save, stop)
+
+
+def _look(stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[str, float]], moment: _Moment) -> _Found:
+    """At the model, if there is anything to do with it."""
+    if not any(moment):
+        return _Found({}, Health(), sound=True)
+    if isinstance(stage, Gathering):
+        stage.gather()
+    sound = stage.sound() and all_finite(stage)
+    sound = not distributed.any_of(not sound)
+    return _check(stage, run, state, since, sound) if moment.check else _Found({}, Health(), sound)
+
+
+class _Pace:
+    """How fast steps are made, and the number of steps that a budget in minutes becomes; of this process alone."""
+
+    def __init__(self, batch: int, length: Length) -> None:
+        self.batch, self.length = batch, length
+        self.started, self.durations = time.monotonic(), list[float]()
+
+    def timed(self, step: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The figures of a step, and its speed."""
+        before = time.monotonic()
+        figures = step()
+        self.durations.append(time.monotonic() - before)
+        return figures | {"images_per_second": self.batch / statistics.median(self.durations[-20:])}
+
+    def total(self, done: int) -> int | None:
+        """The number of steps in all, as soon as it can be known."""
+        assert self.length.minutes is not None
+        elapsed = time.monotonic() - self.started
+        left = self.length.minutes * self.length.share * 60 * SHARE_FOR_STEPS - elapsed
+        if len(self.durations) < TRIAL_STEPS and left > 0:
+            return None
+        return done + max(int(left / statistics.median(self.durations)), 0)
 
 
 def _update(stage: Stage, run: RunDirectory, state: State) -> dict[str, float]:
@@ -250,35 +372,39 @@ def _update(stage: Stage, run: RunDirectory, state: State) -> dict[str, float]:
     return figures | {"skipped": float(state.skipped)}
 
 
-def _check(
-    stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[str, float]]
-) -> tuple[dict[str, float], Health]:
-    """Validate, show, and keep the best; the history also takes the loss of the step."""
-    if not distributed.is_first():
-        return {}, Health()
-    validation = stage.validate()
-    scores = [stage.score(entry) for entry in state.history]
-    best = min((score for score in scores if math.isfinite(score)), default=math.inf)
-    health = stage.health(validation, since, state.history)
-    losses = [figures["loss"] for figures in since if math.isfinite(figures["loss"])]  # JSON knows no others
+def _check(stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[str, float]], sound: bool) -> _Found:
+    """Validate; what is sound, the weights included, is shown, remembered and if there was none better the best."""
+    validation, health = dict[str, float](), Health()
+    if distributed.is_first():
+        validation = stage.validate()
+        health = stage.health(validation, since, state.history)
+        sound = sound and math.isfinite(stage.score(validation)) and not any(map(math.isnan, validation.values()))
+        if sound:
+            _keep_check(stage, run, state, since, validation)
+        else:
+            health = Health(health.table, (*health.warnings, UNSOUND))
+    return _Found(validation, health, distributed.from_first(sound))
+
+
+def _keep_check(
+    stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[str, float]], validation: dict[str, float]
+) -> None:
+    """Into the history, as pictures, and if there was none better as the best."""
+    best = min((stage.score(entry) for entry in state.history), default=math.inf)
+    losses = [figures["loss"] for figures in since if math.isfinite(figures["loss"])]
     state.history.append({"step": state.step, **({"loss": losses[-1]} if losses else {}), **validation})
     run.show(state.step, stage.pictures())
     if stage.score(validation) <= best:
         stage.export(run.path / "best")
-    return validation, health
 
 
-def _plan(minutes: float, step: int, durations: list[float], elapsed: float) -> int | None:
-    """The number of steps in all, as soon as it can be known; `durations` and `elapsed` are of this process alone."""
-    left = minutes * 60 * SHARE_FOR_STEPS - elapsed
-    if len(durations) < TRIAL_STEPS and left > 0:
-        return None
-    return step + max(int(left / statistics.median(durations)), 0)
+def _ends_part(step: int, total: int, parts: int) -> bool:
+    """Whether one of so many parts of the run, all as long as whole steps allow, ends with `step`."""
+    return step * parts // total > (step - 1) * parts // total
 
 
-def _is_check(step: int, total: int | None, checks: int) -> bool:
-    """Whether one of `checks` parts of the run, all as long as whole steps allow, ends with `step`."""
-    return total is not None and step * checks // total > (step - 1) * checks // total
+def _default_checks(total: int) -> int:
+    return max(1, min(MOST_CHECKS, total // STEPS_A_CHECK))
 
 
 @contextmanager

@@ -1,44 +1,60 @@
 """A run as a directory: what it is, how far it has come, and what it showed on the way.
 
-run.json              settings, versions; says whether the run is finished
+run.json              settings, fingerprint of the held-out part, versions; says whether the run is finished
 state.pt              the last checkpoint: weights, averages, optimisers, step; one file, renamed into place
 state-STEP/           its tensors where several processes have a share of each: as safetensors, one file a process
+shares.json           the directories of such a kind that are the run's own
 config.json, *.safetensors   the model as `load` reads it, exported with every checkpoint
 best/                 the same at the check whose held-out figure was best
+milestones/           the same after some of the steps, if asked for: step-STEP/
 data.json             counts, classes, and the pictures that could not be read
 history.json          figures on held-out data along the run
 tensorboard/          scalars and pictures
 samples/              pictures along the run
+
+Every file is whole or not there, and on the disk before what it replaces is removed. Nothing is removed that the run
+has not written.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import platform
+import re
 import shutil
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nextscale import images
+from nextscale import __version__, images
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet, is_cache
+from nextscale.data.walk import visible
 from nextscale.errors import InputError
-from nextscale.files import pickles
-from nextscale.files.checkpoint import CONFIG, read_json, read_tensors, write_json, write_tensors
+from nextscale.files import durable, pickles
+from nextscale.files.checkpoint import CONFIG, read_json, write_json, write_tensors
 from nextscale.files.durable import write_beside
+from nextscale.files.stamps import Stamp
 from nextscale.machine import distributed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 STEPS = "length.steps"  # the setting that may grow
+SHARES = "shares.json"
+
+# What a run writes, so that it does not begin where such a thing is somebody else's.
+OWN = ("state.pt", SHARES, "data.json", "history.json", "best", "milestones", "tensorboard", "samples")
 
 # What loading may raise over a checkpoint that is altered, or not ours.
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -83,46 +99,49 @@ class Exportable(Protocol):
 class RunDirectory:
     """One run's files. Made by `open`. All of several processes read, only the first one writes."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self._record = record  # what run.json holds
         self._writer: SummaryWriter | None = None
         self._shares: str | None = None  # the directory that state.pt names
 
     @classmethod
-    def open(cls, path: Path, settings: Mapping[str, object], *, endless: bool = False) -> RunDirectory:
+    def open(
+        cls, path: Path, settings: Mapping[str, object], *, held_out: str = "", endless: bool = False
+    ) -> RunDirectory:
         """The directory at `path` for a run with `settings`, made, continued, or where it is `endless` made longer.
 
-        Raises `InputError`, with the differences, when it holds another run, or when it cannot be written.
+        Arguments:
+            settings: JSON values that make this run this run.
+            held_out: fingerprint of the held-out part. One that has changed is told by a warning.
+            endless: whether the run may be made longer.
+
+        Raises `InputError`, with the differences, when it holds another run or files that the run would replace, or
+        when it cannot be written.
         """
         # through JSON, so that tuples compare equal to the lists that will be read back
-        wanted = json.loads(json.dumps(settings))
+        record = {"settings": json.loads(json.dumps(settings)), "finished": False, "held_out": held_out}
         if distributed.is_first():
-            cls._claim(path, wanted, endless=endless)
+            record = cls._claim(path, record, endless=endless)
         distributed.barrier()
         if distributed.any_of(not (path / "run.json").exists()):
             raise InputError(f"expected one {path} that all processes see, got one that some do not")
-        return cls(path, wanted)
+        return cls(path, record)
 
     @staticmethod
-    def _claim(path: Path, wanted: dict[str, Any], *, endless: bool) -> None:
+    def _claim(path: Path, record: dict[str, Any], *, endless: bool) -> dict[str, Any]:
+        """Begin or continue; what run.json holds from now on."""
         file = path / "run.json"
-        ran = file.exists()
-        stored = read_json(file) if ran else None
-        if ran and (path / "state.pt").exists():
-            grown = _refuse_other_run(
-                path, stored.get("settings") if isinstance(stored, dict) else None, wanted, endless
-            )
-            if grown:
-                write_json(file, {"settings": wanted, "finished": False})
-            return
-        # without a checkpoint there is nothing to lose, but for a model
-        if isinstance(stored, dict) and stored.get("finished"):
-            raise InputError(f"{path} holds a finished run without its checkpoint, state.pt: choose another --out")
-        if not ran and (path / CONFIG).exists():
-            raise InputError(f"{path} holds a model that was not trained there: choose another --out")
-        if not ran and is_cache(path):
-            raise InputError(f"{path} holds a token cache: choose another --out")
-        write_json(file, {"settings": wanted, "finished": False})
+        if not file.exists():
+            _refuse_other_files(path)
+            stored = None
+        else:
+            stored = _read_record(file)
+            record = _continued(path, stored, record, endless=endless)
+        record["versions"] = _with_ours((stored or {}).get("versions"))
+        if record != stored:
+            write_json(file, record)
+        return record
 
     def require_room(self, stage: Exportable) -> None:
         """Raise `InputError` unless the disk has room for the next checkpoint; to be asked before `restore`.
@@ -132,7 +151,8 @@ class RunDirectory:
         """
         if not distributed.is_first():
             return
-        needed = sum(file.stat().st_size for file in (*self.path.glob("state.pt"), *self.path.glob("state-*/*")))
+        shares = (file for name in self._own_shares() for file in (self.path / name).glob("*"))
+        needed = sum(file.stat().st_size for file in (*self.path.glob("state.pt"), *shares))
         if not needed:
             tensors = [
                 tensor for _, tensor in _tensors({name: part.state_dict() for name, part in stage.state.items()})
@@ -149,24 +169,29 @@ class RunDirectory:
     def restore(self, stage: Exportable) -> State:
         """Load the last checkpoint into the stage's parts; a fresh `State` when there is none.
 
-        It may be another number of processes that wrote it, with or without shards.
+        It may be another number of processes that wrote it, with or without shares. Shares that it does not name, as
+        of an attempt that was killed, are removed.
+
+        Raises `InputError`, in all processes, for a checkpoint that is damaged, naming the file.
         """
         file = self.path / "state.pt"
         if not file.exists():
+            self._remove_shares()
             return State()
         ours = {name: part.state_dict() for name, part in stage.state.items()}
+        stored, shares = _read_checkpoint(file, ours)
+        parts = stored.pop("parts")
+        if shares is not None:
+            _refuse_damaged_shares(self.path / shares.directory, shares.stamps)
         try:
-            stored = pickles.read(file, mmap=_is_cut(ours))  # each process wants its own share alone
-            parts, shares = stored.pop("parts"), stored.pop("shares", None)
-            if parts.keys() != stage.state.keys() or stored.keys() != vars(State()).keys():
-                raise KeyError
             if shares is not None:
-                parts, self._shares = _read_shares(self.path, shares, parts, ours), shares["directory"]
+                parts, self._shares = _read_shares(self.path / shares.directory, parts, ours), shares.directory
             for name, part in stage.state.items():
                 part.load_state_dict(_shared_out(parts[name], ours[name]))
-            return State(**stored)
         except DAMAGE:
-            raise InputError(f"{file}: expected this run's checkpoint, got a damaged one or another's") from None
+            raise _damaged(file) from None
+        self._remove_shares()
+        return State(**stored)
 
     def save(self, state: State, stage: Exportable) -> None:
         """Write the loadable model and the history, then the checkpoint. All processes must call it.
@@ -177,38 +202,66 @@ class RunDirectory:
         """
         if distributed.is_first():
             stage.export(self.path)
-            write_json(self.path / "history.json", state.history)
+            write_json(self.path / "history.json", [_finite(entry) for entry in state.history])
             self.describe(stage.data)
         parts: Any = {name: part.state_dict() for name, part in stage.state.items()}
         cut = {path: tensor for path, tensor in _tensors(parts) if distributed.is_sharded(tensor)}
-        content, shares = {"parts": parts, **vars(state)}, f"state-{state.step:07d}" if cut else None
-        if shares is not None:
+        content: dict[str, Any] = {"parts": parts, **vars(state)}
+        if cut:
             content["parts"] = _changed(parts, lambda path, tensor: _placeholder(tensor) if path in cut else tensor)
-            content["shares"] = {"directory": shares, "files": self._save_shares(shares, cut)}
+            content["shares"] = self._save_shares(f"state-{state.step:07d}", cut)
         if distributed.is_first():
             write_beside(self.path / "state.pt", lambda beside: _write(content, beside))
-            self._remove_shares(but=shares)
-        self._shares = shares
+        self._shares = content["shares"]["directory"] if cut else None
+        self._remove_shares()
+        distributed.barrier()  # one that ended before would have torchrun end the others, in the middle of this
 
-    def _save_shares(self, name: str, cut: Mapping[str, Tensor]) -> list[str]:
-        """Write sharded tensors to a directory, each process its own; the names of the files."""
-        assert name != self._shares, "what the last checkpoint needs is never written over"
-        directory = self.path / name
-        if distributed.is_first():
-            self._remove_shares(but=self._shares)
-            try:
-                directory.mkdir()
-            except OSError as error:
-                raise InputError(f"cannot write {directory}: {error.strerror}") from None
+    def _save_shares(self, name: str, cut: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Write sharded tensors to a new directory, each process its own; its name, and the stamps of its files."""
+        directory = self.path / distributed.from_first(self._make_shares(name) if distributed.is_first() else "")
         distributed.barrier()
         distributed.save_shares(directory, cut)
-        return sorted(file.name for file in directory.iterdir())
+        mine = sorted(directory.iterdir())[distributed.rank() :: distributed.world()]
+        for file in mine:
+            durable.settle(file)
+        stamps = [stamp for stamps in distributed.from_all([Stamp.of(file) for file in mine]) for stamp in stamps]
+        return {"directory": directory.name, "files": [vars(stamp) for stamp in sorted(stamps, key=_file)]}
 
-    def _remove_shares(self, *, but: str | None) -> None:
+    def _make_shares(self, name: str) -> str:
+        """A new directory for shares, called `name` or nearly so if that is taken; remembered before it is made."""
+        self._remove_shares()
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        free = next(other for other in itertools.chain([name], numbered) if not (self.path / other).exists())
+        write_json(self.path / SHARES, [*self._own_shares(), free])
+        try:
+            durable.make_directory(self.path / free)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / free}: {error.strerror}") from None
+        return free
+
+    def _own_shares(self) -> list[str]:
+        """Names of the directories that this run has made for shares; whatever else is said, no others are removed."""
+        file = self.path / SHARES
+        names = read_json(file) if file.exists() else []
+        return [name for name in names if isinstance(name, str) and re.fullmatch(r"state-\d+(-\d+)?", name)]
+
+    def _remove_shares(self) -> None:
         """Of checkpoints that no longer count, or never came to."""
-        for directory in self.path.glob("state-*"):
-            if directory.name.removeprefix("state-").isdecimal() and directory.name != but:
-                shutil.rmtree(directory, ignore_errors=True)
+        if not distributed.is_first() or not (own := self._own_shares()):
+            return
+        gone = [name for name in own if name != self._shares]
+        for name in gone:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        durable.flush_directory(self.path)  # before they are forgotten
+        if self._shares is None:
+            (self.path / SHARES).unlink()
+        elif gone:
+            write_json(self.path / SHARES, [self._shares])
+
+    def keep_model(self, step: int, stage: Exportable) -> None:
+        """Export the loadable model to a directory of its own, which stays."""
+        if distributed.is_first():
+            stage.export(self.path / "milestones" / f"step-{step:07d}")
 
     def keep(self, step: int, pictures: Tensor) -> Path:
         """Pictures (B, 3, H, W) that no finite gradient came of, as tensors and to look at; where they are."""
@@ -226,15 +279,10 @@ class RunDirectory:
         write_json(self.path / "data.json", {**counts, "classes": list(data.classes), "broken": list(data.broken)})
 
     def finish(self, state: State) -> None:
-        """Mark the run as finished, and remove what killed attempts left half written."""
-        if not distributed.is_first():
-            return
-        for pattern in (".*.[0-9]*", ".tmp??????"):  # ours and those of safetensors
-            for place in (self.path, self.path / "best", self.path / "samples"):
-                for rest in place.glob(pattern):
-                    rest.unlink(missing_ok=True)
-        self._remove_shares(but=self._shares)
-        write_json(self.path / "run.json", {"settings": self.settings, "finished": True, "steps": state.step})
+        """Mark the run as finished."""
+        if distributed.is_first():
+            self._record |= {"finished": True, "steps": state.step}
+            write_json(self.path / "run.json", self._record)
 
     # -- what people look at -------------------------------------------------------------------------------------------
 
@@ -276,7 +324,9 @@ class RunDirectory:
 
     def show(self, step: int, picture: Tensor) -> None:
         """A picture (3, H, W) in [-1, 1], as a file and in tensorboard."""
-        images.save(self.path / "samples" / f"step-{step:07d}.png", picture)
+        file = self.path / "samples" / f"step-{step:07d}.png"
+        images.save(file, picture)
+        durable.settle(file)
         if self._writer is not None:
             with self._logged() as writer:
                 writer.add_image("pictures", images.to_uint8(picture), step)
@@ -320,13 +370,64 @@ def _placeholder(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def _read_shares(run: Path, shares: Any, parts: Any, ours: Any) -> Any:
+def all_finite(stage: Exportable) -> bool:
+    """Whether no number in a checkpoint of `stage` is NaN or infinite, in this process's share of it."""
+    own = (
+        distributed.own_share(tensor) for _, tensor in _tensors([part.state_dict() for part in stage.state.values()])
+    )
+    # a sum passes a NaN or an infinity on, and takes a tenth of the time; one that only overflows is looked at again
+    return all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in own)
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Without the numbers that JSON does not know, such as the PSNR of a perfect reconstruction."""
+    return {name: figure for name, figure in figures.items() if math.isfinite(figure)}
+
+
+class _Shares(NamedTuple):
+    """Where the shares of a checkpoint are, and what they were."""
+
+    directory: str
+    stamps: list[Stamp]
+
+
+def _read_checkpoint(file: Path, ours: Any) -> tuple[dict[str, Any], _Shares | None]:
+    """What a checkpoint of the parts `ours` holds. Raises `InputError` for a damaged one, and one of other parts."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:  # torch does not look at the checksums that it writes
+                raise LookupError
+        stored = pickles.read(file, mmap=_is_cut(ours))  # each process wants its own share alone
+        found = stored.pop("shares", None)
+        if stored.keys() != {"parts", *vars(State())} or stored["parts"].keys() != ours.keys():
+            raise LookupError
+        shares = _Shares(found["directory"], [Stamp(**stamp) for stamp in found["files"]]) if found else None
+        return stored, shares
+    except (*DAMAGE, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise _damaged(file) from None
+
+
+def _file(stamp: Stamp) -> str:
+    return stamp.file
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(f"{file}: expected this run's checkpoint, got a damaged one or another's")
+
+
+def _refuse_damaged_shares(directory: Path, stamps: list[Stamp]) -> None:
+    """Raise `InputError`, in all processes, for a file that is not what was written; each process reads some."""
+    mine = {stamp.file: stamp.fault_inside(directory) for stamp in stamps[distributed.rank() :: distributed.world()]}
+    faults = {name: fault for faults in distributed.from_all(mine) for name, fault in faults.items()}
+    faults |= {file.name: "got one more" for file in directory.glob("*") if file.name not in faults}
+    for name, fault in sorted(faults.items()):
+        if fault:
+            raise InputError(f"{directory / name}: expected a file of this run's checkpoint, {fault}")
+
+
+def _read_shares(directory: Path, parts: Any, ours: Any) -> Any:
     """`parts` with tensors for placeholders: cut like those of `ours` that are cut, and whole otherwise."""
-    directory, like, read = run / shares["directory"], dict(_tensors(ours)), dict[str, Tensor]()
-    if sorted(file.name for file in directory.glob("*")) != shares["files"]:
-        raise LookupError("a share is missing")
-    for name in shares["files"]:
-        read_tensors(directory / name)  # maps it, and raises if it is damaged, where torch would show a traceback first
+    like, read = dict(_tensors(ours)), dict[str, Tensor]()
 
     def place(path: str, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
@@ -347,10 +448,58 @@ def _shared_out(stored: Any, ours: Any) -> Any:
     return _changed(stored, lambda path, tensor: distributed.share_out(tensor, like.get(path)))
 
 
-def _refuse_other_run(path: Path, stored: Any, wanted: dict[str, Any], endless: bool) -> bool:
+def _refuse_other_files(path: Path) -> None:
+    """Raise `InputError` where a new run would replace what it has not written; other files are told by a warning."""
+    if (path / CONFIG).exists():
+        raise InputError(f"{path} holds a model that was not trained there: choose another --out")
+    if is_cache(path):
+        raise InputError(f"{path} holds a token cache: choose another --out")
+    for name in OWN:
+        if (path / name).exists():
+            raise InputError(f"{path} holds {name}, but no run.json that would say whose it is: choose another --out")
+    others = [other.name for other in visible(path) if not (other / "run.json").exists()]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warnings.warn(f"{path} holds other files, which stay: {', '.join(others[:3])}{more}", stacklevel=2)
+
+
+def _tell_other_held_out(path: Path, stored: str | None, wanted: str) -> None:
+    """Warn of a held-out part that is another one than before."""
+    if stored and wanted and stored != wanted:
+        warnings.warn(
+            f"{path}: the held-out pictures are others than so far (fingerprint {stored} there, {wanted} here): "
+            "figures before and after this point cannot be compared",
+            stacklevel=2,
+        )
+
+
+def _with_ours(before: Any) -> list[dict[str, str]]:
+    """The versions that have trained here so far, and those of this process."""
+    ours = {"nextscale": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    known = before if isinstance(before, list) else []
+    return known if ours in known else [*known, ours]
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    stored = read_json(file)
+    if not isinstance(stored, dict) or not isinstance(stored.get("settings"), dict):
+        raise InputError(f"{file}: expected the settings of a run, got something else")
+    return stored
+
+
+def _continued(path: Path, stored: dict[str, Any], wanted: dict[str, Any], *, endless: bool) -> dict[str, Any]:
+    """What run.json holds when the run `wanted` continues the one that is `stored`, or takes its place."""
+    if not (path / "state.pt").exists():  # there is nothing to lose, but for a model
+        if stored.get("finished"):
+            raise InputError(f"{path} holds a finished run without its checkpoint, state.pt: choose another --out")
+        return wanted
+    grown = _refuse_other_run(path, stored["settings"], wanted["settings"], endless)
+    _tell_other_held_out(path, stored.get("held_out"), wanted["held_out"])
+    return wanted if grown else stored | {"held_out": wanted["held_out"]}
+
+
+def _refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any], endless: bool) -> bool:
     """Raise `InputError` unless it is the same run; whether it is the same but for a larger number of steps."""
-    if not isinstance(stored, dict):
-        raise InputError(f"{path}/run.json: expected the settings of a run, got something else")
     ours, theirs = _flat(wanted), _flat(stored)
     names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]  # in one order, unlike a set's
     if not names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import random
 import re
@@ -24,7 +23,8 @@ from PIL import Image
 from processes import Program
 
 from nextscale import MultiScaleVQVAE, Pipeline, Scales
-from nextscale.cli import main
+from nextscale.cli import main, train_tokenizer
+from nextscale.machine import distributed
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -69,7 +69,7 @@ def command(request: pytest.FixtureRequest, pictures: Path) -> list[object]:
     more = ["--set", *EVERYTHING]
     if stage == "transformer":
         more = ["--tokenizer", request.getfixturevalue("tokenizer_run")]
-    return ["train", stage, "--data", pictures, "--steps", STEPS, "--batch", 4, *more]
+    return ["train", stage, "--data", pictures, "--steps", STEPS, "--batch", 4, "--checks", 20, *more]
 
 
 def left_behind(run: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def wait_for_step(process: Program, step: int) -> None:
 def wait_for_save(process: Program, run: Path) -> None:
     """Until a checkpoint is half written."""
     while process.poll() is None:
-        if any(name.startswith(".state.pt.") for name in os.listdir(run)):
+        if any(run.glob(".nextscale-*/state.pt")):
             return
 
 
@@ -373,10 +373,88 @@ def test_a_run_that_diverges_is_one_line(nextscale, pictures: Path, tmp_path: Pa
     absurd = ["--set", "optimization.learning_rate=1e30", "optimization.warmup_steps=0"]
     run = tmp_path / "run"
     done = nextscale("train", "tokenizer", "--data", pictures, "--steps", 30, "--batch", 4, "--out", run, *absurd)
-    is_a_mistake(done, "no finite gradient in 10 steps in a row", "training diverged", "keeps the last checkpoint")
+    remedy = "with another --out, try a lower optimization.learning_rate or a smaller optimization.clip (--set), or "
+    told = (
+        "no finite gradient in 10 steps in a row",
+        "training diverged",
+        f"there is no checkpoint in {run} yet",
+        remedy,
+    )
+    is_a_mistake(done, *told)
     (kept,) = run.glob("not-finite-step-*.png")
     assert str(kept) in done.errors
     assert kept.with_suffix(".safetensors").exists()
+
+
+def test_a_run_that_ends_diverged_is_no_finished_one(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """Fewer than ten steps were skipped at its end; what was good before stays and can be used.
+
+    Weight decay is good for the first step alone, since it rises by 37 powers of ten.
+    """
+    run = tmp_path / "run"
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 9, "--batch", 4, "--checks", 9, "--out", run]
+    done = nextscale(*command, "--set", "optimization.final_weight_decay=1e37")
+    is_a_mistake(done, "what the last step, 9, has made gives no finite figures: training diverged", f"{run} keeps the")
+    assert "nothing is saved" in " ".join(done.output.split())
+    assert json.loads((run / "run.json").read_text())["finished"] is False
+    history = json.loads((run / "history.json").read_text(), parse_constant=pytest.fail)
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == history[-1]["step"] == 1
+    assert all(weight.isfinite().all() for weight in MultiScaleVQVAE.load(run).parameters())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_interruption_is_said_once(
+    nextscale, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """By the first of several processes; the others end with the same status, in silence."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_tokenizer, "watch", stopped)
+    monkeypatch.setattr(distributed, "is_first", lambda: first)
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--out", tmp_path / "run"]
+    if first:
+        done = nextscale(*command)
+        assert (done.status, done.errors) == (130, "nextscale: interrupted\n")
+    else:
+        with pytest.raises(SystemExit) as ended:
+            nextscale(*command)
+        assert ended.value.code == 130
+
+
+def test_a_short_run_prints_few_tables(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """Two of twenty steps, or as many as are asked for."""
+    command = ["train", "tokenizer", "--data", pictures, "--steps", 20, "--batch", 2]
+    assert nextscale(*command, "--out", tmp_path / "a").output.count("held out: psnr") == 2
+    told = nextscale(*command, "--checks", 3, "--keep", 2, "--out", tmp_path / "b")
+    assert told.output.count("held out: psnr") == 3
+    kept = sorted(path.name for path in (tmp_path / "b" / "milestones").iterdir())
+    assert kept == ["step-0000010", "step-0000020"]
+    assert MultiScaleVQVAE.load(tmp_path / "b" / "milestones" / kept[0])
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--checks", "0"], "checks: expected at least 1, got 0"),
+        (["--checkpoint-minutes", "0"], "checkpoint minutes: expected more than 0, got 0"),
+        (["--keep", "-1"], "keep: expected 0 or more, got -1"),
+    ],
+)
+def test_a_mistaken_rhythm_is_one_line(nextscale, stage: str, arguments: list[str], told: str) -> None:
+    """Before any picture is read."""
+    is_a_mistake(nextscale("train", stage, "--data", "missing", *arguments), told)
+
+
+@pytest.mark.filterwarnings("default")
+def test_other_files_in_the_directory_are_told(nextscale, pictures: Path, tmp_path: Path) -> None:
+    """In a line of output, and the work goes on."""
+    (tmp_path / "notes.txt").write_text("mine")
+    done = nextscale("train", "tokenizer", "--data", pictures, "--steps", 1, "--batch", 2, "--out", tmp_path)
+    assert (done.status, done.errors) == (0, "")
+    assert f"warning: {tmp_path} holds other files, which stay: notes.txt" in " ".join(done.output.split())
 
 
 # ---- what a tokenizer is trained with --------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from nextscale import MultiScaleVQVAE, Scales
 from nextscale.data import DataSet, encoding, tokens
 from nextscale.data.tokens import CachedTokens, Meta, TokenCache
 from nextscale.errors import InputError
+from nextscale.files import lock, stamps
+from nextscale.machine import distributed
 
 ROWS = 3 * TRAIN + HELD_OUT
 
@@ -205,6 +207,21 @@ def test_what_is_cut_short_goes_on_to_the_same_files(
     assert contents(tmp_path) == contents(finished)
 
 
+def test_encoders_whose_torchrun_is_gone_end_and_are_gone_on_with(
+    data: DataSet, encode, meta: Meta, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the batch that they are at; the lock goes with them."""
+    seen: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "orphaned", lambda: len(seen) == 3)
+        with pytest.raises(KeyboardInterrupt):
+            encoding.write(tmp_path, data, lambda images: (seen.append(0), encode(images))[1], meta, batch=4)
+    assert len(seen) == 3
+    assert not (tmp_path / lock.NAME).exists()
+    encoding.write(tmp_path, data, encode, meta, batch=4)
+    assert contents(tmp_path) == contents(finished)
+
+
 def states(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """What a kill may leave: any file missing, and any file half written beside where it will be."""
     for number, file in enumerate(sorted(file for file in finished.rglob("*") if file.is_file())):
@@ -212,7 +229,9 @@ def states(finished: Path, tmp_path: Path) -> Iterator[Path]:
             left = shutil.copytree(finished, tmp_path / f"{number} {half}")
             name = left / file.relative_to(finished)
             if half:
-                (name.parent / f".{name.name}.12345").write_bytes(b"half")
+                (left / lock.NAME).write_text('{"words": ["0123456789abcdef"]}')
+                (name.parent / ".nextscale-0123456789abcdef-7-3").mkdir()
+                (name.parent / ".nextscale-0123456789abcdef-7-3" / name.name).write_bytes(b"half")
             name.unlink()
             yield left
 
@@ -394,7 +413,7 @@ def test_no_pickle_is_read(spoilt: Path) -> None:
     index = json.loads((spoilt / "tokens.json").read_text())
     file = spoilt / "train-00000.npy"
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
-    index["files"]["train"][1].update(bytes=file.stat().st_size, crc32=tokens.checksum(file))
+    index["files"]["train"][1].update(bytes=file.stat().st_size, crc32=stamps.checksum(file))
     (spoilt / "tokens.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="train-00000.npy: expected"):
         tokens.load(spoilt)

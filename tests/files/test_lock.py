@@ -20,8 +20,10 @@ from nextscale.files import lock
 HOLDER = """
 import sys, time
 from pathlib import Path
-from nextscale.files import lock
-with lock.held(Path(sys.argv[1])):
+from nextscale.files import durable, lock
+run = Path(sys.argv[1])
+with lock.held(run), durable.beside(run / "best" / "model") as file:
+    file.write_text("half")
     print("held", flush=True)
     time.sleep(60)
 """
@@ -55,6 +57,43 @@ def test_a_lock_of_a_dead_process_is_taken_over(tmp_path: Path, other: subproces
     assert (tmp_path / "run" / lock.NAME).exists()
     with lock.held(tmp_path / "run"):
         assert str(os.getpid()) in (tmp_path / "run" / lock.NAME).read_text()
+
+
+def test_what_a_killed_holder_was_writing_is_removed(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    """By the next one; also where a power failure, or a crash while it took the lock, cut a line short."""
+    run = tmp_path / "run"
+    (half,) = run.glob("best/.nextscale-*/model")
+    users = [run / ".env.2024", run / "best" / ".nextscale-1" / "model"]
+    for file in users:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    with pytest.raises(InputError, match="is in use"), lock.held(run):
+        pass
+    assert half.exists()
+    other.kill()
+    other.wait()
+    with (run / lock.NAME).open("a") as line:
+        line.write('{"process": 7, "wor')
+    with lock.held(run):
+        assert not half.exists()
+        assert not half.parent.exists()
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()} on "), lock.held(run):
+            pass
+    assert sorted(file for file in run.rglob("*") if file.is_file()) == sorted(users)
+
+
+def test_where_nobody_can_know_whether_the_holder_lives_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
+) -> None:
+    """On a file system without locks."""
+
+    def missing(descriptor: int, *, blocking: bool) -> bool:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(lock, "lock_descriptor", missing)
+    with pytest.warns(UserWarning, match="has no locks"), lock.held(tmp_path / "run"):
+        pass
+    assert [*(tmp_path / "run").glob("best/.nextscale-*/model")]
 
 
 def test_nothing_is_left_whatever_happens_inside(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,17 @@ def test_a_module_is_shared_only_among_several() -> None:
     assert torch.equal(state["weight"], weight)
     state["weight"].zero_()
     assert weight.any()
+
+
+def test_a_process_alone_outlives_whoever_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell that it was started from may be closed; a rank whose torchrun is gone is nobody's."""
+    assert not distributed.orphaned()
+    monkeypatch.setattr(distributed, "PARENT", -1)
+    assert not distributed.orphaned()
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    assert distributed.orphaned()
+    monkeypatch.setattr(distributed, "PARENT", os.getppid())
+    assert not distributed.orphaned()
 
 
 # ---- devices and mistakes --------------------------------------------------------------------------------------------

@@ -66,6 +66,8 @@ def rows(me: int) -> None:
 def values_of_the_first(me: int) -> None:
     assert distributed.from_first({"steps": 7 + me, "name": "a"}) == {"steps": 7, "name": "a"}
     assert distributed.from_first("told" if me == 0 else None) == "told"
+    assert distributed.from_all({"rank": me}) == [{"rank": 0}, {"rank": 1}]
+    assert distributed.any_of_each(False, me == 1, True) == [False, True, True]
     assert torch.equal(distributed.from_first(torch.arange(3 + me) + me), torch.arange(3))
 
 

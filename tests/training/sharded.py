@@ -28,7 +28,7 @@ from nextscale.files.checkpoint import write_tensors
 from nextscale.machine import distributed
 from nextscale.machine.precision import lowered
 from nextscale.training import rundir
-from nextscale.training.loop import Health, Length, train
+from nextscale.training.loop import Health, Length, Rhythm, train
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage
 from nextscale.training.order import generator
 from nextscale.training.recipes import Recipe
@@ -131,6 +131,9 @@ class TinyStage:
     def score(self, validation: Mapping[str, float]) -> float:
         return validation["cross_entropy"]
 
+    def sound(self) -> bool:
+        return True
+
     def health(self, *_: Sequence[Any] | Mapping[str, float]) -> Health:
         return Health()
 
@@ -164,7 +167,9 @@ def drawn(step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def run(stage: TinyStage, directory: Path, steps: int | None = None) -> dict[str, Any]:
     """Train on to the end, or for so many steps; what was told on the way, and the whole of what came out."""
-    events = list(itertools.islice(train(stage, directory, Length(steps=STEPS), seed=0, checks=3), steps))
+    events = list(
+        itertools.islice(train(stage, directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)), steps)
+    )
     return {
         "losses": [event.figures["loss"] for event in events],
         "norms": [event.figures["gradient_norm"] for event in events],
@@ -209,6 +214,7 @@ def killed(directory: Path) -> None:
         again.save(state, stage)
     except KeyboardInterrupt:
         assert distributed.is_first()
+        distributed.barrier()  # where the other one waits
     finally:
         rundir.write_beside = write
     assert checkpoint(directory) == before
@@ -218,6 +224,7 @@ def killed(directory: Path) -> None:
     assert restored(directory) == 4
     distributed.barrier()
     assert [path.name for path in directory.glob("state-*")] == ["state-0000004"]
+    distributed.barrier()
 
 
 def full(directory: Path) -> None:
@@ -241,13 +248,31 @@ def damaged(directory: Path) -> None:
     run(TinyStage("shares"), directory, 2)
     share = sorted((directory / "state-0000002").iterdir())[-1]
     content = share.read_bytes()
-    for wrong in (content[: len(content) // 2], b"", None):
+    flipped = content[:-5] + bytes([content[-5] ^ 64]) + content[-4:]
+    for wrong in (flipped, content[: len(content) // 2], b"", None):
         distributed.barrier()
         if distributed.is_first():
             share.unlink() if wrong is None else share.write_bytes(wrong)
         distributed.barrier()
-        with pytest.raises(InputError, match="state.pt: expected this run's checkpoint, got a damaged one"):
+        with pytest.raises(InputError, match=f"{share}: expected a file of this run's checkpoint, (got|found) "):
             restored(directory)
+
+
+def taken(directory: Path) -> None:
+    """A user's directory that is called like one of shares stays what it is, and the shares lie beside it."""
+    theirs = directory / "state-0000004" / "mine"
+    run(TinyStage("shares"), directory, 2)
+    if distributed.is_first():
+        theirs.parent.mkdir()
+        theirs.write_text("mine")
+    distributed.barrier()
+    run(TinyStage("shares"), directory, 2)
+    assert restored(directory) == 4
+    assert sorted(path.name for path in directory.glob("state-*")) == ["state-0000004", "state-0000004-2"]
+    run(TinyStage("shares"), directory)
+    distributed.barrier()
+    assert sorted(path.name for path in directory.glob("state-*")) == ["state-0000004", "state-0000006"]
+    assert theirs.read_text() == "mine"
 
 
 def skipped(directory: Path) -> None:
@@ -277,7 +302,7 @@ def main(out: Path) -> None:
         for strategy in ("copies", "shares"):
             stage = TinyStage(strategy, dtype=torch.bfloat16)
             results[f"lowered {strategy}"] = run(stage, out / f"lowered {strategy}")
-        for mishap in (killed, full, damaged, skipped):
+        for mishap in (killed, full, damaged, taken, skipped):
             mishap(out / mishap.__name__)
         for name, result in results.items():
             torch.save(result, out / f"{name}-{distributed.rank()}.pt")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import os
+import runpy
 import shutil
 import signal
 import threading
@@ -23,9 +25,9 @@ from torch import Tensor, nn
 from nextscale import images
 from nextscale.data import DataSet
 from nextscale.errors import InputError
-from nextscale.files import checkpoint
+from nextscale.files import checkpoint, durable
 from nextscale.training import loop
-from nextscale.training.loop import SKIPS, Event, Health, Length, Stopped, train
+from nextscale.training.loop import SKIPS, Event, Health, Length, Rhythm, Stopped, train
 from nextscale.training.optimization import Optimization, Outcome
 from nextscale.training.recipes import Recipe
 
@@ -72,6 +74,9 @@ class Slope:
     def score(self, validation: Mapping[str, float]) -> float:
         return validation["height"]
 
+    def sound(self) -> bool:
+        return bool(self.model.weight.isfinite().all())
+
     def health(self, validation: Any, figures: Any, history: Any) -> Health:
         return Health((f"{len(figures)} steps",), (f"after {len(history)} checks",))
 
@@ -91,7 +96,7 @@ def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int], None]:
 
 
 def begin(stage: Any, run: Path, *, steps: int = 4, checks: int = 2) -> Iterator[Event]:
-    return train(stage, run, Length(steps=steps), seed=0, checks=checks)
+    return train(stage, run, Length(steps=steps), seed=0, rhythm=Rhythm(checks=checks))
 
 
 def test_a_run_cut_short_after_any_step_continues_bit_for_bit(make_stage, tmp_path: Path, left_behind) -> None:
@@ -115,7 +120,7 @@ def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
         rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
         list(begin(make_stage(), whole, steps=2))
     assert len(states) > 10
     for state in states:
@@ -123,6 +128,38 @@ def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
         list(begin(make_stage(), state, steps=2))
         assert left_behind(state) == left_behind(whole), state.name
         assert not any(file.name.startswith(".") for file in state.rglob("*"))
+
+
+POWER_CUTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "power_cuts.py"))
+
+
+def cuts(toy: DataSet, work: Path, *, flushes: bool, count: int) -> Iterator[Path]:
+    """What so many power failures may leave of a run of two checks, spread over its writing."""
+    work.mkdir()
+    disk = POWER_CUTS["Disk"](work)
+    with disk.recording(flushes=flushes):
+        list(begin(Slope(toy), work / "run"))
+    for number, moment in enumerate(disk.moments[:: len(disk.moments) // count]):
+        for way in ("torn", "any"):
+            yield moment.disk(work.with_name(f"{work.name} {number} {way}"), way, number) / "run"
+
+
+def test_a_run_cut_short_by_a_power_failure_continues_bit_for_bit(
+    toy: DataSet, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was flushed is on the disk then, and of the rest any part; were nothing flushed, it would show."""
+    monkeypatch.setattr(durable, "WORD", "0123456789abcdef")
+    for flushes in (True, False):
+        whole, different = tmp_path / f"{flushes}", 0
+        for left in cuts(toy, whole, flushes=flushes, count=10 if flushes else 3):
+            monkeypatch.setattr(durable, "WORD", "fedcba9876543210")
+            try:
+                list(begin(Slope(toy), left))
+                same = left_behind(left) == left_behind(whole / "run") and not [*left.rglob(".*")]
+            except (InputError, OSError):
+                same = False
+            different += not same
+        assert (different == 0) is flushes
 
 
 def test_the_optimiser_is_restored_exactly(make_stage, tmp_path: Path, left_behind) -> None:
@@ -260,6 +297,30 @@ def test_checks_are_spread_evenly_and_one_is_the_last_step(
     assert max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize(("steps", "checks"), [(1, 1), (9, 1), (20, 2), (59, 5), (200, 20), (5000, 20)])
+def test_a_short_run_is_checked_every_ten_steps_and_a_long_one_twenty_times(steps: int, checks: int) -> None:
+    """Where no number is given; a run of twenty steps prints two tables."""
+    assert sum(Rhythm().is_check(step, steps) for step in range(1, steps + 1)) == checks
+    assert Rhythm().is_check(steps, steps)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"checks": 0}, "checks: expected at least 1, got 0"),
+        ({"checks": -3}, "checks: expected at least 1, got -3"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint minutes: expected more than 0, got 0"),
+        ({"checkpoint_minutes": math.nan}, "checkpoint minutes: expected more than 0, got nan"),
+        ({"checkpoint_minutes": math.inf}, "checkpoint minutes: expected more than 0, got inf"),
+        ({"keep": -1}, "keep: expected 0 or more, got -1"),
+    ],
+)
+def test_a_rhythm_that_makes_no_sense_is_refused(given: dict[str, Any], told: str) -> None:
+    """With what was given."""
+    with pytest.raises(InputError, match=f"^{told}$"):
+        Rhythm(**given)
+
+
 class Clock:
     """Time that passes in steps alone."""
 
@@ -290,6 +351,46 @@ def test_minutes_become_a_number_of_steps(clocked, tmp_path: Path) -> None:
     assert [event.step for event in events if event.validation][-1] == 111
 
 
+def test_a_run_saves_by_time_between_its_checks(clocked, tmp_path: Path) -> None:
+    """Steps of half a minute: a checkpoint every six of them, none sooner after a check, without validation."""
+    steps, checked = [], []
+    for event in train(
+        clocked(30.0), tmp_path, Length(steps=20), seed=0, rhythm=Rhythm(checks=2, checkpoint_minutes=3)
+    ):
+        steps.append(torch.load(tmp_path / "state.pt", weights_only=True)["step"] if event.step > 5 else None)
+        checked += [event.step] if event.validation else []
+    assert steps == [None] * 5 + [6] * 4 + [10] * 6 + [16] * 4 + [20]
+    assert checked == [10, 20]
+
+
+def test_how_often_a_run_saves_does_not_show_in_the_result(make_stage, tmp_path: Path, left_behind) -> None:
+    """Neither by time, after every step, nor by what is kept on the way."""
+    often = Rhythm(checks=2, checkpoint_minutes=1e-9, keep=3)
+    list(train(make_stage(), tmp_path / "often", Length(steps=4), seed=0, rhythm=often))
+    list(begin(make_stage(), tmp_path / "seldom"))
+    ours, theirs = left_behind(tmp_path / "often"), left_behind(tmp_path / "seldom")
+    assert ours["state"] == theirs["state"]
+    kept = {name: file for name, file in ours["files"].items() if not name.startswith("milestones/")}
+    assert kept == theirs["files"]
+
+
+def test_milestones_are_the_models_of_their_steps(toy: DataSet, tmp_path: Path) -> None:
+    """Three of seven steps, the last one among them; a run cut short makes the same."""
+    rhythm = Rhythm(checks=1, keep=3)
+    stage, weights = Slope(toy), dict[int, float]()
+    for event in train(stage, tmp_path / "whole", Length(steps=7), seed=0, rhythm=rhythm):
+        weights[event.step] = float(stage.model.weight.detach().sum())
+    kept = {
+        int(file.parent.name.removeprefix("step-")): float(safetensors.torch.load_file(file)["weight"].sum())
+        for file in (tmp_path / "whole" / "milestones").glob("*/slope.safetensors")
+    }
+    assert kept == {step: weights[step] for step in (3, 5, 7)}
+    list(itertools.islice(train(Slope(toy), tmp_path / "cut", Length(steps=7), seed=0, rhythm=rhythm), 4))
+    list(train(Slope(toy), tmp_path / "cut", Length(steps=7), seed=0, rhythm=rhythm))
+    for file in (tmp_path / "whole" / "milestones").rglob("*.safetensors"):
+        assert (tmp_path / "cut" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
+
+
 def test_runs_can_share_the_minutes(clocked, tmp_path: Path) -> None:
     """A fifth of five minutes is as long as one."""
     events = list(train(clocked(0.5), tmp_path / "alone", Length(minutes=1.0), seed=0))
@@ -306,8 +407,8 @@ def test_a_budget_of_less_than_the_trial_ends_in_time(clocked, tmp_path: Path) -
 
 def test_the_number_of_steps_is_kept_on_a_slower_machine(clocked, tmp_path: Path) -> None:
     """Once known, it is part of the run."""
-    list(itertools.islice(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0, checks=111), 40))
-    events = list(train(clocked(7.0), tmp_path, Length(minutes=1.0), seed=0, checks=111))
+    list(itertools.islice(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0, rhythm=Rhythm(checks=111)), 40))
+    events = list(train(clocked(7.0), tmp_path, Length(minutes=1.0), seed=0, rhythm=Rhythm(checks=111)))
     assert events[0].step == 41
     assert {event.total for event in events} == {111}
     assert events[-1].step == 111
@@ -453,14 +554,105 @@ def test_best_is_the_export_of_the_check_with_the_lowest_score(toy: DataSet, tmp
     assert exported(tmp_path / "cut") == weights[3]
 
 
-def test_a_score_that_is_not_a_number_is_never_the_best(toy: DataSet, tmp_path: Path) -> None:
-    """Nor does it keep later ones from being the best."""
-    at, heights = [0], [math.nan, 3.0, math.nan]
-    stage = Slope(toy)
+def heights_along(toy: DataSet, heights: list[float]) -> Slope:
+    """A stage with these held-out figures, one a step."""
+    stage, at = Slope(toy), [0]
     stage.validate = lambda: {"height": heights[at[0]]}  # type: ignore[method-assign]
     stage.before_step = lambda step: at.__setitem__(0, step)
-    made = [(tmp_path / "best" / "slope.safetensors").exists() for _ in begin(stage, tmp_path, steps=3, checks=3)]
-    assert made == [False, True, True]
+    return stage
+
+
+def test_a_check_whose_figures_are_not_finite_saves_nothing(toy: DataSet, tmp_path: Path) -> None:
+    """No checkpoint, no model, not as the best; it is told, is not in the history, and later checks are as ever."""
+    stage = heights_along(toy, [math.nan, 3.0, math.inf, 5.0])
+    saved = []
+    for event in begin(stage, tmp_path, steps=4, checks=4):
+        state = tmp_path / "state.pt"
+        saved.append(torch.load(state, weights_only=True)["step"] if state.exists() else None)
+        told = any("not finite: nothing is saved" in text for text in event.health.warnings)
+        assert told is not math.isfinite(event.validation["height"])
+        assert (tmp_path / "best" / "slope.safetensors").exists() is (event.step > 1)
+    assert saved == [None, 2, 2, 4]
+    history = json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+    assert [entry["step"] for entry in history] == [2, 4]
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+
+
+def test_a_figure_that_is_no_number_keeps_a_check_from_saving(toy: DataSet, tmp_path: Path) -> None:
+    """Though it is not the score, which is good."""
+    stage = Slope(toy)
+    stage.validate = lambda: {"height": 1.0, "psnr": math.nan}  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="the last step, 4, has made gives no finite figures"):
+        list(begin(stage, tmp_path))
+    assert not (tmp_path / "state.pt").exists()
+    assert not (tmp_path / "slope.safetensors").exists()
+
+
+def test_a_figure_may_be_infinite_where_it_is_not_the_score(toy: DataSet, tmp_path: Path) -> None:
+    """The PSNR of a perfect reconstruction is; JSON knows no such number, so it is left out there."""
+    stage = Slope(toy)
+    stage.validate = lambda: {"height": 1.0, "psnr": math.inf}  # type: ignore[method-assign]
+    assert [event.step for event in begin(stage, tmp_path)] == [1, 2, 3, 4]
+    history = json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+    assert [sorted(entry) for entry in history] == [["height", "loss", "step"]] * 2
+
+
+SPOIL: dict[str, Callable[[Slope], object]] = {
+    "the weights": lambda stage: stage.model.weight.data.fill_(math.inf),
+    "a moment": lambda stage: next(iter(stage.optimization.optimizer.state.values()))["exp_avg"].fill_(math.nan),
+    "what comes of them": lambda stage: setattr(stage, "sound", lambda: False),
+}
+
+
+def diverging(toy: DataSet, after: int, spoil: Callable[[Slope], object]) -> Slope:
+    """From step `after` on no gradient is finite, nor is something else; the held-out figures, of an average, are."""
+    stage = poisoned(toy, *range(after, after + SKIPS))
+    poison = stage.before_step
+    stage.before_step = lambda step: (poison(step), spoil(stage) if step == after else None)[0]
+    stage.validate = lambda: {"height": 1.0}  # type: ignore[method-assign]
+    return stage
+
+
+def saved(run: Path) -> dict[str, bytes]:
+    """What a run goes on with, and what others load."""
+    files = (run / "state.pt", run / "slope.safetensors", run / "best" / "slope.safetensors", run / "history.json")
+    return {str(file): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("spoil", SPOIL.values(), ids=SPOIL)
+@pytest.mark.parametrize("rhythm", [Rhythm(checks=4), Rhythm(checks=1, checkpoint_minutes=1e-9, keep=8)], ids=str)
+def test_a_diverged_run_leaves_the_last_good_checkpoint(
+    toy: DataSet, tmp_path: Path, spoil: Callable[[Slope], object], rhythm: Rhythm
+) -> None:
+    """Whichever of checks, time and milestones would have saved; its end is a failure, and no finished run."""
+    before: dict[str, bytes] = {}
+    with pytest.raises(FloatingPointError, match="what the last step, 8, has made gives no finite figures"):  # noqa: PT012
+        for event in train(diverging(toy, 4, spoil), tmp_path, Length(steps=8), seed=0, rhythm=rhythm):
+            if event.step == 4:
+                before = saved(tmp_path) if rhythm.checks == 4 else {"": (tmp_path / "state.pt").read_bytes()}
+    assert before == (saved(tmp_path) if rhythm.checks == 4 else {"": (tmp_path / "state.pt").read_bytes()})
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
+    assert json.loads((tmp_path / "run.json").read_text())["finished"] is False
+    assert len(list(tmp_path.glob("milestones/*"))) == (4 if rhythm.keep else 0)
+    assert [event.step for event in begin(Slope(toy), tmp_path, steps=8)] == [5, 6, 7, 8]
+
+
+def test_a_step_skipped_at_the_end_of_a_good_run_is_no_failure(toy: DataSet, tmp_path: Path) -> None:
+    """The weights are those of the step before."""
+    *_, last = begin(poisoned(toy, 7), tmp_path, steps=8)
+    assert (last.step, last.figures["skipped"]) == (8, 1)
+    assert json.loads((tmp_path / "run.json").read_text())["finished"] is True
+
+
+def test_a_stop_of_a_diverged_run_saves_nothing(toy: DataSet, tmp_path: Path) -> None:
+    """And says so to whoever catches it."""
+    stage = diverging(toy, 4, SPOIL["the weights"])
+    diverge, stop = stage.before_step, stop_at(5)
+    stage.before_step = lambda step: (diverge(step), stop(step))[0]
+    with pytest.raises(Stopped) as caught:
+        list(begin(stage, tmp_path, steps=8, checks=8))
+    assert caught.value.saved is False
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
 
 
 def test_health_is_told_with_the_figures_since_the_last_check(toy: DataSet, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
+import platform
 import resource
 import shutil
 import time
@@ -18,11 +20,13 @@ import pytest
 import torch
 from training import toy as toys
 
+import nextscale
 from nextscale import MultiScaleVQVAE, images
 from nextscale.config import TokenizerConfig
 from nextscale.data import DataSet
 from nextscale.errors import InputError
-from nextscale.training.loop import Length, train
+from nextscale.training.loop import Length, Rhythm, train
+from nextscale.training.rundir import _tensors
 from nextscale.training.tokenizer.stage import TokenizerStage
 
 ADVERSARY = ("adversarial.discriminator=patch",)  # which begins after a share of the run
@@ -30,7 +34,7 @@ ADVERSARY = ("adversarial.discriminator=patch",)  # which begins after a share o
 
 def run(stage: TokenizerStage, directory: Path, *, steps: int = 2, seed: int = 0) -> list[int]:
     """Train to the end; the steps it took."""
-    return [event.step for event in train(stage, directory, Length(steps=steps), seed=seed, checks=2)]
+    return [event.step for event in train(stage, directory, Length(steps=steps), seed=seed, rhythm=Rhythm(checks=2))]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -169,7 +173,7 @@ def test_a_run_cut_short_while_it_was_made_longer_continues(first_stage, tmp_pat
     """run.json tells the new length already, the checkpoint still the old one."""
     steady = {"final_rate": 1.0}
     run(first_stage(**steady), tmp_path, steps=2)
-    steps = train(first_stage(**steady), tmp_path, Length(steps=4), seed=0, checks=2)
+    steps = train(first_stage(**steady), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=2))
     assert next(steps).step == 3
     steps.close()
     assert json.loads((tmp_path / "run.json").read_text())["finished"] is False
@@ -192,7 +196,7 @@ def test_a_cache_of_tokens_is_no_place_for_a_run(first_stage, tmp_path: Path) ->
         run(first_stage(), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", '{"settings": 3}', '{"finished": true}', "{", ""])
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"settings": 3}', '{"finished": true}', "{", ""])
 def test_a_settings_file_that_is_none_is_refused(first_stage, finished: Path, text: str) -> None:
     """Whatever JSON it holds instead, and if it holds none."""
     (finished / "run.json").write_text(text)
@@ -223,10 +227,20 @@ def a_directory(file: Path) -> None:
     file.mkdir()
 
 
+def flipped(file: Path) -> None:
+    """One bit in the middle of the largest tensor."""
+    tensors = [tensor for _, tensor in _tensors(torch.load(file, weights_only=True)["parts"]["model"])]
+    inside = max(tensors, key=torch.Tensor.numel).numpy().tobytes()
+    content = bytearray(file.read_bytes())
+    content[content.index(inside) + len(inside) // 2] ^= 4
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         cut,
+        flipped,
         a_directory,
         stored(lambda content: content.pop("parts")),
         stored(lambda content: content.pop("step")),
@@ -287,7 +301,7 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(
     first_stage, tmp_path: Path, kilobytes: int, file: str
 ) -> None:
     """Files may not grow beyond a limit that the weights, or the checkpoint with its optimiser, go beyond."""
-    events = train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=4)
+    events = train(first_stage(), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=4))
     next(events)
     before = (tmp_path / "state.pt").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -312,10 +326,10 @@ def test_a_disk_without_room_is_told_before_the_first_step(first_stage, tmp_path
 
     leave(0)
     with pytest.raises(InputError, match=f"^cannot write {tmp_path}: {told}$"):
-        next(train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2))
+        next(train(first_stage(), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=2)))
     monkeypatch.undo()
     assert not (tmp_path / "state.pt").exists()
-    events = train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2)
+    events = train(first_stage(), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=2))
     assert [next(events).step for _ in range(3)] == [1, 2, 3]
     events.close()
     size = (tmp_path / "state.pt").stat().st_size
@@ -323,23 +337,86 @@ def test_a_disk_without_room_is_told_before_the_first_step(first_stage, tmp_path
     with pytest.raises(InputError, match=told):
         run(first_stage(), tmp_path, steps=4)
     leave(size)
-    list(train(first_stage(), tmp_path, Length(steps=4), seed=0, checks=2))
+    list(train(first_stage(), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=2)))
     with pytest.raises(InputError, match=told):
         run(first_stage(), tmp_path / "new", steps=4)
 
 
-def test_what_killed_attempts_left_is_removed_at_the_end(first_stage, tmp_path: Path) -> None:
-    """Half-written files, also of the best model, and of shares; the user's own stay, hidden or not."""
-    ours = {".state.pt.123", ".tokenizer.safetensors.9", ".tmpAb1Cd2", "best/.config.json.7", "samples/.step-1.png.8"}
-    ours |= {"state-0000007/shard-00001-model-00001-of-00001.safetensors"}
-    theirs = {"notes.txt", ".hidden", "mine/.state.pt.5", "state-of-the-art/notes.txt"}
-    for name in ours | theirs:
+# ---- what is not the run's -----------------------------------------------------------------------------------------
+
+# Names that look like something that a run might have written, as files and as folders.
+USERS = (
+    "notes.txt",
+    ".env.2024",
+    ".zcompdump-host-5.9",
+    ".tmpAb1Cd2",
+    ".state.pt.123",
+    "state-2024",
+    "state-of-the-art",
+)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_nothing_of_the_user_s_is_removed(first_stage, tmp_path: Path, kind: str) -> None:
+    """Beside the run's own files, whatever it is called; also when the finished run is asked for again."""
+    list(itertools.islice(train(first_stage(), tmp_path, Length(steps=2), seed=0, rhythm=Rhythm(checks=2)), 1))
+    users = [tmp_path / place / name for name in USERS for place in (".", "best", "samples")]
+    users = [file / "mine" if kind == "folder" else file for file in users]
+    for file in users:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(file.name)
+    assert run(first_stage(), tmp_path) == [2]
+    assert run(first_stage(), tmp_path) == []
+    assert all(file.read_text() == file.name for file in users)
+
+
+def test_a_new_run_says_whose_files_it_finds(first_stage, tmp_path: Path) -> None:
+    """By name, before it has written anything; hidden files and other runs, which nothing is mixed with, pass."""
+    for name in ("one.txt", "two/2.txt", "three.txt", "four.txt", ".hidden", "tokenizer/run.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    run(first_stage(), tmp_path)
-    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}
-    assert not left & ours
-    assert theirs <= left
+        (tmp_path / name).write_text("{}")
+    told = rf"^{tmp_path} holds other files, which stay: four.txt, one.txt, three.txt and 1 more$"
+    with pytest.warns(UserWarning, match=told):
+        assert run(first_stage(), tmp_path) == [1, 2]
+    assert run(first_stage(), tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["state.pt", "data.json", "history.json", "best/x", "samples/x", "tensorboard/x"])
+def test_what_a_run_would_replace_is_refused(first_stage, tmp_path: Path, name: str) -> None:
+    """Where no run.json says that it is a run's; nothing is touched."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    first = name.partition("/")[0]
+    with pytest.raises(
+        InputError, match=f"^{tmp_path} holds {first}, but no run.json that would say whose it is: choose"
+    ):
+        run(first_stage(), tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_run_json_of_somebody_else_is_not_replaced(first_stage, tmp_path: Path) -> None:
+    """Without a checkpoint beside it, too."""
+    (tmp_path / "run.json").write_text('{"name": "my experiment"}')
+    with pytest.raises(InputError, match="run.json: expected the settings of a run"):
+        run(first_stage(), tmp_path)
+    assert contents(tmp_path) == {"run.json": b'{"name": "my experiment"}'}
+
+
+@pytest.mark.parametrize(
+    "names", [["../users"], ["users"], ["state-0000001/../users"], [3, None], {"users": 1}], ids=str
+)
+def test_a_list_of_shares_cannot_have_other_directories_removed(first_stage, tmp_path: Path, names: object) -> None:
+    """Somebody else's run is data: only what it can have made itself is."""
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "file").write_text("mine")
+    inside = tmp_path / "run"
+    list(itertools.islice(train(first_stage(), inside, Length(steps=2), seed=0, rhythm=Rhythm(checks=2)), 1))
+    shutil.copytree(tmp_path / "users", inside / "users")
+    (inside / "state-1").mkdir()
+    (inside / "shares.json").write_text(json.dumps(names))
+    assert run(first_stage(), inside) == [2]
+    assert (tmp_path / "users" / "file").exists()
+    assert (inside / "users" / "file").exists()
 
 
 # ---- what a run tells ------------------------------------------------------------------------------------------------
@@ -347,7 +424,9 @@ def test_what_killed_attempts_left_is_removed_at_the_end(first_stage, tmp_path: 
 
 def test_history_is_what_was_validated(first_stage, tmp_path: Path) -> None:
     """One entry a check: the step, its loss, and the figures on held-out data."""
-    events = [e for e in train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=3) if e.validation]
+    events = [
+        e for e in train(first_stage(), tmp_path, Length(steps=6), seed=0, rhythm=Rhythm(checks=3)) if e.validation
+    ]
     history = json.loads((tmp_path / "history.json").read_text())
     assert history == [{"step": e.step, "loss": e.figures["loss"], **e.validation} for e in events]
     assert [entry["step"] for entry in history] == [2, 4, 6]
@@ -361,12 +440,42 @@ def test_run_and_data_files_say_what_it_was(first_stage, tmp_path: Path, toy: Da
     list(train(first_stage(data), tmp_path, Length(steps=1), seed=0))
     stored = json.loads((tmp_path / "data.json").read_text())
     assert stored == {"train": 18, "validation": 6, "classes": ["dark", "light"], "broken": ["a.png", "b.png"]}
-    settings = json.loads((tmp_path / "run.json").read_text())
-    assert (settings["finished"], settings["steps"], settings["settings"]["recipe"]["optimization"]["batch"]) == (
-        True,
-        1,
-        4,
-    )
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["finished"], record["steps"], record["settings"]["recipe"]["optimization"]["batch"]) == (True, 1, 4)
+    assert record["held_out"] == toy.validation.fingerprint == "held out 6 2"
+    versions = {"nextscale": nextscale.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    assert record["versions"] == [versions]
+
+
+def test_every_version_that_trained_in_a_run_is_told(first_stage, tmp_path: Path, monkeypatch) -> None:
+    """In their order, each once; a run of before versions were told, too, goes on."""
+    for steps, version in enumerate(("2.11.0", "2.13.0", "2.13.0"), start=1):
+        monkeypatch.setattr(torch, "__version__", version)
+        list(itertools.islice(train(first_stage(), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=4)), 1))
+        told = json.loads((tmp_path / "run.json").read_text())["versions"]
+        assert [each["torch"] for each in told] == ["2.11.0", "2.13.0"][: min(steps, 2)]
+    record = json.loads((tmp_path / "run.json").read_text())
+    for name in ("versions", "held_out"):
+        record.pop(name)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert run(first_stage(), tmp_path, steps=4) == [4]
+
+
+def test_a_held_out_part_that_has_changed_is_told_before_the_run_goes_on(
+    first_stage, tmp_path: Path, toy: DataSet
+) -> None:
+    """Once; then the new one is what others are compared with."""
+    other = dataclasses.replace(toy, validation=dataclasses.replace(toy.validation, fingerprint="edited"))
+
+    def go_on(data: DataSet) -> None:
+        list(itertools.islice(train(first_stage(data), tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=4)), 1))
+
+    go_on(toy)
+    told = rf"^{tmp_path}: the held-out pictures are others than so far \(fingerprint held out 6 2 there, edited here\)"
+    with pytest.warns(UserWarning, match=told):
+        go_on(other)
+    go_on(other)
+    assert json.loads((tmp_path / "run.json").read_text())["held_out"] == "edited"
 
 
 def test_a_run_shows_pictures_at_every_check(finished: Path) -> None:
@@ -382,13 +491,13 @@ def test_tensorboard_shows_every_step_once(first_stage, tmp_path: Path) -> None:
     """Steps that a killed attempt did without saving are done, and shown, again: what came of them is hidden."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=2)
+    events = train(first_stage(), tmp_path, Length(steps=6), seed=0, rhythm=Rhythm(checks=2))
     for _ in range(5):  # saved at 3
         last = next(events)
     events.close()
     assert last.step == 5
     time.sleep(1)  # tensorboard orders its files by the second in which they were begun, then by text: 100 before 99
-    list(train(first_stage(), tmp_path, Length(steps=6), seed=0, checks=2))
+    list(train(first_stage(), tmp_path, Length(steps=6), seed=0, rhythm=Rhythm(checks=2)))
     log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
     assert [point.step for point in log.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]

@@ -87,6 +87,12 @@ def test_a_run_of_two_processes_continues_bit_for_bit(out: Path) -> None:
         assert toys.flat(kept(out, "cut", rank)) == toys.flat(kept(out, "adds up", rank))
 
 
+def test_processes_whose_torchrun_is_gone_stop_saved(out: Path) -> None:
+    """After the step in which one of them finds out; others, started anew, go on bit for bit."""
+    for rank in (0, 1):
+        assert toys.flat(kept(out, "orphaned", rank)) == toys.flat(kept(out, "adds up", rank))
+
+
 def test_a_step_that_one_process_cannot_make_is_skipped_by_all(out: Path) -> None:
     """And counted once."""
     state = torch.load(out / "poisoned" / "state.pt", weights_only=True)

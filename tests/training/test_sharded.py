@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +97,15 @@ def test_one_process_goes_on_with_what_two_began(out: Path, alone: dict[str, Any
 
 
 def test_one_process_tells_of_damaged_shares(out: Path, tmp_path: Path) -> None:
-    """Cut short, empty, of another kind, missing: one line."""
+    """A flipped bit, cut short, empty, of another kind, missing: one line that names the file."""
     shutil.copytree(out / "shares", tmp_path / "run")
     share = sorted((tmp_path / "run" / "state-0000006").iterdir())[0]
     content = share.read_bytes()
-    for wrong in (content[: len(content) // 2], b"", b"no tensors", None):
+    size, flipped = len(content), content[:-5] + bytes([content[-5] ^ 64]) + content[-4:]
+    told = ["got checksum", *(f"got {len(wrong)} bytes where {size} were written" for wrong in (content[:500], b""))]
+    for wrong, fault in zip((flipped, content[:500], b"", None), (*told, "found none"), strict=True):
         share.unlink() if wrong is None else share.write_bytes(wrong)
-        with pytest.raises(InputError, match="state.pt: expected this run's checkpoint, got a damaged one") as caught:
+        with pytest.raises(InputError, match=f"{share}: expected a file of this run's checkpoint, {fault}") as caught:
             run(TinyStage("copies"), tmp_path / "run")
         assert "\n" not in str(caught.value)
 
@@ -119,7 +123,11 @@ def test_a_shared_run_keeps_one_checkpoint_in_shares(out: Path) -> None:
     assert stored["step"] == 6
     assert all(tensor.is_meta for tensor in stored["parts"]["model"].values())
     files = sorted((run_directory / "state-0000006").iterdir())
-    assert [file.name for file in files] == stored["shares"]["files"]
+    stamps = [
+        {"file": file.name, "bytes": file.stat().st_size, "crc32": zlib.crc32(file.read_bytes())} for file in files
+    ]
+    assert stored["shares"] == {"directory": "state-0000006", "files": stamps}
+    assert json.loads((run_directory / "shares.json").read_text()) == ["state-0000006"]
     sizes = [sum(tensor.numel() for tensor in read_tensors(file).values()) for file in files]
     assert len(sizes) == 2
     assert max(sizes) < 1.1 * min(sizes)

@@ -14,11 +14,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pytest
 import torch
 from training import toy
 
 from nextscale.machine import distributed
-from nextscale.training.loop import Length, Stage, train
+from nextscale.training.loop import Length, Rhythm, Stage, Stopped, train
 
 STEPS = 6
 # The loss of a batch is the mean of its parts' but for two things that are not means over pictures: the entropy of all
@@ -30,9 +31,9 @@ FEATURES = [*toy.EVERYTHING, "adversarial.discriminator=features"]
 def run(make: Callable[[], Stage], directory: Path, *, cut: int | None = None) -> Stage:
     """A whole run; with `cut` another stage goes on after so many steps."""
     if cut is not None:
-        list(itertools.islice(train(make(), directory, Length(steps=STEPS), seed=0, checks=3), cut))
+        list(itertools.islice(train(make(), directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)), cut))
     stage = make()
-    list(train(stage, directory, Length(steps=STEPS), seed=0, checks=3))
+    list(train(stage, directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)))
     return stage
 
 
@@ -41,10 +42,27 @@ def poisoned() -> Stage:
     stage, calls = toy.stage(ADDS_UP), itertools.count()
 
     def spoil(module: torch.nn.Module, given: Any) -> Any:
-        return (given[0] * float("nan"),) if next(calls) == 3 and distributed.rank() == 1 else given
+        learns = torch.is_grad_enabled()  # otherwise the codes begin, or it is seen whether the model is sound
+        return (given[0] * float("nan"),) if learns and next(calls) == 2 and distributed.rank() == 1 else given
 
-    stage.model.encoder.register_forward_pre_hook(spoil)  # called for the start of the codes, then once a step
+    stage.model.encoder.register_forward_pre_hook(spoil)
     return stage
+
+
+def orphaned(directory: Path) -> Stage:
+    """In the third step the last process finds that torchrun is gone; all stop, saved, and others go on."""
+    first, parent = toy.stage(ADDS_UP), distributed.PARENT
+    steps = train(first, directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=1))
+    list(itertools.islice(steps, 2))
+    if distributed.rank() == 1:
+        distributed.PARENT = -1
+    assert next(steps).step == 3
+    with pytest.raises(Stopped) as caught:
+        next(steps)
+    assert caught.value.saved
+    distributed.PARENT = parent
+    assert torch.load(directory / "state.pt", weights_only=True)["step"] == 3
+    return run(lambda: toy.stage(ADDS_UP), directory)
 
 
 def main(out: Path) -> None:
@@ -55,6 +73,7 @@ def main(out: Path) -> None:
             "cut": run(lambda: toy.stage(ADDS_UP), out / "cut", cut=3),
             "features": run(lambda: toy.stage(FEATURES), out / "features"),
             "poisoned": run(poisoned, out / "poisoned"),
+            "orphaned": orphaned(out / "orphaned"),
         }
         for name, sharded in (("copies", False), ("shares", True)):
             run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)

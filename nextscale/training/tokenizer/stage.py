@@ -38,6 +38,7 @@ from nextscale.training.tokenizer.adversary import Adversary, Pair
 
 SHOWN = 8  # held-out pictures at most in a sample sheet
 VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split
+PROBED = 8  # of which it is seen before every checkpoint that the weights are good for something
 LOOKED_THROUGH = 64  # of which every scale is painted
 STARTING_PICTURES = 1024  # whose residuals the codes start from
 
@@ -370,6 +371,15 @@ class TokenizerStage:
     def score(self, validation: Mapping[str, float]) -> float:
         """Lower is better; which checkpoint is the best one is decided by it."""
         return validation["distance"]
+
+    @torch.no_grad()
+    def sound(self) -> bool:
+        """Whether features and reconstructions of some held-out pictures are finite, by the weights that learn."""
+        originals = self.data.validation.batch(spread(self.data.validation, PROBED))[0].to(self.device)
+        with lowered(self.device, self.dtype):
+            f = self.model.features(originals)
+            painted = self.model.paint(self.model.quantizer(f).canvases[-1])
+        return bool(f.isfinite().all() and painted.isfinite().all())
 
     @torch.no_grad()
     def pictures(self) -> Tensor:

@@ -70,6 +70,7 @@ class TransformerStage:
         compiled: bool = False,
     ) -> None:
         check_pair(tokenizer.config, config)
+        _check_labels(config, data)
         recipe.check(config.scales)
         if recipe.drop_path * config.depth / 24 >= 1:
             raise InputError(
@@ -253,6 +254,18 @@ class TransformerStage:
         """Lower is better; which checkpoint is the best one is decided by it."""
         return validation["cross_entropy"]
 
+    @torch.no_grad()
+    def sound(self) -> bool:
+        """Whether the cross-entropy of some held-out pictures is finite, by the weights that learn."""
+        learner = self.learner if self.sharded else Learner(self.model)  # shares come together in that module alone
+        seen = spread(self.data.validation, VALIDATED)[:UNLEARNED]  # in the shape of validation, for compiled blocks
+        tokens_BL, labels_B = self.data.validation.batch(seen)
+        tokens_BL = tokens_BL.to(self.device)
+        with lowered(self.device, self.dtype):
+            inputs = self.tokenizer.teacher_inputs(tokens_BL)
+            _, loss_BL, _ = learner(labels_B.to(self.device), inputs, tokens_BL)
+        return bool(loss_BL.isfinite().all())
+
     def health(
         self,
         validation: Mapping[str, float],
@@ -291,6 +304,16 @@ class TransformerStage:
     def export(self, directory: Path) -> None:
         """The pipeline as `Pipeline.load` reads it."""
         self.pipeline().save(directory)
+
+
+def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
+    """Raise `InputError` unless the classes of the data are those of the model: one more would mean "no class"."""
+    if len(data.classes) != config.classes:
+        raise InputError(f"classes: expected {config.classes}, as the model has, got {len(data.classes)} of the data")
+    for labels_N in (data.train.labels, data.validation.labels):
+        outside_N = (labels_N < 0) | (labels_N >= config.classes)
+        if outside_N.any():
+            raise InputError(f"labels: expected 0 .. {config.classes - 1}, got {int(labels_N[outside_N][0])}")
 
 
 def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int) -> TransformerConfig:

@@ -21,7 +21,7 @@ from nextscale import MultiScaleVQVAE
 from nextscale.data import DataSet
 from nextscale.data.pictures import Split
 from nextscale.training import losses
-from nextscale.training.loop import SKIPS, Length, train
+from nextscale.training.loop import SKIPS, Length, Rhythm, train
 from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import names
 from nextscale.training.tokenizer import stage as tokenizer_stage
@@ -37,7 +37,7 @@ def test_training_reduces_the_loss_and_improves_held_out_emoji(first_stage, emoj
     """Sixty steps on the embedded pictures: the error is halved, nearly, and held-out PSNR rises by 5 dB."""
     stage = first_stage(emoji, batch=16)
     before = stage.validate()["psnr"]
-    events = list(train(stage, tmp_path, Length(steps=60), seed=0, checks=1))
+    events = list(train(stage, tmp_path, Length(steps=60), seed=0, rhythm=Rhythm(checks=1)))
     errors = [event.figures["l2"] + 0.2 * event.figures["l1"] for event in events]
     assert sum(errors[-10:]) < 0.6 * sum(errors[:10])
     assert events[-1].validation["psnr"] > before + 5
@@ -343,7 +343,7 @@ def test_a_poisoned_picture_skips_its_step(
     """It changes nothing, not even the averages, the hits and the discriminator, and is counted."""
     stage = first_stage(poisoned(toy, 2), [*settings, "codebook.learning=average"])
     states = []
-    for event in train(stage, tmp_path, Length(steps=5), seed=0, checks=1):
+    for event in train(stage, tmp_path, Length(steps=5), seed=0, rhythm=Rhythm(checks=1)):
         states.append(toys.state_of(stage, without="/lr"))
         assert event.figures["skipped"] == (event.step > 2)
     assert states[2] == states[1]
@@ -354,7 +354,7 @@ def test_poisoned_pictures_stop_the_run_and_are_kept(first_stage, toy: DataSet, 
     """As tensors, not a number included, and to look at."""
     stage = first_stage(poisoned(toy, *range(SKIPS)))
     with pytest.raises(FloatingPointError, match=f"tokenizer: no finite gradient in {SKIPS} steps in a row"):
-        list(train(stage, tmp_path, Length(steps=30), seed=0, checks=1))
+        list(train(stage, tmp_path, Length(steps=30), seed=0, rhythm=Rhythm(checks=1)))
     (file,) = tmp_path.glob("not-finite-*.safetensors")
     kept = safetensors.torch.load_file(file)["images"]
     expected, _ = toy.train.batch(batch_indices(18, 4, SKIPS - 1, 0), views=views(4, SKIPS - 1, 0))
@@ -376,7 +376,7 @@ def test_with_everything_on_a_run_cut_short_continues_bit_for_bit(
     settings = [*toys.EVERYTHING, f"adversarial.discriminator={kind}"]
 
     def begin(run: Path) -> Any:
-        return train(first_stage(settings=settings), run, Length(steps=6), seed=0, checks=3)
+        return train(first_stage(settings=settings), run, Length(steps=6), seed=0, rhythm=Rhythm(checks=3))
 
     events = list(begin(tmp_path / "whole"))
     assert events[-1].figures.keys() >= {"adversarial", "discriminator_loss", "perceptual", "entropy"}
@@ -525,3 +525,14 @@ def test_training_goes_on_from_a_trained_tokenizer(first_stage) -> None:
     assert stage.settings["begin"] != first_stage(begin=MultiScaleVQVAE(toys.TOKENIZER, seed=8)).settings["begin"]
     assert "begin" not in first_stage().settings
     assert stage.update(0, 10).finite
+
+
+@pytest.mark.parametrize("part", ["encoder.stem.weight", "decoder.head.weight"])
+@pytest.mark.parametrize("spoil", [0.0, 3e38, math.nan], ids=str)
+def test_a_tokenizer_whose_numbers_are_not_finite_is_not_sound(first_stage, part: str, spoil: float) -> None:
+    """As soon as the weights that learn are so: the average may still give good figures, and NaN has a nearest code."""
+    stage = first_stage()
+    assert stage.sound()
+    with torch.no_grad():
+        stage.model.get_parameter(part).fill_(spoil)
+    assert stage.sound() is (spoil == 0)

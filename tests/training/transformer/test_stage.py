@@ -19,7 +19,7 @@ from nextscale.data import DataSet
 from nextscale.data.tokens import Meta, TokenCache, TokenSet
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import fingerprint
-from nextscale.training.loop import Length, train
+from nextscale.training.loop import Length, Rhythm, train
 from nextscale.training.order import batch_indices
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.tokenizer.stage import TokenizerStage
@@ -59,7 +59,7 @@ def test_training_beats_the_unigram_entropy_on_held_out_emoji(
 ) -> None:
     """Sixty steps of the first stage, a hundred of the second: more is learned than what is frequent where."""
     first: TokenizerStage = first_stage(emoji, batch=16)
-    list(train(first, tmp_path / "tokenizer", Length(steps=60), seed=0, checks=1))
+    list(train(first, tmp_path / "tokenizer", Length(steps=60), seed=0, rhythm=Rhythm(checks=1)))
     second = TransformerStage(
         fitted(transformer_config, first.best_model, classes=len(emoji.classes)),
         first.best_model,
@@ -70,7 +70,7 @@ def test_training_beats_the_unigram_entropy_on_held_out_emoji(
         precision="fp32",
     )
     untrained = second.validate()["cross_entropy"]
-    events = list(train(second, tmp_path / "transformer", Length(steps=100), seed=0, checks=1))
+    events = list(train(second, tmp_path / "transformer", Length(steps=100), seed=0, rhythm=Rhythm(checks=1)))
     assert events[-1].figures["loss"] < events[0].figures["loss"] - 0.5
     assert events[-1].validation["cross_entropy"] < min(untrained - 0.5, second.unigram())
 
@@ -278,7 +278,7 @@ def test_noise_is_in_what_is_looked_at_and_never_in_the_targets(second_stage) ->
 def test_the_running_average_is_what_is_saved(second_stage, tmp_path: Path) -> None:
     """Where the recipe has one; without, the weights as they are."""
     stage = second_stage(settings=["average=0.9"])
-    list(train(stage, tmp_path, Length(steps=4), seed=0, checks=1))
+    list(train(stage, tmp_path, Length(steps=4), seed=0, rhythm=Rhythm(checks=1)))
     saved = Pipeline.load(tmp_path, precision="fp32").transformer
     assert torch.equal(saved.head.weight, stage.average.averages["head.weight"])
     assert not torch.equal(saved.head.weight, stage.model.head.weight)
@@ -384,3 +384,32 @@ def test_a_guess_by_frequency_is_learned_from_what_was_trained_on(second_stage) 
         expected = -(counts / counts.sum()).log()[held_out[:, part]].mean()
         assert figures[f"unigram_scale_{k}"] == pytest.approx(float(expected), abs=1e-5)
     assert stage.frequencies.images == 5 * stage.batch
+
+
+def test_classes_of_data_and_model_are_the_same(toy: DataSet) -> None:
+    """One class more than the model has would be its "no class", and be learned as that in silence."""
+    more = dataclasses.replace(toy, classes=("dark", "light", "red"))
+    with pytest.raises(InputError, match="^classes: expected 2, as the model has, got 3 of the data$"):
+        of_classes(2, more)
+    for part in ("train", "validation"):
+        split = getattr(toy, part)
+        spoilt = dataclasses.replace(split, labels=torch.where(torch.arange(len(split)) == 4, 2, split.labels))
+        with pytest.raises(InputError, match="^labels: expected 0 .. 1, got 2$"):
+            of_classes(2, dataclasses.replace(toy, **{part: spoilt}))
+
+
+def of_classes(count: int, data: DataSet) -> TransformerStage:
+    tokenizer = MultiScaleVQVAE(toys.TOKENIZER, seed=3)
+    config = dataclasses.replace(toys.TRANSFORMER, classes=count)
+    return TransformerStage(config, tokenizer, data, recipe=TransformerRecipe(optimization=toys.RECIPE))
+
+
+@pytest.mark.parametrize("spoil", [0.0, 3e38, math.nan], ids=str)
+def test_a_model_whose_loss_is_not_finite_is_not_sound(second_stage, spoil: float) -> None:
+    """As soon as the weights that learn are so, whatever their average still gives."""
+    stage = second_stage(settings=["average=0.99"])
+    stage.gather()
+    assert stage.sound()
+    with torch.no_grad():
+        stage.model.head.weight.fill_(spoil)
+    assert stage.sound() is (spoil == 0)
