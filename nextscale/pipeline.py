@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import hub, presets
+from nextscale.checks import checked
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
@@ -83,6 +84,7 @@ class Generated:
         """The images as B Pillow images, 8-bit RGB."""
         return [to_pil(from_unit(image)) for image in self.images]
 
+    @checked
     def save(self, directory: str | Path) -> list[Path]:
         """Write a PNG an image, named after class and seed, with its request inside; returns their paths.
 
@@ -135,6 +137,7 @@ class Pipeline:
             converted, in place, and held in bfloat16; the tokenizer stays float32, its decoder runs in bfloat16.
     """
 
+    @checked
     def __init__(
         self,
         tokenizer: MultiScaleVQVAE,
@@ -167,6 +170,7 @@ class Pipeline:
             f"{model.classes} classes{shown}{more}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
         )
 
+    @checked
     def to(self, device: str | torch.device) -> Pipeline:
         """Move both models to `device`, in the precision they have; returns this pipeline.
 
@@ -188,6 +192,7 @@ class Pipeline:
     # -- where pipelines come from and go ------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_preset(
         cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
@@ -198,6 +203,7 @@ class Pipeline:
         return cls(*models, device=device, precision=precision)
 
     @classmethod
+    @checked
     def load(
         cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
@@ -221,6 +227,7 @@ class Pipeline:
             tokenizer, transformer, classes=_names(model, sections["classes"]), device=device, precision=precision
         )
 
+    @checked
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in."""
         config = {
@@ -236,6 +243,7 @@ class Pipeline:
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 
+    @checked
     def generate(
         self,
         labels: int | str | Sequence[int | str],
@@ -246,7 +254,7 @@ class Pipeline:
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
-        memory: int | None = None,
+        memory: float | None = None,
     ) -> Generated:
         """Sample one image a label.
 
@@ -271,6 +279,7 @@ class Pipeline:
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
 
+    @checked
     def stream(
         self,
         labels: int | str | Sequence[int | str],
@@ -308,9 +317,9 @@ class Pipeline:
         asked = zip(places, numbers, strict=True)
         return tuple(Request(label, known[label], seed, told, **vars(choice)) for label, seed in asked), weights
 
-    def _images_within(self, memory: int, *, guided: bool) -> int:
+    def _images_within(self, memory: float, *, guided: bool) -> int:
         each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)
-        if memory < each:
+        if not each <= memory < float("inf"):
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
 
@@ -346,6 +355,7 @@ class Pipeline:
         return images.clone()
 
     @torch.no_grad()
+    @checked
     def reconstruct(self, images: Given, through: int | None = None) -> Tensor:
         """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [-1, 1].
 

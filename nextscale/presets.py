@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from nextscale.checks import checked
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.errors import InputError
 from nextscale.scales import Scales
@@ -64,6 +65,7 @@ def names() -> tuple[str, ...]:
     return tuple(row[0] for row in TABLE)
 
 
+@checked
 def get(name: str) -> Preset:
     """The preset of that name. Raises `InputError`, with the nearest name, when there is none."""
     for row in TABLE:
