@@ -92,6 +92,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 
+LOSSY, QUALITY = ("JPEG", "MPO", "WEBP", "AVIF"), 95  # formats that are asked for a quality, of 100
 ROUNDING = 1 / 127.5  # how far floats may leave their range: a level of 8 bits
 _ORIENTATION = 0x0112  # the EXIF tag
 _TILE = 322, 323  # the TIFF tags of a tile's width and height
@@ -578,8 +579,8 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
 
     `notes` are text that a PNG carries along (Pillow: `Image.open(path).text`); other formats have no room for them.
 
-    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format and for a place
-    that cannot be written.
+    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format, for a picture that
+    the format cannot hold, and for a place that cannot be written.
     """
     path = Path(path)
     picture_format = Image.registered_extensions().get(path.suffix.lower())
@@ -590,9 +591,19 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
         picture = to_rgb(picture)  # it knows neither transparency nor palettes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, picture, picture_format, _chunks(notes) if picture_format == "PNG" else {})
+        _write_whole(path, picture, picture_format, _options(picture_format, notes))
     except OSError as error:
         raise InputError(f"expected a place to write {path}, got: {error.strerror or error}") from error
+    except (ValueError, struct.error) as error:
+        wanted = f"expected a picture that {picture_format} can hold"
+        raise InputError(f"{wanted}, got mode {picture.mode}: {error}") from None
+
+
+def _options(picture_format: str, notes: Mapping[str, str] | None) -> dict[str, Any]:
+    """What is asked of Pillow beside its own defaults; a TIFF refuses a quality where it was read compressed."""
+    if picture_format == "PNG":
+        return _chunks(notes)
+    return {"quality": QUALITY} if picture_format in LOSSY else {}
 
 
 def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
@@ -605,7 +616,7 @@ def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
 def _write_whole(path: Path, picture: Image.Image, picture_format: str, options: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        picture.save(partial, picture_format, quality=95, **options)
+        picture.save(partial, picture_format, **options)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Json, Model, Precision
-from nextscale.cli.output import at_least, bar, check_json, directory, wrapped
+from nextscale.cli.output import at_least, at_most, bar, check_json, directory, wrapped
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nextscale.features import FeatureNetwork
     from nextscale.pipeline import Pipeline
 
+MOST = 10_000_000  # pictures: a list of seeds and labels of them is made at once
 UNASKED = 2000  # pictures when no number is given: a minute or two for a small model on a CPU
 Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 
@@ -127,6 +128,7 @@ class EvaluateGeneration:
             )
         at_least("--count", 1, 1 if self.count is None else self.count)
         at_least("--per-class-count", 1, 1 if self.per_class_count is None else self.per_class_count)
+        at_most("--count, --per-class-count", MOST, max(self.count or 0, self.per_class_count or 0))
         at_least("--keep", 4, self.keep)
         at_least("--batch", 1, self.batch)
         at_least("--seed", 0, self.seed)

@@ -13,7 +13,7 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Labels, Model, Precision
-from nextscale.cli.output import at_least, directory, progress
+from nextscale.cli.output import at_least, at_most, directory, progress
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline, Request
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
+MOST = 100_000  # pictures of a class: all of them are kept for the grid
 COLUMNS = 8  # of the grid, unless each label has its own row
 
 
@@ -81,6 +82,7 @@ class Sample:
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         at_least("--count", 1, self.count)
+        at_most("--count", MOST, self.count)
         at_least("--batch", 1, self.batch)
         at_least("--seed", 0, self.seed)
         if self.growing and _is_file(self.out):
