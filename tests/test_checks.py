@@ -23,7 +23,7 @@ def door(
     many: int | Sequence[int] | None = None,
     place: str | Path = "",
     function: Callable[[int], int] = abs,
-    table: Mapping[str, int] = {},  # noqa: B006 - only looked at
+    table: Mapping[str, int] = {},
 ) -> str:
     """A function with every type that is known."""
     return "through"

@@ -41,13 +41,16 @@ def load_tokenizer(
 
 
 def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
-    """The tokenizer of a directory of ours, or of a file in the release's format, whose token maps may be told."""
-    from nextscale import official
+    """The tokenizer of a directory of ours, or in the release's format (a file or its folder), whose maps may be told."""
+    from nextscale import hub, official
+    from nextscale.files.checkpoint import CONFIG
     from nextscale.tokenizer import MultiScaleVQVAE
 
     if path.is_file():
         with notes():
             return official.load_tokenizer(path, scales=sides(scales))
+    if (path / hub.RELEASE_TOKENIZER).is_file() and not (path / CONFIG).exists():
+        return tokenizer_alone(path / hub.RELEASE_TOKENIZER, scales)
     if scales:
         raise InputError(f"--scales: expected with a file in the release's format, got {path}, which tells them")
     return MultiScaleVQVAE.load(path)

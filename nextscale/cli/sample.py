@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli import models
+from nextscale.cli import models, sampled
 from nextscale.cli.options import Depth, Labels, Model, Precision
 from nextscale.cli.output import at_least, at_most, directory, progress
 from nextscale.errors import InputError
@@ -67,15 +67,23 @@ class Sample:
         pictures = self._pictures(pipe)
         alone = _is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)
+        marked = sampled.mark(pipe)
+        if not alone:
+            sampled.refuse_others(folder, marked)
         finished = []
         for request, stages in self._paint(pipe, pictures):
             finished.append(stages[-1])
             if not alone:
-                _save(folder / f"{request.stem}.png", stages[-1:], columns=1, notes=request.notes)
+                _save(folder / f"{request.stem}.png", stages[-1:], columns=1, notes={**request.notes, **marked})
             if self.growing:
-                _save(folder / f"{request.stem}-growing.png", stages, columns=len(stages), notes=request.notes)
+                _save(
+                    folder / f"{request.stem}-growing.png",
+                    stages,
+                    columns=len(stages),
+                    notes={**request.notes, **marked},
+                )
         sheet = self.out if alone else folder / "grid.png"
-        notes = request.notes if len(pictures) == 1 else None
+        notes = {**request.notes, **marked} if len(pictures) == 1 else None
         _save(sheet, finished, columns=self.count if self.count > 1 else COLUMNS, notes=notes)
         self._tell(len(pictures), sheet, alone=alone)
 

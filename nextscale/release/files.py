@@ -138,7 +138,7 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
         return
     # torch.save writes whole storages, and that of a mapped weight is all of its file; an array's ends where it ends
     alone = {name: torch.from_numpy(tensor.numpy()) for name, tensor in tensors.items()}
-    checkpoint.write_beside(path, lambda beside: torch.save(alone, beside))
+    checkpoint.write_beside(path, lambda beside: pickles.write(alone, beside))
 
 
 def _reader(source: str | Path | State) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nextscale import images
+from nextscale import VAR, MultiScaleVQVAE, Pipeline, images
+from nextscale.config import TransformerConfig
 
 
 def names(directory: Path) -> set[str]:
@@ -135,3 +136,27 @@ def test_an_out_that_is_a_file_is_a_mistake(nextscale, model: Path, tmp_path: Pa
     done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path / "taken")
     assert (done.status, done.errors.count("\n")) == (2, 1)
     assert "--out: expected a directory" in done.errors
+
+
+def test_pictures_of_two_models_are_not_mixed(
+    nextscale, pipe: Pipeline, tokenizer: MultiScaleVQVAE, transformer_config: TransformerConfig, tmp_path: Path
+) -> None:
+    """The same model adds to its own; pictures without a model's name, and others, are left alone."""
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    pipe.save(first)
+    Pipeline(tokenizer, VAR(transformer_config), classes=pipe.classes, precision="fp32").save(second)
+    out.mkdir()
+    Image.new("RGB", (8, 8)).save(out / "0-old-seed3.png")
+    (out / "1-no-picture-seed3.png").write_text("text")
+    for seed, precision in ((0, "fp32"), (1, "bf16")):
+        words = ("--label", 0, "--seed", seed, "--out", out, "--precision", precision)
+        assert nextscale("sample", "--model", first, *words).status == 0
+    before = {file.name for file in out.iterdir()}
+    done = nextscale("sample", "--model", second, "--label", 0, "--seed", 2, "--out", out)
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert (
+        f"expected a folder for pictures of this model, got {out}, which holds 0-ant-seed0.png of another"
+        in done.errors
+    )
+    assert {file.name for file in out.iterdir()} == before
+    assert nextscale("sample", "--model", second, "--label", 0, "--out", out / "one.png").status == 0
