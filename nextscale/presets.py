@@ -76,6 +76,15 @@ def get(name: str) -> Preset:
     raise InputError(f"preset: expected one of {', '.join(names())}, got {name!r}{hint}")
 
 
+def of_tokenizer(config: TokenizerConfig) -> Preset:
+    """The preset whose tokenizer has most in common with this one; the first such, of several that share one."""
+
+    def alike(preset: Preset) -> int:
+        return sum(getattr(preset.tokenizer, name) == value for name, value in vars(config).items())
+
+    return max(map(get, names()), key=alike)
+
+
 def _build(
     name: str,
     pixels: str,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nextscale.data.tokens import Meta
     from nextscale.tokenizer import MultiScaleVQVAE
 
+MOST_BATCH = 1 << 20
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 
 
@@ -96,6 +97,7 @@ class Encode:
         from nextscale.data.tokens import MOST_VIEWS
 
         at_least("--batch", 1, self.batch)
+        at_most("--batch", MOST_BATCH, self.batch)
         at_least("--views", 1, self.views)
         at_most("--views", MOST_VIEWS, self.views)
         at_least("--shard", 1, 1 if self.shard is None else self.shard)

@@ -41,7 +41,7 @@ def load_tokenizer(
 
 
 def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
-    """The tokenizer of a directory of ours, or in the release's format (a file or its folder), whose maps may be told."""
+    """The tokenizer of a directory of ours, or in the release's format (file or folder), whose maps may be told."""
     from nextscale import hub, official
     from nextscale.files.checkpoint import CONFIG
     from nextscale.tokenizer import MultiScaleVQVAE
