@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nextscale.features import FeatureNetwork
     from nextscale.pipeline import Pipeline
 
+TOP_K = 900  # as in published results
 MOST = 10_000_000  # pictures: a list of seeds and labels of them is made at once
 UNASKED = 2000  # pictures when no number is given: a minute or two for a small model on a CPU
 Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
@@ -82,8 +83,8 @@ class EvaluateGeneration:
     """Sets of so many pictures, with other seeds each: figures are means, with their deviation from set to set."""
     guidance: tuple[float, ...] = (1.5,)
     """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: tuple[int, ...] = (900,)
-    """Choose among the k likeliest codes; 0 is all."""
+    top_k: tuple[int, ...] = (TOP_K,)
+    """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
     top_p: tuple[float, ...] = (0.96,)
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: tuple[float, ...] = (1.0,)
@@ -171,6 +172,7 @@ class EvaluateGeneration:
         from nextscale.evaluation.card import Card
 
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
+        models.note_top_k(pipe, self.top_k, usual=TOP_K)
         network = features.load(self.features, device=device)
         each = self._each(len(pipe.classes))
         choosing = self._choosing(pipe, each, device)

@@ -79,6 +79,14 @@ def notes() -> Iterator[None]:
         print("nextscale: note:", text, file=sys.stderr)
 
 
+def note_top_k(pipe: Pipeline, asked: Sequence[int], usual: int) -> None:
+    """Say where `--top-k` is beyond the codebook, unless it is the usual value: all codes are taken then."""
+    codes = pipe.tokenizer.config.codebook_size
+    for top_k in asked:
+        if top_k > codes and top_k != usual:
+            print(f"nextscale: note: --top-k {top_k}: the codebook has {codes} codes, all are taken", file=sys.stderr)
+
+
 def check_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> None:
     """Raise `InputError` when `--tokenizer` contradicts the options that name a model."""
     if model and run is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
 MOST = 100_000  # pictures of a class: all of them are kept for the grid
+TOP_K = 900  # as in published results
 COLUMNS = 8  # of the grid, unless each label has its own row
 
 
@@ -42,8 +43,8 @@ class Sample:
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
     guidance: float = 1.5
     """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: int = 900
-    """Choose among the k likeliest codes; 0 is all."""
+    top_k: int = TOP_K
+    """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
     top_p: float = 0.96
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: float = 1.0
@@ -64,6 +65,7 @@ class Sample:
     def run(self) -> None:
         self._check()
         pipe = models.load(self.model, self.depth, device=self.device, precision=self.precision)
+        models.note_top_k(pipe, (self.top_k,), usual=TOP_K)
         pictures = self._pictures(pipe)
         alone = _is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)

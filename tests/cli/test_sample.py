@@ -160,3 +160,11 @@ def test_pictures_of_two_models_are_not_mixed(
     )
     assert {file.name for file in out.iterdir()} == before
     assert nextscale("sample", "--model", second, "--label", 0, "--out", out / "one.png").status == 0
+
+
+@pytest.mark.parametrize(("asked", "said"), [(("--top-k", 600), True), (("--top-k", 512), False), ((), False)])
+def test_more_codes_than_there_are_is_said(nextscale, model: Path, tmp_path: Path, asked: tuple, said: bool) -> None:
+    """Not of the default, which is that of larger models."""
+    done = nextscale("sample", "--model", model, "--label", 0, "--out", tmp_path, *asked)
+    told = "nextscale: note: --top-k 600: the codebook has 512 codes, all are taken\n"
+    assert (done.status, done.errors) == (0, told if said else "")
