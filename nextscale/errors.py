@@ -6,6 +6,7 @@ command line turns it into exit status 2. Any other exception is a bug in nextsc
 
 import unicodedata
 
+LONGEST = 600  # characters of a message; of a longer one the middle is left out
 KEPT = "\u200c\u200d"  # joiners: Persian words and composed emoji hold them
 
 
@@ -13,7 +14,12 @@ class InputError(ValueError):
     """Something the user gave is wrong: a file, a size, a name, a range."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(_shortened(printable(str(message))))
+
+
+def _shortened(text: str) -> str:
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 2]} .. {text[2 - half :]}"
 
 
 def printable(text: str) -> str:

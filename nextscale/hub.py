@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -34,21 +37,23 @@ def directory(name: str) -> Path:
 
     Raises `InputError` when there is no such repository, it is out of reach, or it lacks one of the files.
     """
-    config, *_ = [_fetch(name, file) for file in (CONFIG, TOKENIZER, TRANSFORMER)]
+    config, *_ = _fetch(name, CONFIG, TOKENIZER, TRANSFORMER)
     return config.parent
 
 
 def release(name: str, depth: int) -> tuple[Path, Path]:
     """The local tokenizer and transformer files of a repository laid out as the public release's. Raises likewise."""
-    return _fetch(name, RELEASE_TOKENIZER), _fetch(name, RELEASE_TRANSFORMER.format(depth=depth))
+    tokenizer, transformer = _fetch(name, RELEASE_TOKENIZER, RELEASE_TRANSFORMER.format(depth=depth))
+    return tokenizer, transformer
 
 
 def network(name: str) -> Path:
     """The local file of a repository that holds one network as the transformers library writes it. Raises likewise."""
+    offline = not _answers(name, "model.safetensors")
     try:
-        return _fetch(name, "model.safetensors")
+        return _file(name, "model.safetensors", offline=offline)
     except InputError:
-        return _fetch(name, "pytorch_model.bin")
+        return _file(name, "pytorch_model.bin", offline=offline)
 
 
 def download(url: str, *, sha256: str) -> Path:
@@ -73,25 +78,44 @@ def download(url: str, *, sha256: str) -> Path:
     return path
 
 
+def _in_time(ask: Callable[[], object]) -> bool:
+    """Whether the answer came within `PATIENCE`, and was no exception.
+
+    In a thread that is left behind: clients try again and again, and looking up a host's name heeds no timeout.
+    """
+    answers: list[object] = []
+
+    def run() -> None:
+        with suppress(Exception):  # whatever an HTTP client raises when nobody answers
+            answers.append(ask())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(answers)
+
+
 def _answers(name: str, file: str) -> bool:
-    """Whether the hub says anything, even no, within `PATIENCE`: its own client tries for half a minute."""
+    """Whether the hub says anything, even no, in time: its own client tries for half a minute."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        get_hf_file_metadata(hf_hub_url(name, file), timeout=PATIENCE)
-    except (HfHubHTTPError, HFValidationError):
-        return True
-    except Exception:  # whatever its HTTP client raises when nobody answers
-        return False
-    return True
+    def ask() -> None:
+        with suppress(HfHubHTTPError, HFValidationError):
+            get_hf_file_metadata(hf_hub_url(name, file), timeout=PATIENCE)
+
+    return _in_time(ask)
 
 
-def _fetch(name: str, file: str) -> Path:
+def _fetch(name: str, *files: str) -> list[Path]:
+    """The local copies of files of a repository; whether the hub can be asked is found out once for all of them."""
+    offline = not _answers(name, files[0])
+    return [_file(name, file, offline=offline) for file in files]
+
+
+def _file(name: str, file: str, *, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    offline = not _answers(name, file)
 
     log = logging.getLogger("huggingface_hub")
     level = log.level

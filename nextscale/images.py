@@ -94,6 +94,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 
+LOSSY, QUALITY = ("JPEG", "MPO", "WEBP", "AVIF"), 95  # formats that are asked for a quality, of 100
 ROUNDING = 1 / 255  # how far floats may leave their range, as a share of it: a level of 8 bits
 _ORIENTATION = 0x0112  # the EXIF tag
 _TILE = 322, 323  # the TIFF tags of a tile's width and height
@@ -642,8 +643,8 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
 
     `notes` are text that a PNG carries along (Pillow: `Image.open(path).text`); other formats have no room for them.
 
-    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format and for a place
-    that cannot be written.
+    The file appears whole or not at all. Raises `InputError` for a suffix that stands for no format, for a picture that
+    the format cannot hold, and for a place that cannot be written.
     """
     path = Path(path)
     picture_format = Image.registered_extensions().get(path.suffix.lower())
@@ -652,9 +653,19 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
     picture = to_pil(image) if isinstance(image, Tensor) else image
     if picture_format == "JPEG":
         picture = to_rgb(picture)  # it knows neither transparency nor palettes
-    options = _chunks(notes) if picture_format == "PNG" else {}
-    with durable.whole(path) as file:
-        picture.save(file, picture_format, quality=95, **options)
+    try:
+        with durable.whole(path) as file:
+            picture.save(file, picture_format, **_options(picture_format, notes))
+    except (ValueError, struct.error) as error:
+        wanted = f"expected a picture that {picture_format} can hold"
+        raise InputError(f"{wanted}, got mode {picture.mode}: {error}") from None
+
+
+def _options(picture_format: str, notes: Mapping[str, str] | None) -> dict[str, Any]:
+    """What is asked of Pillow beside its own defaults; a TIFF refuses a quality where it was read compressed."""
+    if picture_format == "PNG":
+        return _chunks(notes)
+    return {"quality": QUALITY} if picture_format in LOSSY else {}
 
 
 def notes(source: Source) -> dict[str, str]:

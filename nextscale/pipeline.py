@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import hub, presets
+from nextscale.checks import checked
 from nextscale.config import check_classes, check_pair, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
@@ -112,6 +113,7 @@ class Generated:
         """The images as B Pillow images, 8-bit RGB."""
         return [to_pil(from_unit(image)) for image in self.images]
 
+    @checked
     def save(self, directory: str | Path) -> list[Path]:
         """Write a PNG an image, named after class and seed, with its request inside; returns their paths.
 
@@ -175,6 +177,7 @@ class Pipeline:
     is made on the first picture; a model that is on `device` is shared, so that the pipeline follows its training.
     """
 
+    @checked
     def __init__(
         self,
         tokenizer: MultiScaleVQVAE,
@@ -217,6 +220,7 @@ class Pipeline:
         """16 hex digits that change with the weights and the shape of the models, not with the device or precision."""
         return self._engines.fingerprint(self.tokenizer, self.transformer, self.dtype)
 
+    @checked
     def to(self, device: str | torch.device) -> Pipeline:
         """Run on `device` from now on; returns this pipeline. A model that is elsewhere is replaced by a copy there.
 
@@ -242,6 +246,7 @@ class Pipeline:
     # -- where pipelines come from and go ------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_preset(
         cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
@@ -256,6 +261,7 @@ class Pipeline:
         return cls(tokenizer, transformer, device=place, precision=precision)
 
     @classmethod
+    @checked
     def load(
         cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
     ) -> Pipeline:
@@ -274,6 +280,7 @@ class Pipeline:
         models = MultiScaleVQVAE.load(model, device=device), VAR.load(model, device=device, precision=precision)
         return cls(*models, classes=_names(model, names), device=device, precision=precision)
 
+    @checked
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in.
 
@@ -292,6 +299,7 @@ class Pipeline:
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 
+    @checked
     def generate(
         self,
         labels: int | str | Sequence[int | str],
@@ -302,7 +310,7 @@ class Pipeline:
         top_p: float = 0.96,
         temperature: float = 1.0,
         smooth: bool = False,
-        memory: int | None = None,
+        memory: float | None = None,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
     ) -> Generated:
@@ -335,6 +343,7 @@ class Pipeline:
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
 
+    @checked
     def stream(
         self,
         labels: int | str | Sequence[int | str],
@@ -353,6 +362,7 @@ class Pipeline:
         requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
         return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
 
+    @checked
     def repeat(self, request: Request) -> Generated:
         """Paint the picture of a request once more, the same to the bit in the same precision on the same machine.
 
@@ -368,6 +378,7 @@ class Pipeline:
         return self.generate(request.label, [request.seed], guidance=guidance, **choice)
 
     @torch.no_grad()
+    @checked
     def edit(
         self,
         images: Given,
@@ -479,9 +490,9 @@ class Pipeline:
         how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": self.fingerprint}
         return tuple(Request(label, known[label], seed, told, **how) for label, seed in asked), weights
 
-    def _images_within(self, memory: int, *, guided: bool) -> int:
+    def _images_within(self, memory: float, *, guided: bool) -> int:
         each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)
-        if memory < each:
+        if not each <= memory < float("inf"):
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
 
@@ -531,6 +542,7 @@ class Pipeline:
         return _shown(self.engine(), canvas_BCHW)
 
     @torch.no_grad()
+    @checked
     def reconstruct(self, images: Given, through: int | None = None) -> Tensor:
         """Images through the tokens (of the first `through` scales) and back: (B, 3, H, W) float32 in [0, 1].
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from nextscale.checks import checked
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.errors import InputError
 from nextscale.scales import Scales
@@ -64,6 +65,7 @@ def names() -> tuple[str, ...]:
     return tuple(row[0] for row in TABLE)
 
 
+@checked
 def get(name: str) -> Preset:
     """The preset of that name. Raises `InputError`, with the nearest name, when there is none."""
     for row in TABLE:
@@ -72,6 +74,15 @@ def get(name: str) -> Preset:
     close = get_close_matches(name, names(), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(f"preset: expected one of {', '.join(names())}, got {name!r}{hint}")
+
+
+def of_tokenizer(config: TokenizerConfig) -> Preset:
+    """The preset whose tokenizer has most in common with this one; the first such, of several that share one."""
+
+    def alike(preset: Preset) -> int:
+        return sum(getattr(preset.tokenizer, name) == value for name, value in vars(config).items())
+
+    return max(map(get, names()), key=alike)
 
 
 def _build(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from nextscale.checks import checked
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Scales:
         return sizes if isinstance(sizes, Scales) else cls(sizes)
 
     @classmethod
+    @checked
     def suggest(cls, height: int, width: int, stride: int) -> Scales:
         """Scales for pictures of `height` x `width` pixels and a tokenizer of `stride` pixels a token.
 
@@ -144,8 +146,10 @@ class Scales:
 
         Raises `InputError` when the last dimension is not L.
         """
-        if tokens_BL.ndim != 2 or tokens_BL.shape[1] != self.total:
-            raise InputError(f"tokens: expected shape (batch, {self.total}), got {tuple(tokens_BL.shape)}")
+        shape = getattr(tokens_BL, "shape", None)
+        if shape is None or len(shape) != 2 or shape[1] != self.total:
+            got = reprlib.repr(tokens_BL) if shape is None else tuple(shape)
+            raise InputError(f"tokens: expected shape (batch, {self.total}), got {got}")
         return [tokens_BL[:, part].unflatten(1, size) for part, size in zip(self.slices(), self.sizes, strict=True)]
 
     def level_ids(self) -> Tensor:

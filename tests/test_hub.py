@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,25 @@ def test_a_hub_that_says_no_is_believed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(InputError, match="no config.json from the hub: 403 Client Error: a gated repository$"):
         hub.directory("owner/name")
+
+
+def test_a_hub_whose_client_hangs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a host's name heeds no timeout, and clients try again: the answer to the first question is enough."""
+    asked: list[str] = []
+
+    def hang(url: str, *, timeout: float) -> None:
+        asked.append(url)
+        time.sleep(5)
+
+    def download(name: str, file: str, **options: Any) -> str:
+        assert options == {"local_files_only": True}
+        return f"cache/{name}/{file}"
+
+    monkeypatch.setattr(hub, "PATIENCE", 0.05)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", hang)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    started = time.monotonic()
+    assert hub.directory("owner/name") == Path("cache/owner/name")
+    assert hub.network("owner/other") == Path("cache/owner/other/model.safetensors")
+    assert time.monotonic() - started < 2
+    assert len(asked) == 2

@@ -700,3 +700,22 @@ def test_psnr_is_each_picture_s_own() -> None:
     torch.testing.assert_close(together, alone)
     assert math.isfinite(together[0])
     assert together[0] > 100 > together[1:].max()
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg", ".webp"])
+def test_a_picture_of_a_compressed_tiff_is_saved_as_any_other(tmp_path: Path, compression: str, suffix: str) -> None:
+    """Pillow remembers how it was stored, and would refuse a quality for that."""
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "given.tif", compression=compression)
+    with Image.open(tmp_path / "given.tif") as given:
+        images.save(tmp_path / f"saved{suffix}", given)
+    with Image.open(tmp_path / f"saved{suffix}") as saved:
+        assert min(saved.convert("RGB").getpixel((10, 10))[0], 250) == 250
+
+
+def test_a_mode_that_a_format_cannot_hold_is_told(tmp_path: Path) -> None:
+    """Where Pillow raises no `OSError` either."""
+    with pytest.raises(
+        InputError, match="expected a picture that SGI can hold, got mode 1: Unsupported SGI image mode"
+    ):
+        images.save(tmp_path / "x.sgi", Image.new("1", (20, 20)))

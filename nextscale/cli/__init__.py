@@ -53,7 +53,7 @@ WORDING = (
     (r"^Error parsing ", ""),
     (r"^Missing value for argument '([^']+)'\..*$", r"\1: expected a value, got none"),
     (
-        r"^invalid choice ('.*') for argument '([^']+)'\. Expected one of \((.*?),?\)\.$",
+        r"^invalid choice ('.*') for argument '([^']+)'\. Expected one of \((.*?),?\) ?\.$",
         r"\2: expected one of \3, got \1",
     ),
     (r"\.$", ""),
@@ -89,11 +89,28 @@ def _run(arguments: list[str]) -> int:
         discard(sys.stdout)
         return READER_GONE
     except OSError as error:  # even asking whether there is a file raises these
-        if error.filename is None or error.errno not in OUT_OF_REACH:
+        if error.errno not in OUT_OF_REACH:
             raise
-        print(f"nextscale: error: cannot use {_short(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        place = "the disk" if error.filename is None else _short(str(error.filename))
+        print(f"nextscale: error: cannot use {place}: {error.strerror}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        print(f"nextscale: error: {_lack_of_memory(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Python, NumPy and accelerators have an exception of their own for it; torch has none on CPUs."""
+    return isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", str(error)) is not None
+
+
+def _lack_of_memory(error: Exception) -> str:
+    asked = re.search(r"tried to allocate [\d.]+ \w+|allocate [\d.]+ \w+ for an array", str(error), re.IGNORECASE)
+    told = f" ({asked[0]})" if asked else ""
+    return f"expected enough memory, got too little{told}; fewer pictures at a time, as with --batch, take less"
 
 
 def _short(path: str) -> str:
@@ -166,6 +183,7 @@ def parse(arguments: list[str]) -> Any:
     name, arguments = _find(arguments)
     module, kind, _ = COMMANDS[name]
     command = getattr(import_module(f"nextscale.cli.{module}"), kind)
+    _refuse_empty(arguments)
     _refuse_repeats(arguments)
     complaint = io.StringIO()
     try:
@@ -184,7 +202,25 @@ def parse(arguments: list[str]) -> Any:
         raise InputError(f"{_one_line(complaint.getvalue())}; see nextscale {name} --help") from None
     if unknown:
         raise InputError(f"{_unknown(command, unknown)}; see nextscale {name} --help")
+    _refuse_shapes(parsed)
     return expanded(parsed)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """What an unset variable of the shell leaves behind; as a path it would be the directory that one is in."""
+    before = "argument"
+    for word in arguments:
+        before = word.partition("=")[0] if word.startswith("--") else before
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise InputError(f"{before}: expected a value, got an empty one")
+        if "\0" in word:
+            raise InputError(f"{before}: expected text, got a zero byte in it")
+
+
+def _refuse_shapes(command: Any) -> None:
+    """A device of torch's on which nothing is computed is of use in Python alone."""
+    if getattr(command, "device", "").partition(":")[0] == "meta":
+        raise InputError("--device: expected one that computes, such as cpu or cuda, got meta")
 
 
 def _refuse_repeats(arguments: list[str]) -> None:

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextscale.cli.output import at_least, say
+from nextscale.cli.output import at_least, at_most, say
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+MOST_BATCH, MOST_THREADS = 1 << 16, 1 << 12
 
 
 def check(batch: tuple[int, ...], repeats: int, count: int | None) -> None:
@@ -21,9 +23,11 @@ def check(batch: tuple[int, ...], repeats: int, count: int | None) -> None:
         raise InputError("--batch: expected at least one size, got none")
     for size in batch:
         at_least("--batch", 1, size)
+        at_most("--batch", MOST_BATCH, size)
     at_least("--repeats", 1, repeats)
     if count is not None:
         at_least("--threads", 1, count)
+        at_most("--threads", MOST_THREADS, count)
 
 
 @contextmanager

@@ -51,10 +51,7 @@ def tell(found: DataSet) -> None:
     for line in found.told:
         say(f"data: {line}")
     if found.broken:
-        say(
-            f"data: {len(found.broken)} pictures cannot be read and are left out; --list-broken FILE names them, "
-            "as does the data.json of a run"
-        )
+        say(f"data: {len(found.broken)} pictures cannot be read and are left out; --list-broken FILE names them")
 
 
 def read_data(

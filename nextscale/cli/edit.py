@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nextscale.cli import models
 from nextscale.cli.options import Pictures
 from nextscale.cli.output import bar, directory
-from nextscale.cli.painting import Painting, again, is_file
+from nextscale.cli.painting import TOP_K, Painting, again, is_file
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Edit(Painting):
     def run(self) -> None:
         self._check()
         pipe = self.pipeline()
+        models.note_top_k(pipe, (self.top_k,), usual=TOP_K)
         pairs = [self._pair(file, pipe.tokenizer.config) for file in self.pictures]
         alone = is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)

@@ -13,7 +13,7 @@ import tyro
 from nextscale.cli import models
 from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import Count, Directory, Precision, TokenizerSource, TokenMaps
-from nextscale.cli.output import at_least, directory, progress, say
+from nextscale.cli.output import at_least, at_most, directory, progress, say
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nextscale.data.tokens import Meta
     from nextscale.tokenizer import MultiScaleVQVAE
 
+MOST_BATCH = 1 << 20
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 
 
@@ -93,8 +94,12 @@ class Encode:
 
     def _check(self) -> None:
         """Raise `InputError` for numbers that cannot be, before pictures are read."""
+        from nextscale.data.tokens import MOST_VIEWS
+
         at_least("--batch", 1, self.batch)
+        at_most("--batch", MOST_BATCH, self.batch)
         at_least("--views", 1, self.views)
+        at_most("--views", MOST_VIEWS, self.views)
         at_least("--shard", 1, 1 if self.shard is None else self.shard)
         if self.flip and self.views == 1:
             raise InputError("--flip: expected with --views 2 or more, since the first view is never mirrored, got 1")

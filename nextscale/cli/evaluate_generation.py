@@ -15,7 +15,7 @@ import tyro
 from nextscale.cli import models
 from nextscale.cli.data import ListBroken, check_broken, written_to
 from nextscale.cli.options import Depth, Json, Model, Precision
-from nextscale.cli.output import at_least, bar, check_json, directory, wrapped
+from nextscale.cli.output import at_least, at_most, bar, check_json, directory, wrapped
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from nextscale.features import FeatureNetwork
     from nextscale.pipeline import Pipeline
 
+TOP_K = 900  # as in published results
+MOST = 10_000_000  # pictures: a list of seeds and labels of them is made at once
 UNASKED = 2000  # pictures when no number is given: a minute or two for a small model on a CPU
 Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 
@@ -85,8 +87,8 @@ class EvaluateGeneration:
     """Sets of so many pictures, with other seeds each: figures are means, with their deviation from set to set."""
     guidance: tuple[float, ...] = (1.5,)
     """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: tuple[int, ...] = (900,)
-    """Choose among the k likeliest codes; 0 is all."""
+    top_k: tuple[int, ...] = (TOP_K,)
+    """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
     top_p: tuple[float, ...] = (0.96,)
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: tuple[float, ...] = (1.0,)
@@ -131,6 +133,7 @@ class EvaluateGeneration:
             )
         at_least("--count", 1, 1 if self.count is None else self.count)
         at_least("--per-class-count", 1, 1 if self.per_class_count is None else self.per_class_count)
+        at_most("--count, --per-class-count", MOST, max(self.count or 0, self.per_class_count or 0))
         at_least("--keep", 4, self.keep)
         at_least("--batch", 1, self.batch)
         at_least("--seed", 0, self.seed)
@@ -174,6 +177,7 @@ class EvaluateGeneration:
         from nextscale.evaluation.card import Card
 
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
+        models.note_top_k(pipe, self.top_k, usual=TOP_K)
         network = features.load(self.features, device=device)
         each = self._each(len(pipe.classes))
         choosing = self._choosing(pipe, each, device)

@@ -41,13 +41,16 @@ def load_tokenizer(
 
 
 def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
-    """The tokenizer of a directory of ours, or of a file in the release's format, whose token maps may be told."""
-    from nextscale import official
+    """The tokenizer of a directory of ours, or in the release's format (file or folder), whose maps may be told."""
+    from nextscale import hub, official
+    from nextscale.files.checkpoint import CONFIG
     from nextscale.tokenizer import MultiScaleVQVAE
 
     if path.is_file():
         with notes():
             return official.load_tokenizer(path, scales=sides(scales))
+    if (path / hub.RELEASE_TOKENIZER).is_file() and not (path / CONFIG).exists():
+        return tokenizer_alone(path / hub.RELEASE_TOKENIZER, scales)
     if scales:
         raise InputError(f"--scales: expected with a file in the release's format, got {path}, which tells them")
     return MultiScaleVQVAE.load(path)
@@ -92,6 +95,14 @@ def class_called(pipe: Pipeline, word: str) -> int:
             f"nextscale: note: --label {word} is the class called {word}, of number {label}; {other}", file=sys.stderr
         )
     return label
+
+
+def note_top_k(pipe: Pipeline, asked: Sequence[int], usual: int) -> None:
+    """Say where `--top-k` is beyond the codebook, unless it is the usual value: all codes are taken then."""
+    codes = pipe.tokenizer.config.codebook_size
+    for top_k in asked:
+        if top_k > codes and top_k != usual:
+            print(f"nextscale: note: --top-k {top_k}: the codebook has {codes} codes, all are taken", file=sys.stderr)
 
 
 def check_tokenizer(model: Sequence[str], run: Path | None, depth: int | None) -> None:

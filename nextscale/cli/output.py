@@ -23,6 +23,7 @@ COLUMNS = 80
 
 def write_json(file: Path, values: Any) -> None:
     """Write `values` as indented JSON; `-` is stdout. Raises `InputError` when the file cannot be written."""
+    check_json(file)
     if str(file) == "-":
         print(json.dumps(values, indent=2, ensure_ascii=False))
         return
@@ -63,6 +64,12 @@ def at_least(option: str, least: int, value: int) -> None:
     """Raise `InputError` unless `value` >= `least`."""
     if value < least:
         raise InputError(f"{option}: expected at least {least}, got {value}")
+
+
+def at_most(option: str, most: int, value: int) -> None:
+    """Raise `InputError` unless `value` <= `most`: more would fill the memory long before anything is done."""
+    if value > most:
+        raise InputError(f"{option}: expected at most {most:,}, got {value:,}")
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -16,6 +16,8 @@ from nextscale.cli.output import at_least
 if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline, Request
 
+TOP_K = 900  # as in published results
+
 
 @dataclass(frozen=True, kw_only=True)
 class Painting:
@@ -35,8 +37,8 @@ class Painting:
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
     guidance: float = 1.5
     """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: int = 900
-    """Choose among the k likeliest codes; 0 is all."""
+    top_k: int = TOP_K
+    """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
     top_p: float = 0.96
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: float = 1.0

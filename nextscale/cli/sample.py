@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextscale.cli import models
+from nextscale.cli import models, sampled
 from nextscale.cli.options import Precision
-from nextscale.cli.output import at_least, directory, progress
-from nextscale.cli.painting import Painting, again, changed, is_file
+from nextscale.cli.output import at_least, at_most, directory, progress
+from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
 SHORT: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+MOST = 100_000  # pictures of a class: all of them are kept for the grid
 COLUMNS = 8  # of the grid, unless each class has its own row
 
 
@@ -44,9 +45,12 @@ class Sample(Painting):
             self._repeat(self.like)
             return
         pipe = self.pipeline()
+        models.note_top_k(pipe, (self.top_k,), usual=TOP_K)
         pictures = self._pictures(pipe)
         alone = is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)
+        if not alone:
+            sampled.refuse_others(folder, pipe.fingerprint)
         finished = []
         for request, stages in self._paint(pipe, pictures):
             finished.append((request, stages[-1]))
@@ -64,6 +68,7 @@ class Sample(Painting):
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         self.check()
+        at_most("--count", MOST, self.count)
         at_least("--batch", 1, self.batch)
         if self.growing and is_file(self.out):
             raise InputError(f"--growing: expected a directory as --out, for the strips, got {self.out}")

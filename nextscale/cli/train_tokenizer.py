@@ -126,6 +126,7 @@ class TrainTokenizer:
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
+        told += [] if self.max_broken == BROKEN else ["--max-broken", f"{self.max_broken:g}"]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
 
     def _refuse_unheard(self, recipe: TokenizerRecipe) -> None:

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from nextscale.data import DataSet
     from nextscale.data.tokens import TokenSet
     from nextscale.pipeline import Pipeline
+    from nextscale.presets import Preset
     from nextscale.tokenizer import MultiScaleVQVAE
     from nextscale.training.recipes import TransformerRecipe
 
+Named = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the tokenizer's)")]
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
 
 
@@ -58,7 +60,7 @@ class TrainTransformer:
     """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
     scales: TokenMaps = ()
     """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
-    preset: str = "emoji-32"
+    preset: Named = None
     """Whose depth, width, heads and recipe; see nextscale presets. Scales and codes are the tokenizer's, classes the
     data's."""
     depth: Depth = None
@@ -103,18 +105,21 @@ class TrainTransformer:
             self._train(device)
 
     def _train(self, device: str) -> None:
+        from nextscale import presets
         from nextscale.training.loop import Length, Rhythm, train
         from nextscale.training.transformer.stage import TransformerStage, fitted
         from nextscale.transformer.adapted import adapted, kept
 
-        recipe, steps = self._recipe()
+        check_outside(self.out, self.data)
+        chosen = None if self.preset is None else presets.get(self.preset)
+        tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
+        preset = chosen or self._of(tokenizer)
+        recipe, steps = self._recipe(preset)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
-        check_outside(self.out, self.data)
-        tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         data = self._data(tokenizer)
         first = self._begin(tokenizer)
-        architecture = first.transformer.config if first else self._config()
+        architecture = first.transformer.config if first else self._config(preset)
         config = fitted(architecture, tokenizer, classes=len(data.classes))
         if first:
             known = kept(first.classes, data.classes)
@@ -134,22 +139,30 @@ class TrainTransformer:
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"model in {self.out}; next:")
-        print(shlex.join(["nextscale", "sample", "--model", str(self.out)]))
+        told = ["--model", str(self.out), "--out", f"samples/{self.out.resolve().name}"]
+        print(shlex.join(["nextscale", "sample", *told]))
 
-    def _recipe(self) -> tuple[TransformerRecipe, int]:
-        """The preset's with the changes asked for, and its number of steps."""
+    def _of(self, tokenizer: MultiScaleVQVAE) -> Preset:
+        """The preset that goes with the tokenizer; says which."""
         from nextscale import presets
+
+        preset = presets.of_tokenizer(tokenizer.config)
+        same = preset.tokenizer == tokenizer.config
+        which = "that of the tokenizer" if same else "whose tokenizer is most like that"
+        say(f"preset: {preset.name}, {which} in {self.tokenizer}; --preset takes another")
+        return preset
+
+    def _recipe(self, preset: Preset) -> tuple[TransformerRecipe, int]:
+        """The preset's with the changes asked for, and its number of steps."""
         from nextscale.training import recipes
 
-        recipe, steps = recipes.for_transformer(presets.get(self.preset).name)
+        recipe, steps = recipes.for_transformer(preset.name)
         batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
         return recipes.changed(recipe, [*self.set, *batch]), steps
 
-    def _config(self) -> TransformerConfig:
+    def _config(self, preset: Preset) -> TransformerConfig:
         """The preset's, at the depth asked for."""
-        from nextscale import presets
-
-        config = presets.get(self.preset).transformer
+        config = preset.transformer
         return config if self.depth is None else config.of_depth(self.depth)
 
     def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nextscale.checks import checked
 from nextscale.data import emoji, folder, reading, shards
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
@@ -17,6 +18,7 @@ from nextscale.errors import InputError
 __all__ = ["DataSet", "Labels", "Pictures", "Progress", "load"]
 
 
+@checked
 def load(
     source: str | Path,
     *,

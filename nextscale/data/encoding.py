@@ -83,7 +83,7 @@ def write(
     Arguments:
         encode: the tokenizer's.
         meta: what the cache is made of; it must tell of `data` and of `encode`.
-        batch: rows at a time. Another one changes nothing but rounding.
+        batch: rows encoded at a time. Another one changes nothing but rounding.
         progress: called with (rows done, rows in all) over all processes.
 
     A picture that turns out unreadable is replaced as `data` replaces it, and named in the cache. Over several
@@ -201,7 +201,7 @@ def _write_part(directory: Path, part: Part, data: DataSet, encode: Encode, meta
     tokens_RL = np.empty((part.rows, meta.scales.total), dtype=np.uint16)
     labels = np.empty(len(part.pictures), dtype=np.int64)
     for rows, images, labels_n in _batches(part, _pictures(data, part.split), meta, batch):
-        tokens_nL = encode(images).cpu().numpy()
+        tokens_nL = torch.cat([encode(some) for some in images.split(batch)]).cpu().numpy()
         assert 0 <= tokens_nL.min() <= tokens_nL.max() < meta.codebook_size, "16 bits would hold something else"
         tokens_RL[rows.start : rows.stop] = tokens_nL
         labels[np.arange(rows.start, rows.stop) // part.views] = labels_n.numpy()
@@ -214,9 +214,14 @@ def _write_part(directory: Path, part: Part, data: DataSet, encode: Encode, meta
 
 
 def _batches(part: Part, pictures: Pictures, meta: Meta, batch: int) -> Iterator[tuple[range, Tensor, Tensor]]:
-    """Rows with their images and labels. The next batch is read while the caller works on this one."""
+    """Rows with their images and labels. The next batch is read while the caller works on this one.
+
+    All views of a picture are in one, even if that is more than `batch`: where a picture is lost while others are
+    read, the one that stands in for it, whose label is taken, stands in for all of its views.
+    """
     offsets_N3 = torch.rand((len(pictures), 3), generator=torch.Generator().manual_seed(meta.seed % 2**63))
-    chunks = [range(start, min(start + batch, part.rows)) for start in range(0, part.rows, batch)]
+    size = max(1, batch // part.views) * part.views
+    chunks = [range(start, min(start + size, part.rows)) for start in range(0, part.rows, size)]
 
     def read(rows: range) -> tuple[range, Tensor, Tensor]:
         row_n = torch.arange(rows.start, rows.stop)

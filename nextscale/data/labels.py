@@ -127,7 +127,7 @@ def _refuse_two_ways(first: Mapping[str, Row], path: Path) -> None:
 
 
 def _text(path: Path) -> str:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike `Path.exists`, also of names that are too long
         raise InputError(f"expected {NONE} or a CSV file of labels, found nothing at {path}")
     try:
         content = path.read_bytes()

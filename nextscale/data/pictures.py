@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,10 +26,12 @@ from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError
 
 Progress = Callable[[int, int], None]  # called with (done, total)
-Fetch = Callable[[list[int]], tuple[list[int], list[Tensor]]]  # indices -> the indices shown, (3, h, w) uint8 of each
+# indices -> the indices shown, (3, h, w) uint8 of each; the same picture for an index that stands twice
+Fetch = Callable[[list[int]], tuple[list[int], list[Tensor]]]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CENTRED = (0.5, 0.5, 0.0)  # a view: halfway down, halfway right, not mirrored
 _CHUNK = 1024  # items handed to the threads at a time: a million waiting jobs would take a gigabyte
 
@@ -107,12 +110,36 @@ class Split:
 
     def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Pictures.batch`."""
-        wanted = torch.arange(len(self))[torch.as_tensor(indices, dtype=torch.int64)]  # refuses what is out of range
+        wanted = in_range(indices, len(self))
         views = torch.tensor(CENTRED).expand(len(wanted), 3) if views is None else views
-        if views.shape != (len(wanted), 3):
-            raise InputError(f"expected views of shape ({len(wanted)}, 3), got {tuple(views.shape)}")
+        check_views(views, len(wanted))
         shown, pictures = self.fetch(wanted.tolist())
         return windows(pictures, views, height=self.height, width=self.width), self.labels[shown]
+
+
+def in_range(indices: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Indices of `count` pictures, (n,) int64, from 0 on; negative ones count from the end, as in lists.
+
+    Raises `InputError` for what is no list of integers, `IndexError` for an index out of range.
+    """
+    try:
+        wanted_n = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        wanted_n = torch.empty(())  # none of these is a list of numbers
+    if wanted_n.ndim != 1 or (len(wanted_n) and wanted_n.dtype not in INTEGERS):
+        raise InputError(f"indices: expected a list of integers, got {reprlib.repr(indices)}")
+    wanted_n = wanted_n.to("cpu", torch.int64)
+    outside_n = (wanted_n < -count) | (wanted_n >= count)
+    if outside_n.any():
+        raise IndexError(f"indices: expected some below {count}, got {wanted_n[outside_n][0]}")
+    return wanted_n.where(wanted_n >= 0, wanted_n + count)
+
+
+def check_views(views: Tensor, count: int) -> None:
+    """Raise `InputError` unless views are (count, 3)."""
+    if not isinstance(views, Tensor) or views.shape != (count, 3):
+        got = tuple(views.shape) if isinstance(views, Tensor) else reprlib.repr(views)
+        raise InputError(f"expected views of shape ({count}, 3), got {got}")
 
 
 def from_memory(stored: Sequence[Tensor]) -> Fetch:

@@ -76,12 +76,13 @@ class OnDemand:
 
     def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
         """See `nextscale.data.pictures.Fetch`. Raises `InputError` when the whole split has become unreadable."""
-        first_tries = in_threads(lambda index: self.size.decode(self.items[index]), wanted)
-        found = [
-            (index, picture) if isinstance(picture, Tensor) else self._next_after(index, picture)
-            for index, picture in zip(wanted, first_tries, strict=True)
-        ]
-        return [index for index, _ in found], [picture for _, picture in found]
+        once = list(dict.fromkeys(wanted))
+        first_tries = in_threads(lambda index: self.size.decode(self.items[index]), once)
+        found = {
+            index: (index, picture) if isinstance(picture, Tensor) else self._next_after(index, picture)
+            for index, picture in zip(once, first_tries, strict=True)
+        }
+        return [found[index][0] for index in wanted], [found[index][1] for index in wanted]
 
     def _next_after(self, index: int, why: str) -> tuple[int, Tensor]:
         self._report(index, why)

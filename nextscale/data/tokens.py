@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.data.pictures import Progress, fingerprint, in_threads
+from nextscale.data.pictures import Progress, check_views, fingerprint, in_range, in_threads
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import read_json
 from nextscale.files.stamps import Stamp
@@ -30,6 +30,7 @@ from nextscale.scales import Scales
 
 INDEX = "tokens.json"
 SPLITS = ("train", "validation")
+MOST_VIEWS = 1024  # of a picture, which are read together
 CODES = 2**16  # that uint16 can tell apart
 
 
@@ -106,6 +107,8 @@ class Meta:
         for name in ("views", "shard"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.views > MOST_VIEWS:
+            raise InputError(f"views: expected at most {MOST_VIEWS}, got {self.views}")
         if self.flip and self.views < 2:
             raise InputError("flip: expected with 2 views or more, since the first is never mirrored, got 1")
 
@@ -148,7 +151,7 @@ class CachedTokens:
 
     def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Tokens.batch`. The first number of a view chooses among the V stored ones: floor(V times it)."""
-        wanted_n = self._in_range(torch.as_tensor(indices, dtype=torch.int64))
+        wanted_n = in_range(indices, len(self))
         view_n = self._stored_view(views, len(wanted_n))
         shard_n, row_n = np.divmod(wanted_n.numpy(), len(self.shards[0]))
         tokens_nL = np.empty((len(wanted_n), self.shards[0].shape[2]), dtype=np.int64)
@@ -157,18 +160,10 @@ class CachedTokens:
             tokens_nL[here_n] = self.shards[number][row_n[here_n], view_n[here_n]]
         return torch.from_numpy(tokens_nL), self.labels[wanted_n]
 
-    def _in_range(self, indices_n: Tensor) -> Tensor:
-        """Indices from 0 on; negative ones count from the end, as in lists."""
-        outside_n = (indices_n < -len(self)) | (indices_n >= len(self))
-        if outside_n.any():
-            raise IndexError(f"expected indices below {len(self)}, got {indices_n[outside_n][0]}")
-        return indices_n.where(indices_n >= 0, indices_n + len(self))
-
     def _stored_view(self, views: Tensor | None, count: int) -> np.ndarray:
         if views is None:
             return np.zeros(count, dtype=np.int64)
-        if views.shape != (count, 3):
-            raise InputError(f"expected views of shape ({count}, 3), got {tuple(views.shape)}")
+        check_views(views, count)
         stored = self.shards[0].shape[1]
         return (views[:, 0].double() * stored).long().clamp(0, stored - 1).numpy()
 

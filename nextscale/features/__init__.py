@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from nextscale import hub
+from nextscale.checks import checked
 from nextscale.errors import InputError
 from nextscale.features import custom, dino, efficientnet, inception, vgg, weights
 from nextscale.features.custom import of_module
@@ -25,6 +26,7 @@ DOWNLOADED = "inception-2015"
 KNOWN = "Inception of 2015, of VGG16 or of DINO's ViT-S"
 
 
+@checked
 def load(name_or_path: str | Path = PACKAGED, *, device: str | torch.device = "cpu") -> FeatureNetwork:
     """A frozen network: the packaged one, or whichever a file or a hub repository (`owner/name`) turns out to hold.
 

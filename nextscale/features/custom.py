@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
+from nextscale.checks import checked, fits
 from nextscale.errors import InputError
 from nextscale.features import inception
 from nextscale.features.network import FeatureNetwork
@@ -70,6 +72,7 @@ class Custom(FeatureNetwork):
         return checkpoint.fingerprint({**weights, f"{kind.__module__}.{kind.__qualname__} {self.side}": scaling})
 
 
+@checked
 def of_module(
     module: nn.Module,
     *,
@@ -95,7 +98,15 @@ def of_module(
         raise InputError(f"name: expected one to stand beside figures, and not {inception.NAME}, got {name!r}")
     if side < 1:
         raise InputError(f"side: expected at least 1 pixel, got {side}")
+    _check_colours("mean", mean)
+    _check_colours("deviation", deviation)
     return Custom(module, name=name, side=side, mean=mean, deviation=deviation)
+
+
+def _check_colours(name: str, values: Colours) -> None:
+    """Raise `InputError` unless these are three finite numbers."""
+    if len(list(values)) != 3 or not all(fits(value, float) and isfinite(value) for value in values):
+        raise InputError(f"{name}: expected three finite numbers, for red, green and blue, got {values!r}")
 
 
 def imported(path: str) -> FeatureNetwork:

@@ -111,7 +111,9 @@ def resized(images_B3HW: Tensor, height: int, width: int) -> Tensor:
 
 
 def check_images(images_B3HW: Tensor) -> None:
-    """Raise `InputError` unless these are pictures (B, 3, H, W), floating point."""
+    """Raise `InputError` unless these are pictures (B, 3, H, W), floating point, as a tensor."""
+    if not isinstance(images_B3HW, Tensor):
+        raise InputError(f"images: expected a tensor, got {type(images_B3HW).__name__}")
     if images_B3HW.dim() != 4 or images_B3HW.shape[1] != 3 or not images_B3HW.is_floating_point():
         got = f"{tuple(images_B3HW.shape)} {str(images_B3HW.dtype).removeprefix('torch.')}"
         raise InputError(f"images: expected shape (batch, 3, height, width), float in [-1, 1], got {got}")

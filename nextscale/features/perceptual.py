@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.checks import checked
 from nextscale.errors import InputError
 from nextscale.features import weights
 from nextscale.features.network import FeatureNetwork
@@ -35,6 +36,7 @@ class PerceptualDistance(nn.Module):
     Raises `InputError` when the heads are not this network's, or it has no maps.
     """
 
+    @checked
     def __init__(
         self, network: FeatureNetwork, *, heads: Sequence[Tensor] | None = None, side: int | None = SIDE
     ) -> None:
@@ -76,6 +78,7 @@ def difference(a_BChw: Tensor, b_BChw: Tensor, head_C11: Tensor) -> Tensor:
     return (head_C11 * apart_BChw.square()).sum(dim=1).mean(dim=(1, 2))
 
 
+@checked
 def read_heads(path: str | Path) -> list[Tensor]:
     """The linear heads of LPIPS, (C,) each, from the file with `lin0.model.1.weight`, `lin1.model.1.weight`, ….
 

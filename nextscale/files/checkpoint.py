@@ -219,6 +219,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"expected a file {path}, found none")
     try:
+        path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         told = kind(path) or f"a damaged file{_cut(path)} ({error})"

@@ -5,6 +5,7 @@ Values of NumPy and the standard library that trainers put beside the tensors be
 
 from __future__ import annotations
 
+import os
 import pickletools
 import re
 import warnings
@@ -42,6 +43,22 @@ PATHS = [
 ]
 OTHERS = ["numpy.dtype", "numpy.ndarray", "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime"]
 PLACEHOLDERS: list[tuple[Callable[..., Any], str]] = [(SideData, name) for name in (*NUMPY, *PATHS, *OTHERS)]
+
+
+def write(content: Any, path: Path) -> None:
+    """`torch.save`. Raises `OSError` with the system's reason where the disk does not take it.
+
+    Torch tells of that by a place in its C++ code. More bytes are written behind the file to learn what is wrong.
+    """
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        if not re.search(r"inline_container|PytorchStreamWriter|iostream error", str(error)):
+            raise
+        with path.open("ab", buffering=0) as file:
+            file.write(bytes(1 << 20))
+            os.fsync(file.fileno())
+        raise OSError("the disk took only a part of it") from error
 
 
 def read(path: Path, *, mmap: bool = False) -> Any:

@@ -23,17 +23,24 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def find_device(name: str | torch.device) -> torch.device:
     """`name` as a device; "auto" takes CUDA where there is some. Raises `InputError` when it is not there."""
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise _no_device(name, "torch knows no such device") from None
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"device: expected auto, cpu, or an accelerator that is there, got {name} ({reason})"
-        ) from None
+    except (NotImplementedError, ImportError):  # the former's text is the list of everything that torch has
+        raise _no_device(name, "this build of torch is without it") from None
+    except (RuntimeError, AssertionError) as error:
+        raise _no_device(name, str(error).splitlines()[0].partition(". ")[0]) from None
     return device
+
+
+def _no_device(name: object, reason: str) -> InputError:
+    got = repr(name)[:80]
+    return InputError(f"device: expected auto, cpu, or an accelerator that is there, got {got} ({reason})")
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:
@@ -50,7 +57,7 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The format `precision` means on `device`. Raises `InputError` for a word that is none of `Precision`."""
     if precision == "auto":
         return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
-    if precision not in DTYPES:
+    if not isinstance(precision, str) or precision not in DTYPES:
         raise InputError(f"precision: expected auto, fp32, bf16 or fp16, got {precision!r}")
     return DTYPES[precision]
 

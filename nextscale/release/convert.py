@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nextscale import presets
+from nextscale.checks import checked
 from nextscale.config import TokenizerConfig, TransformerConfig, check_pair
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
@@ -151,6 +152,7 @@ def load_tokenizer(
     return tokenizer
 
 
+@checked
 def export(pipe: Pipeline) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The exact reverse of `load`: two state dicts, all names, shapes and dtypes the release's.
 
@@ -164,7 +166,9 @@ def export(pipe: Pipeline) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def names(model: MultiScaleVQVAE | VAR) -> dict[str, str]:
-    """Our name -> the release's, of every tensor in the model's state dict."""
+    """Our name -> the release's, of every tensor in the model's state dict. Raises `InputError` for another model."""
+    if not isinstance(model, MultiScaleVQVAE | VAR):
+        raise InputError(f"model: expected MultiScaleVQVAE or VAR, got {type(model).__name__}")
     if isinstance(model, VAR):
         return {name: _rename(name, TRANSFORMER_NAMES, 0) for name in model.state_dict()}
     table = (*TOKENIZER_NAMES, PHI_NAMES[model.config.phi_sharing])
@@ -290,6 +294,7 @@ class _Tensors:
         return len({match[1] for match in found if match})
 
 
+@checked
 def _transformer_config(
     tensors: Mapping[str, Tensor], num_heads: int | None, scales: Sizes | None
 ) -> TransformerConfig:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nextscale.checks import check_place
 from nextscale.errors import InputError
 from nextscale.files import checkpoint, durable, pickles
 
@@ -137,7 +138,7 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
         return
     # torch.save writes whole storages, and that of a mapped weight is all of its file; an array's ends where it ends
     alone = {name: torch.from_numpy(tensor.numpy()) for name, tensor in tensors.items()}
-    durable.write_beside(path, lambda beside: torch.save(alone, beside))
+    durable.write_beside(path, lambda beside: pickles.write(alone, beside))
 
 
 def _reader(source: str | Path | State) -> Any:
@@ -147,6 +148,7 @@ def _reader(source: str | Path | State) -> Any:
     if not isinstance(source, str | Path):
         hint = ", whose state_dict() is one" if isinstance(source, nn.Module) else ""
         raise InputError(f"expected a file or a state dict, got a {type(source).__name__}{hint}")
+    check_place("file", source)
     path = Path(source)
     if path.suffix == ".safetensors":
         return lambda: checkpoint.read_tensors(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from nextscale.checks import checked, fits
 from nextscale.errors import InputError
 
 Guidance = Callable[[int, int], float]
@@ -44,8 +45,8 @@ def interval_guidance(guidance: float, first: int, last: int) -> Guidance:
     Raises `InputError` unless finite and in order, and when asked about a pyramid that ends before `last`.
     """
     _check(guidance)
-    if not 0 <= first <= last:
-        raise InputError(f"guidance: expected scales in order, 0 <= first <= last, got {first} and {last}")
+    if not (fits(first, int) and fits(last, int) and 0 <= first <= last):
+        raise InputError(f"guidance: expected scales in order, 0 <= first <= last, got {first!r} and {last!r}")
 
     def weight(k: int, scales: int) -> float:
         if last >= scales:
@@ -55,6 +56,7 @@ def interval_guidance(guidance: float, first: int, last: int) -> Guidance:
     return weight
 
 
+@checked
 def listed_guidance(weights: Sequence[float]) -> Guidance:
     """One weight a scale. Raises `InputError` unless all are finite, and when asked about another number of scales."""
     for listed in weights:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nextscale.checks import check_fields
 from nextscale.errors import InputError
 from nextscale.sampling.guidance import Guidance, weights_of
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
@@ -44,12 +45,15 @@ class Choice:
     """Paint a Gumbel-softmax mixture of codes instead of one: smoother pictures, for show only."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.top_k < 0:
             raise InputError(f"top_k: expected 0 (all codes) or more, got {self.top_k}")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p: expected 0 .. 1, got {self.top_p}")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature: expected 0 or more, got {self.temperature}")
+        for name, kind in (("top_k", int), ("top_p", float), ("temperature", float)):  # NumPy's are no JSON
+            object.__setattr__(self, name, kind(getattr(self, name)))
 
 
 @dataclass(frozen=True)

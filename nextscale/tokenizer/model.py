@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale import config
+from nextscale.checks import checked
 from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
@@ -37,6 +38,7 @@ class MultiScaleVQVAE(nn.Module):
         seed: of the random weights. None leaves the weights on the meta device, for a state dict to be assigned to.
     """
 
+    @checked
     def __init__(self, config: TokenizerConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
@@ -49,10 +51,11 @@ class MultiScaleVQVAE(nn.Module):
         self.float()  # whatever torch's default is
         if seed is not None:
             self.to_empty(device="cpu")
-            initialize(self, torch.Generator().manual_seed(seed % 2**63))
+            initialize(self, torch.Generator().manual_seed(int(seed) % 2**63))
 
     # -- doors ---------------------------------------------------------------------------------------------------------
 
+    @checked
     def encode(self, images: Given) -> Tensor:
         """Images -> tokens (B, L) int64.
 
@@ -70,6 +73,7 @@ class MultiScaleVQVAE(nn.Module):
             check_range(images)
             return self.quantizer.encode(f_BCHW)
 
+    @checked
     def decode(self, tokens_BL: Tensor, through: int | None = None) -> Tensor:
         """Tokens (B, L) int64 -> images (B, 3, H, W) in [-1, 1]; `through=k` paints the first k scales only (1 .. K).
 
@@ -85,14 +89,24 @@ class MultiScaleVQVAE(nn.Module):
                 painted = canvas
             return self.paint(painted)
 
+    @checked
     def teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
         """Tokens (B, L) int64 -> the transformer's inputs for scales 2 .. K, (B, L - h_1*w_1, C) float32."""
         check_tokens(tokens_BL, self.config.scales.total, self.config.codebook_size)
         with exact():
             return self.quantizer.teacher_inputs(tokens_BL)
 
+    @checked
     def quantize(self, features_BCHW: Tensor, *, beta: float = 0.25) -> Quantized:
-        """The training forward: straight-through f_hat, tokens, and the loss with commitment weight beta."""
+        """The training forward: straight-through f_hat, tokens, and the loss with commitment weight beta.
+
+        Arguments:
+            features_BCHW: (B, C, h_K, w_K), of any float dtype. Raises `InputError` for others.
+        """
+        shape = (self.config.code_channels, self.config.scales.height, self.config.scales.width)
+        if features_BCHW.shape[1:] != shape or not features_BCHW.is_floating_point():
+            got = f"{tuple(features_BCHW.shape)} {str(features_BCHW.dtype).removeprefix('torch.')}"
+            raise InputError(f"features: expected shape (batch, {', '.join(map(str, shape))}), float, got {got}")
         f = features_BCHW.float()
         walk = self.quantizer(f)
         loss = codebook_loss(walk.canvases, f) + beta * commitment_loss(walk.canvases, f)
@@ -114,11 +128,13 @@ class MultiScaleVQVAE(nn.Module):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, directory: str | Path) -> None:
         """Write config.json and tokenizer.safetensors; an interrupted save leaves the old files whole."""
         checkpoint.save(directory, {"tokenizer": config.to_json(self.config)}, {WEIGHTS: self.state_dict()})
 
     @classmethod
+    @checked
     def load(cls, directory: str | Path, *, device: str | torch.device = "cpu") -> MultiScaleVQVAE:
         """The tokenizer of a tokenizer run, of a pipeline, or of whatever else holds the two files; in float32.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any, Literal, TypeVar
 from nextscale.errors import InputError
 from nextscale.scales import Scales
 
+FEW = 12  # names that a message lists one by one; of more, their groups
+MOST_BATCH = 1 << 20  # images a step: a thousand times what large models take, and still counted in milliseconds
 DiscriminatorName = Literal["none", "patch", "features"]
 
 
@@ -63,6 +66,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, f"batch: expected at least 1, got {self.batch}")
+        _require(self.batch <= MOST_BATCH, f"batch: expected at most {MOST_BATCH}, got {self.batch}")
         _require(self.learning_rate > 0, f"learning rate: expected more than 0, got {self.learning_rate}")
         _require(self.clip > 0, f"clip: expected more than 0, got {self.clip}")
         _require(self.weight_decay >= 0, f"weight_decay: expected at least 0, got {self.weight_decay}")
@@ -430,8 +434,10 @@ def _changed(node: Any, prefix: str, texts: Mapping[str, str]) -> Any:
 def _unknown(known: list[str], whole: str) -> str:
     last = whole.split(".")[-1]
     close = get_close_matches(whole, known, n=1) or [name for name in known if name.split(".")[-1] == last]
-    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-    return f"--set: unknown setting {whole!r}; {hint}"
+    groups = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in known)
+    some = known if len(known) <= FEW else groups
+    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(some)}"
+    return f"--set: unknown setting {reprlib.repr(whole)}; {hint}"
 
 
 def _parse(whole: str, hint: Any, text: str) -> Any:

@@ -333,11 +333,8 @@ class RunDirectory:
 
 
 def _write(content: dict[str, Any], file: Path) -> None:
-    """`torch.save`, which tells of a full disk by a `RuntimeError`."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
+    """The checkpoint."""
+    pickles.write(content, file)
 
 
 def _tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

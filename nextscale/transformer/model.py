@@ -7,6 +7,7 @@ Shapes: B batch, L positions, D width, C code channels, V codes.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.checks import checked
 from nextscale.config import TransformerConfig, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
@@ -49,6 +51,7 @@ class VAR(nn.Module):
         seed: of the random weights. None leaves the weights on the meta device, for a state dict to be assigned to.
     """
 
+    @checked
     def __init__(self, config: TransformerConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
@@ -66,7 +69,7 @@ class VAR(nn.Module):
         self.float()  # whatever torch's default is
         if seed is not None:
             self.to_empty(device="cpu")
-            initialize(self, torch.Generator().manual_seed(seed % 2**63))
+            initialize(self, torch.Generator().manual_seed(int(seed) % 2**63))
 
     def forward(self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None) -> Tensor:
         """Teacher forcing: logits of every position.
@@ -77,8 +80,9 @@ class VAR(nn.Module):
                 for their logits alone.
             drop_path: stochastic depth, for training.
 
-        Returns (B, L, V) float32. Raises `InputError` for inputs of another shape.
+        Returns (B, L, V) float32. Raises `InputError` for inputs of another shape or type, and labels out of range.
         """
+        check_given(labels_B, inputs_BLC, self.config.classes)
         return self.through_head(self.hidden(labels_B, inputs_BLC, drop_path=drop_path))
 
     def hidden(
@@ -177,11 +181,13 @@ class VAR(nn.Module):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, directory: str | Path) -> None:
         """Write config.json and transformer.safetensors, as `load` reads them, to a directory of their own."""
         checkpoint.save(directory, {"transformer": to_json(self.config)}, {WEIGHTS: self.state_dict()})
 
     @classmethod
+    @checked
     def load(cls, directory: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32") -> VAR:
         """The transformer of a run or a pipeline, or what `save` wrote, its blocks held in `precision`.
 
@@ -197,12 +203,30 @@ class VAR(nn.Module):
 
     def _seen(self, labels_B: Tensor, inputs_BLC: Tensor) -> Scales:
         """The scales that teacher inputs are of: all, or the first ones."""
-        scales, (batch, length, channels) = self.config.scales, inputs_BLC.shape
+        scales = self.config.scales
         for count, part in enumerate(scales.slices(), start=1):
-            if (batch, length, channels) == (len(labels_B), part.stop - scales.lengths[0], self.config.code_channels):
+            if inputs_BLC.shape == (len(labels_B), part.stop - scales.lengths[0], self.config.code_channels):
                 return scales if count == len(scales) else Scales(scales.sizes[:count])
         expected = (len(labels_B), scales.total - scales.lengths[0], self.config.code_channels)
         raise InputError(f"teacher inputs: expected shape {expected}, got {tuple(inputs_BLC.shape)}")
+
+
+def check_given(labels_B: Tensor, inputs_BLC: Tensor, classes: int) -> None:
+    """Raise `InputError` unless labels are (B,) int64 in 0 .. classes, and inputs floats; shapes are `hidden`'s to say.
+
+    Waits for the device: an accelerator that is asked for a class that there is not would be of no use from then on.
+    """
+    for name, tensor in (("labels", labels_B), ("teacher inputs", inputs_BLC)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: expected a tensor, got {reprlib.repr(tensor)}")
+    if labels_B.ndim != 1 or labels_B.dtype != torch.int64 or not inputs_BLC.is_floating_point():
+        got = f"{tuple(labels_B.shape)} {labels_B.dtype} and {inputs_BLC.dtype}"
+        raise InputError(f"expected labels of shape (batch,) int64 and floats as teacher inputs, got {got}")
+    if labels_B.is_meta or not labels_B.numel() or torch.compiler.is_compiling():
+        return
+    low, high = (int(end) for end in labels_B.aminmax())
+    if not 0 <= low <= high <= classes:
+        raise InputError(f"labels: expected 0 .. {classes} ({classes}: no class), got {low} .. {high}")
 
 
 def _keep_none(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

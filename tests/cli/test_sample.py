@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nextscale import images
+from nextscale import VAR, MultiScaleVQVAE, Pipeline, images
 from nextscale.cli.sheet import GAP, LINE, Row, drawn
+from nextscale.config import TransformerConfig
 
 
 def read(file: Path) -> torch.Tensor:
@@ -212,3 +213,35 @@ def test_a_picture_is_painted_again_by_what_it_tells(nextscale, model: Path, tmp
     refused = nextscale("sample", "--model", model, "--like", silent)
     assert (refused.status, refused.errors.count("\n")) == (2, 1)
     assert f"--like {silent}: expected a picture that tells what it was painted from" in refused.errors
+
+
+def test_pictures_of_two_models_are_not_mixed(
+    nextscale, pipe: Pipeline, tokenizer: MultiScaleVQVAE, transformer_config: TransformerConfig, tmp_path: Path
+) -> None:
+    """The same model adds to its own; pictures without a model's name, and others, are left alone."""
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    pipe.save(first)
+    Pipeline(tokenizer, VAR(transformer_config), classes=pipe.classes, precision="fp32").save(second)
+    out.mkdir()
+    Image.new("RGB", (8, 8)).save(out / "0-old-seed3.png")
+    (out / "1-no-picture-seed3.png").write_text("text")
+    for seed, precision in ((0, "fp32"), (1, "bf16")):
+        words = ("--label", 0, "--seed", seed, "--out", out, "--precision", precision)
+        assert nextscale("sample", "--model", first, *words).status == 0
+    before = {file.name for file in out.iterdir()}
+    done = nextscale("sample", "--model", second, "--label", 0, "--seed", 2, "--out", out)
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert (
+        f"expected a folder for pictures of this model, got {out}, which holds 0-ant-seed0.png of another"
+        in done.errors
+    )
+    assert {file.name for file in out.iterdir()} == before
+    assert nextscale("sample", "--model", second, "--label", 0, "--out", out / "one.png").status == 0
+
+
+@pytest.mark.parametrize(("asked", "said"), [(("--top-k", 600), True), (("--top-k", 512), False), ((), False)])
+def test_more_codes_than_there_are_is_said(nextscale, model: Path, tmp_path: Path, asked: tuple, said: bool) -> None:
+    """Not of the default, which is that of larger models."""
+    done = nextscale("sample", "--model", model, "--label", 0, "--out", tmp_path, *asked)
+    told = "nextscale: note: --top-k 600: the codebook has 512 codes, all are taken\n"
+    assert (done.status, done.errors) == (0, told if said else "")

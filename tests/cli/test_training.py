@@ -213,7 +213,7 @@ def test_output_is_plain_and_80_columns_wide(nextscale, pictures: Path, monkeypa
         assert all(character.isprintable() or character == "\n" for character in done.output)
         assert max(map(len, done.output.splitlines())) <= 80
     assert first.output.splitlines()[-1] == "nextscale train transformer --data p --preset emoji-32 --tokenizer tok"
-    assert second.output.splitlines()[-1] == "nextscale sample --model var"
+    assert second.output.splitlines()[-1] == "nextscale sample --model var --out samples/var"
     assert Pipeline.load("var").classes == ("cat", "dog")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -15,11 +18,13 @@ from data import noise
 from data.noise import CLASSES, HELD_OUT, TRAIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from processes import together
 from torch import Tensor
 
 from nextscale import MultiScaleVQVAE, Scales
 from nextscale.data import DataSet, encoding, tokens
+from nextscale.data.reading import OnDemand, Size
 from nextscale.data.tokens import CachedTokens, Meta, TokenCache
 from nextscale.errors import InputError
 from nextscale.files import lock, stamps
@@ -255,11 +260,11 @@ def test_a_finished_cache_is_left_alone(data: DataSet, meta: Meta, spoilt: Path)
 
 
 def test_progress_runs_from_what_is_there_to_all(data: DataSet, encode, meta: Meta, spoilt: Path) -> None:
-    """Rows of all files."""
+    """Rows of all files; of a batch of four, all three views of one picture."""
     (spoilt / "train-00001.npy").unlink()
     told: list[tuple[int, int]] = []
     encoding.write(spoilt, data, encode, meta, batch=4, progress=lambda *figures: told.append(figures))
-    assert told == [(ROWS - 2, ROWS), (ROWS, ROWS)]
+    assert told == [(ROWS - 3, ROWS), (ROWS, ROWS)]
 
 
 def test_another_cache_is_refused_with_the_difference(data: DataSet, encode, meta: Meta, spoilt: Path) -> None:
@@ -488,6 +493,50 @@ def test_broken_pictures_are_replaced_and_named(data: DataSet, encode, meta: Met
 
 
 # ---- telling caches apart --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fleeting:
+    """A picture of one level of grey, that can be opened so many times and is then gone."""
+
+    label: int
+    opened: list[int]
+    lasts: int
+
+    name = "fleeting.png"
+    held_out = False
+
+    def open(self) -> BinaryIO:
+        self.opened.append(1)
+        if len(self.opened) > self.lasts:
+            raise FileNotFoundError(2, "gone")
+        content = io.BytesIO()
+        Image.new("L", (9, 9), 10 * self.label).save(content, "PNG")
+        return io.BytesIO(content.getvalue())
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+@pytest.mark.parametrize("lasts", range(4))
+def test_all_views_of_a_picture_and_its_label_are_one_picture_s(
+    meta: Meta, tmp_path: Path, batch: int, lasts: int
+) -> None:
+    """A picture that is lost after so many looks is told by its grey: three views, one grey, and the label of that."""
+    items = [Fleeting(label, [], lasts if label == 2 else 99) for label in range(5)]
+    size = Size(height=8, width=8)
+    fetch = OnDemand(items=items, size=size, report=lambda name, why: None)
+    train = dataclasses.replace(noise.split("train", 5), labels=torch.arange(5), fetch=fetch)
+    data = dataclasses.replace(noise.data_set(), train=train)
+
+    def grey(images: Tensor) -> Tensor:
+        level = ((images[:, 0, 0, 0] + 1) * 127.5 / 10).round().long().clamp(0, 63)
+        return level[:, None].expand(-1, meta.scales.total)
+
+    encoding.write(tmp_path, data, grey, dataclasses.replace(meta, data=train.fingerprint, shard=30), batch=batch)
+    cached = tokens.load(tmp_path).train
+    views = torch.tensor([[(view + 0.5) / 3, 0, 0] for view in range(3)])
+    for index in range(5):
+        tokens_3L, label_3 = cached.batch([index] * 3, views=views)
+        assert tokens_3L.unique().tolist() == label_3.unique().tolist()
 
 
 def test_fingerprints_tell_splits_and_caches_apart(

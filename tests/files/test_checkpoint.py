@@ -316,6 +316,18 @@ def test_a_saved_model_stays_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "config.json"]
 
 
+def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors says that there is no such file."""
+    checkpoint.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)})
+
+    def refuse(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"^cannot read .*a\.safetensors: Permission denied$"):
+        checkpoint.read_tensors(tmp_path / "a.safetensors")
+
+
 # ---- checksums -------------------------------------------------------------------------------------------------------
 
 

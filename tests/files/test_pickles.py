@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import resource
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,3 +125,21 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
             packed.writestr(entry.filename, whole.read(entry))
     with pytest.raises(InputError, match=r"b.pth: expected a checkpoint as torch.save writes it, got a compressed"):
         pickles.read(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(100_000)}, {"a": torch.zeros(3)}])
+def test_a_full_disk_is_told_in_the_system_s_words(tmp_path: Path, content: Any) -> None:
+    """Torch tells of a place in its C++ code."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            pickles.write(content, tmp_path / "a.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_wrong_with_the_content_is_not_the_disk_s(tmp_path: Path) -> None:
+    """It stays what torch says."""
+    with pytest.raises(Exception, match="(?i)pickle"):
+        pickles.write({"a": lambda: None}, tmp_path / "a.pt")

@@ -320,7 +320,7 @@ def test_every_value_can_be_set_to_what_it_is(name: str) -> None:
         ("codebook.lerning=average", "unknown setting 'codebook.lerning'; did you mean codebook.learning?"),
         ("perceptual=1", "unknown setting 'perceptual'; did you mean objective.perceptual?"),
         ("dropout=1", "did you mean codebook.dropout"),
-        ("zzz=1", "unknown setting 'zzz'; expected one of optimization.batch, optimization.learning_rate, "),
+        ("zzz=1", "unknown setting 'zzz'; expected one of optimization.*, objective.*, codebook.*, adversarial.*"),
         ("objective=3", "unknown setting 'objective'"),
         ("objective.l2.x=3", "unknown setting 'objective.l2.x'; did you mean objective.l2?"),
         ("=3", "unknown setting ''"),

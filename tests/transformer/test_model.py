@@ -146,7 +146,7 @@ def test_no_class_is_the_last_row_of_the_class_embedding(
     after = model(labels, inputs)
     assert torch.equal(after[0], before[0])
     assert (after[1] - before[1]).abs().max() > 0.1
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match=r"labels: expected 0 \.\. 5 \(5: no class\), got 6 \.\. 6"):
         model(torch.tensor([6, 6]), inputs)
 
 

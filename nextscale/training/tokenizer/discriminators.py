@@ -15,17 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from nextscale.errors import InputError
 from nextscale.features import FeatureNetwork
 from nextscale.features.perceptual import SIDE
+
+LEAST = 6  # px a side of what a PatchGAN sees
 
 
 class PatchDiscriminator(nn.Module):
     """(B, 3, H, W) -> (B, 1, h, w): strided 4x4 convolutions (pix2pix), as deep as the pictures are large.
 
-    A patch is 16 px wide for pictures of 32 px, 34 px for 64, 70 px from 128 on.
+    A patch is 16 px wide for pictures of 32 px, 34 px for 64, 70 px from 128 on. Raises `InputError` for pictures of
+    less than `LEAST` px, of which nothing is left after three convolutions.
     """
 
     def __init__(self, side: int, *, channels: int = 64) -> None:
+        if side < LEAST:
+            raise InputError(f"discriminator: expected pictures of at least {LEAST} px for patches, got {side} px")
         super().__init__()
         depth = min(max(int(math.log2(side)) - 4, 1), 3)
         widths = [channels * min(2**i, 8) for i in range(depth + 1)]
