@@ -15,7 +15,7 @@ import os
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
@@ -79,7 +79,7 @@ def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that is meant; of one that is not known here, it is."""
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in typing.get_args(hint))
+        return _is_for_the_function(hint) or any(fits(value, one) for one in typing.get_args(hint))
     if origin is Literal:
         return any(isinstance(value, type(one)) and value == one for one in typing.get_args(hint))
     if origin is not None:
@@ -91,6 +91,12 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return type(value).__name__ in ("bool", "bool_")  # NumPy's
     return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _is_for_the_function(union: Any) -> bool:
+    """Whether it is one thing or a list of them, as labels and pictures are: the function has better words for it."""
+    origins = [typing.get_origin(one) for one in typing.get_args(union) if one is not type(None)]
+    return len(origins) > 1 and Sequence in origins
 
 
 def _fits_generic(value: Any, origin: Any) -> bool:

@@ -39,7 +39,7 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def _no_device(name: object, reason: str) -> InputError:
-    got = repr(name)[:80]
+    got = name[:80] if isinstance(name, str) and name.strip() else repr(name)[:80]
     return InputError(f"device: expected auto, cpu, or an accelerator that is there, got {got} ({reason})")
 
 
