@@ -101,6 +101,8 @@ def doors() -> list[Door]:
         Door(
             "VAR()", transformer, {"labels_B": torch.zeros(2, dtype=torch.int64), "inputs_BLC": torch.zeros(2, 20, 8)}
         ),
+        Door("VAR.load", VAR.load, {"directory": "model", "precision": "fp32"}),
+        Door("VAR.save", transformer.save, {"directory": "new-transformer"}),
         Door("Pipeline", Pipeline, {"tokenizer": tokenizer, "transformer": transformer, "classes": list("abc")}),
         Door("Pipeline.from_preset", _from_preset, {"name": "emoji-32", "seed": 0, "precision": "fp32"}),
         Door("Pipeline.load", Pipeline.load, {"model": "model", "device": "cpu", "precision": "fp32"}),
@@ -108,6 +110,8 @@ def doors() -> list[Door]:
         Door("Pipeline.to", copy.deepcopy(pipe).to, {"device": "cpu"}),
         Door("Pipeline.generate", pipe.generate, {"labels": [0, "bee"], "seeds": [0, 1], **drawn, "memory": 1e9}),
         Door("Pipeline.stream", _streamed, {"labels": [0], "seeds": 3, **drawn}),
+        Door("Pipeline.edit", pipe.edit, {"images": images, "mask": torch.ones(8, 8), "labels": [0, 1], **drawn}),
+        Door("Pipeline.repeat", pipe.repeat, {"request": pipe.generate([0]).requests[0]}),
         Door("Pipeline.reconstruct", pipe.reconstruct, {"images": images, "through": 2}),
         Door("Pipeline.label", pipe.label, {"name": "bee"}),
         Door("Generated.save", pipe.generate([0]).save, {"directory": "new"}),

@@ -45,6 +45,7 @@ LONG = "x" * 300
 WORKING: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"out": ("new/demo",), "minutes": ("0.001",)},
     "sample": {"model": ("model",), "label": ("0",), "out": ("new/samples",)},
+    "edit": {"pictures": ("picture.png",), "model": ("model",), "box": ("0,0,4,4",), "out": ("new/edits",)},
     "reconstruct": {"pictures": ("picture.png",), "model": ("model",), "out": ("new/strips",)},
     "train tokenizer": {"data": ("pictures",), "steps": ("1",), "batch": ("2",), "out": ("new/tokenizer",)},
     "train transformer": {
@@ -63,7 +64,7 @@ WORKING: dict[str, dict[str, tuple[str, ...]]] = {
     "convert": {"model": ("model",), "out": ("new/converted",)},
     "presets": {},
 }
-POSITIONAL = {"encode": "data", "reconstruct": "pictures"}
+POSITIONAL = {"edit": "pictures", "encode": "data", "reconstruct": "pictures"}
 
 WHOLE = ("-1", "0", "99999999999", "9" * 40, "1.5", "many", "1e3", "nan", "")
 NUMBER = ("-1", "0", "nan", "inf", "-inf", "1e400", "much", "1,5", "")
@@ -125,6 +126,10 @@ BY_NAME: dict[str, tuple[str, ...]] = {
         ),
         *("optimization.clip=nan", "optimization.learning_rate=1e30", "average=2", "progressive=nan", "seed=1"),
     ),
+    "mask": (*PLACE, "cut.png", "pictures"),
+    "box": ("", "0", "0,0,0,0", "0,0,99999999999,4", "4,4,0,0", "a,b,c,d", "0,0,4,4,4", "-1,0,4,4"),
+    "expand": ("", "0", "0,0,0,0", "99999999999,0,0,0", "-4,0,0,0", "a,b,c,d"),
+    "like": (*PLACE, "cut.png", "picture.png"),
     "json": (*PLACE, "/dev/full", "folder/x.json/y"),
     "list_broken": (*PLACE, "/dev/full"),
     "out": (

@@ -30,7 +30,7 @@ from nextscale.features import efficientnet
 from nextscale.release import convert, files
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("tokenizer", "token-cache", "transformer", "sampling", "evaluation", "release", "training-speed")
+ORDER = ("tokenizer", "token-cache", "transformer", "sampling", "editing", "evaluation", "release", "training-speed")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
 NEEDS = {  # what stands in a line that is not run here, and why
     "make ": "the repository itself; what `make demo` leaves is there",
@@ -137,6 +137,7 @@ def bring_along() -> None:
             for number in range(3):
                 _picture(Path(folder) / name / f"{number:04}.jpg")
     _picture(Path("cat.jpg"))
+    _picture(Path("mask.png"))
     _picture(Path("dog.png"))
     shutil.copytree("photos", "imagenet-subset")
     rows = [path.relative_to("pets").as_posix() for path in sorted(Path("pets").rglob("*.jpg"))]

@@ -41,11 +41,16 @@ def whole(path: Path) -> Iterator[Path]:
     """A new empty file to write to, which takes the place of `path` when the block ends well.
 
     It has the name of `path`, in a directory that goes again whatever happens. The parent of `path` is made if need be.
+    A device or a pipe is never replaced: it is itself written to.
+
     Nothing is flushed: this is for pictures by the thousand, which can be made again. After a power failure such a file
     may be empty, unless `settle` was called.
 
-    Raises `InputError` when something cannot be written; `path` is then as it was.
+    Raises `InputError` when something cannot be written; `path` is then as it was. Other errors of the block stay.
     """
+    if _is_special(path):
+        yield path
+        return
     private = path.with_name(own_name(PREFIX))
     written = private / path.name
     try:
@@ -57,6 +62,8 @@ def whole(path: Path) -> Iterator[Path]:
         written.chmod(mode)
         os.replace(written, path)
     except OSError as error:
+        if not _is_below(error.filename, path.parent):
+            raise  # of something else that the caller does on the way
         raise _cannot_write(path, error) from None
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -67,7 +74,10 @@ def beside(path: Path) -> Iterator[Path]:
     """As `whole`, and when the block has ended well the disk has the file, whatever happens next."""
     with whole(path) as written:
         yield written
-        flush(written)
+        if written != path:
+            flush(written)
+    if written == path:
+        return
     try:
         flush_directory(path.parent)
     except OSError as error:
@@ -87,6 +97,18 @@ def settle(path: Path) -> None:
         flush_directory(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is a device or a pipe, as /dev/stdout, which is written to and never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _is_below(name: object, directory: Path) -> bool:
+    """Whether an error names a file there, or none."""
+    if not isinstance(name, str | bytes):
+        return True
+    return Path(os.path.abspath(os.fsdecode(name))).is_relative_to(os.path.abspath(directory))
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

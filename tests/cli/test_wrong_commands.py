@@ -32,7 +32,7 @@ LINES = [
         "encode pictures --tokenizer tokenizer --views 99999999999",
         "--views: expected at most 1,024, got 99,999,999,999",
     ),
-    ("encode pictures --tokenizer text.pth --device mps", "got 'mps' (this build of torch is without it)"),
+    ("encode pictures --tokenizer text.pth --device mps", "got mps (this build of torch is without it)"),
     ("train tokenizer --data pictures --batch 100000000000", "batch: expected at most 1048576, got 100000000000"),
     (
         "train tokenizer --data pictures --size 4x4 --discriminator patch --steps 1 --batch 2",

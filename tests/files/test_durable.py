@@ -166,3 +166,24 @@ def test_a_link_to_another_place_is_not_followed(tmp_path: Path) -> None:
     durable.remove_unfinished(tmp_path / "run", [WORD])
     assert (elsewhere / "notes").read_text() == "mine"
     shutil.rmtree(tmp_path / "run")
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """As /dev/stdout or /dev/null given as a file; nothing is left beside it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        durable.write_beside(pipe, lambda file: file.write_bytes(b"told"))
+        assert os.read(reader, 10) == b"told"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_an_error_of_something_else_stays_what_it_is(tmp_path: Path) -> None:
+    """A file that the caller reads while it writes; nothing is written."""
+    with pytest.raises(FileNotFoundError), durable.beside(tmp_path / "a" / "new"):
+        (tmp_path / "nowhere").read_text()
+    assert not list((tmp_path / "a").iterdir())
