@@ -110,13 +110,13 @@ class TrainTransformer:
         from nextscale.training.transformer.stage import TransformerStage, fitted
         from nextscale.transformer.adapted import adapted, kept
 
+        rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
         check_outside(self.out, self.data)
         chosen = None if self.preset is None else presets.get(self.preset)
         tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         preset = chosen or self._of(tokenizer)
         recipe, steps = self._recipe(preset)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
-        rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
         data = self._data(tokenizer)
         first = self._begin(tokenizer)
         architecture = first.transformer.config if first else self._config(preset)

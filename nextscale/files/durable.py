@@ -62,7 +62,7 @@ def whole(path: Path) -> Iterator[Path]:
         written.chmod(mode)
         os.replace(written, path)
     except OSError as error:
-        if not _is_below(error.filename, path.parent):
+        if not _is_about(error.filename, path):
             raise  # of something else that the caller does on the way
         raise _cannot_write(path, error) from None
     finally:
@@ -104,11 +104,12 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _is_below(name: object, directory: Path) -> bool:
-    """Whether an error names a file there, or none."""
+def _is_about(name: object, path: Path) -> bool:
+    """Whether an error names a file beside `path`, a directory above it, or none."""
     if not isinstance(name, str | bytes):
         return True
-    return Path(os.path.abspath(os.fsdecode(name))).is_relative_to(os.path.abspath(directory))
+    named, place = (Path(os.path.abspath(each)) for each in (os.fsdecode(name), path))
+    return named.is_relative_to(place.parent) or place.is_relative_to(named)
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 # Longer than anything one rank does while the others wait for it (a checkpoint, pictures); a rank that hangs ends all
 # of them after that. One that dies ends them at once: its connections break, and torchrun stops the rest.
 TIMEOUT = timedelta(minutes=20)
-PARENT = os.getppid()  # torchrun, where it started this process
+PARENT = os.getppid()  # of this process when it joined the others: torchrun
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -86,6 +86,8 @@ def _start(device: torch.device) -> None:
     # Its functions take the group that there is when they are defined as their default, and so hold on to it for good;
     # torchmetrics and FSDP would import it at that time.
     importlib.import_module("torch.distributed.nn.functional")
+    global PARENT
+    PARENT = os.getppid()
     own = local_device(device)
     if own.type != "cuda":
         _meet("gloo")
