@@ -40,6 +40,7 @@ from nextscale.tokenizer import model as tokenizer_files
 from nextscale.transformer import VAR
 from nextscale.transformer import model as transformer_files
 
+FEATHER = 1024  # pixels at most
 MAKER = ("precision", "model", "edit")  # of a request, what a note of its own tells
 
 
@@ -408,8 +409,8 @@ class Pipeline:
                 `sampling.masks.as_mask`). None repaints everything, but for what `keep_scales` keeps.
             labels: of classes, one for all results or one a result, as `generate` takes them; None is no class.
             seeds: one a result; one alone counts up from there; 0, 1, 2 ... when None.
-            leak_free: nothing of what is repainted reaches the result: the encoder sees it filled from around it, and
-                coarse tokens that see it are drawn. Otherwise the encoder sees it, and may tell of it.
+            leak_free: nothing of what is repainted reaches the result: the encoder sees it filled from around it.
+                Otherwise the encoder sees it, and may tell of it.
             keep_scales: so many coarse scales are kept inside the mask too, whatever `leak_free` says: a variation.
             feather: over how many pixels the edge of the mask is softened, on the side that is repainted.
             composite: what is kept comes back bit for bit; otherwise as the decoder paints it.
@@ -449,8 +450,9 @@ class Pipeline:
         if copy:
             keep_B1hw = 1 - F.interpolate(mask_B1HW, f_BCHW.shape[-2:], mode="area")
             return editing.release_edit(quantizer, quantizer.encode(f_BCHW), keep_B1hw[:, 0])
-        keep = editing.kept(quantizer.scales, mask_B1HW > 0, keep_scales=keep_scales)
-        return editing.ResidualEdit(quantizer, f_BCHW, keep)
+        known_B1hw = editing.known(quantizer.scales, mask_B1HW > 0)
+        keep = editing.kept(quantizer.scales, known_B1hw, keep_scales=keep_scales)
+        return editing.ResidualEdit(quantizer, f_BCHW, keep, known_B1hw.clamp(min=float(keep_scales > 0)))
 
     def _pictures(self, images: Given, count: int) -> tuple[Tensor, Tensor]:
         """Each `count` times, in [0, 1] as they were given and in [-1, 1]."""
@@ -600,7 +602,7 @@ def _same(name: str, asked: str) -> bool:
 def _check_edit(*, count: int, feather: int, keep_scales: int, scales: int) -> None:
     for name, value, least, most in (
         ("count", count, 1, None),
-        ("feather", feather, 0, None),
+        ("feather", feather, 0, FEATHER),
         ("keep_scales", keep_scales, 0, scales),
     ):
         number = _integer(value)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from nextscale.cli import models
 from nextscale.cli.options import Depth, Indices, Labels, Model, Precision
-from nextscale.cli.output import at_least
+from nextscale.cli.output import at_least, at_most
 
 if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline, Request
 
+MOST = 100_000  # pictures of a class: all of them are kept for the sheet
 TOP_K = 900  # as in published results
 
 
@@ -56,6 +57,7 @@ class Painting:
     def check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         at_least("--count", 1, self.count)
+        at_most("--count", MOST, self.count)
         at_least("--seed", 0, self.seed)
 
     def pipeline(self) -> Pipeline:

@@ -11,7 +11,7 @@ import tyro
 
 from nextscale.cli import models, sampled
 from nextscale.cli.options import Precision
-from nextscale.cli.output import at_least, at_most, directory, progress
+from nextscale.cli.output import at_least, directory, progress
 from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file
 from nextscale.errors import InputError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
 SHORT: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-MOST = 100_000  # pictures of a class: all of them are kept for the grid
 COLUMNS = 8  # of the grid, unless each class has its own row
 
 
@@ -68,7 +67,6 @@ class Sample(Painting):
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         self.check()
-        at_most("--count", MOST, self.count)
         at_least("--batch", 1, self.batch)
         if self.growing and is_file(self.out):
             raise InputError(f"--growing: expected a directory as --out, for the strips, got {self.out}")

@@ -1,8 +1,8 @@
 """Editing: functions given to `sampling.loop.generate(edit=...)` that replace codes before they are painted.
 
-Ours: where the mask keeps, every scale takes the codes nearest to what the canvas still lacks of the picture, so that
-errors made beside it are corrected there; coarse positions that see the repainted region are drawn, not copied; and the
-encoder sees that region filled from around it. The release's way is here for parity and comparison: the picture's own
+Ours: where the mask keeps, every scale takes the codes nearest to what the canvas still lacks of the picture there, so
+that errors made beside it are corrected; no token is copied, and the encoder sees the repainted region filled from
+around it. The release's way is here for parity and comparison: the picture's own
 codes wherever the mask keeps. Hidden content leaks through its coarse codes, and residual codes stop fitting.
 
 Shapes: B batch, C code channels, H W sides of the picture, L tokens of all scales, h w a scale's sides.
@@ -19,6 +19,8 @@ from torch import Tensor
 from nextscale.errors import InputError
 from nextscale.scales import Scales
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer, check_tokens
+
+LEAST = 0.25  # share of a position that must be kept for it to be
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------
 
@@ -51,18 +53,23 @@ def _filled(values_B3HW: Tensor, known_B1HW: Tensor) -> Tensor:
     return torch.where(known_B1HW > 0, values_B3HW, smooth_B3HW)
 
 
-def kept(scales: Scales, hole_B1HW: Tensor, *, keep_scales: int = 0) -> list[Tensor]:
-    """For each scale the positions that see nothing of the hole: K of (B, 1, h_k, w_k) bool.
+def known(scales: Scales, hole_B1HW: Tensor) -> Tensor:
+    """The share of each position of the last grid that is kept: (B, 1, h_K, w_K) float32; `hole` is bool in pixels."""
+    return F.interpolate((~hole_B1HW).float(), scales.sizes[-1], mode="area")
 
-    A position sees the area that `MultiScaleQuantizer.pool` averages for it. The single one of a 1x1 scale sees all.
+
+def kept(scales: Scales, known_B1HW: Tensor, *, keep_scales: int = 0) -> list[Tensor]:
+    """For each scale the positions of which at least a quarter is kept: K of (B, 1, h_k, w_k) bool.
+
+    A position stands for the area that `MultiScaleQuantizer.pool` averages for it. From less than a quarter, what is
+    painted in the rest of it would be told by a sliver.
 
     Arguments:
-        hole_B1HW: bool in pixels, True where the picture is repainted; H and W are multiples of the last grid's sides.
+        known_B1HW: of `known`.
         keep_scales: so many scales are kept everywhere, inside the hole too.
     """
-    grid_B1hw = F.adaptive_max_pool2d(hole_B1HW.float(), scales.sizes[-1])
-    seen = [F.adaptive_max_pool2d(grid_B1hw, size) > 0 for size in scales]
-    return [torch.ones_like(hole) if k < keep_scales else ~hole for k, hole in enumerate(seen)]
+    shares = [F.interpolate(known_B1HW, size, mode="area") for size in scales]
+    return [share >= (0 if k < keep_scales else LEAST) for k, share in enumerate(shares)]
 
 
 class Keeping:
@@ -88,24 +95,32 @@ class Keeping:
 
 
 class ResidualEdit(Keeping):
-    """Kept positions take the code nearest to what the canvas still lacks of the picture.
+    """Kept positions take the code nearest to what the canvas still lacks of the picture, where that is kept.
 
-    z_k = nearest(pool_k(f - f_hat_(k-1))) as in Algorithm 1 of the paper, but against the canvas as it was painted, the
-    drawn positions included: what these put over their border is taken back at the next scale.
+    z_k = nearest(pool_k(m (f - f_hat_(k-1))) / pool_k(m)): Algorithm 1 of the paper against the canvas as it was
+    painted, what was drawn beside it included, so that each scale takes back what the one before put over the border;
+    and averaged over the share m that is kept, so that what lies in the hole has no say in it.
 
     Arguments:
         quantizer: of the tokenizer.
         f_BCHW: the picture's features, not quantized.
         keep: K of (B, 1, h_k, w_k) bool, such as `kept` gives.
+        known_B1HW: m, such as `known` gives.
     """
 
-    def __init__(self, quantizer: MultiScaleQuantizer, f_BCHW: Tensor, keep: Sequence[Tensor]) -> None:
+    def __init__(
+        self, quantizer: MultiScaleQuantizer, f_BCHW: Tensor, keep: Sequence[Tensor], known_B1HW: Tensor
+    ) -> None:
         super().__init__(quantizer, keep)
-        self._lacking_BCHW = f_BCHW
+        self._lacking_BCHW, self._known_B1HW = f_BCHW, known_B1HW
 
     def tokens(self, k: int) -> Tensor:
         """See `Keeping`."""
-        return self.quantizer.nearest_tokens(self._lacking_BCHW, k)
+        share_B1hw = self.quantizer.pool(self._known_B1HW, k).clamp(min=LEAST)
+        z_BChw = self.quantizer.pool(self._lacking_BCHW * self._known_B1HW, k) / share_B1hw
+        return self.quantizer.nearest(z_BChw.permute(0, 2, 3, 1).flatten(0, 2)).view(
+            -1, *self.quantizer.scales.sizes[k]
+        )
 
     def __call__(self, k: int, codes_BChw: Tensor) -> Tensor:
         codes_BChw = super().__call__(k, codes_BChw)

@@ -108,10 +108,6 @@ class MultiScaleQuantizer(nn.Module):
                 return (F.normalize(z_NC, dim=-1) @ F.normalize(e_VC, dim=-1).T).argmax(dim=-1)
             return torch.addmm(e_VC.square().sum(dim=-1), z_NC, e_VC.T, alpha=-2).argmin(dim=-1)
 
-    def nearest_tokens(self, residual_BCHW: Tensor, k: int) -> Tensor:
-        """The tokens of scale k for what the canvas still lacks, (B, C, H, W) float32 -> (B, h_k, w_k) int64."""
-        return self.nearest(self._vectors(residual_BCHW, k)).view(-1, *self.scales.sizes[k])
-
     def lookup(self, tokens_Bhw: Tensor) -> Tensor:
         """(B, h, w) int64 -> codes (B, C, h, w)."""
         return self.codebook(tokens_Bhw).permute(0, 3, 1, 2)
@@ -184,15 +180,11 @@ class MultiScaleQuantizer(nn.Module):
         """For each scale: its tokens (B, h*w), their contribution, which the next residual lacks, and the residual."""
         residual = f_BCHW
         for k, (h, w) in enumerate(self.scales):
-            z_NC = self._vectors(residual, k)
+            z_NC = self.pool(residual, k).permute(0, 2, 3, 1).flatten(0, 2)
             tokens_Bhw = self.nearest(z_NC.detach()).view(-1, h, w)
             contribution = self.contribution(self.lookup(tokens_Bhw), k)
             residual = residual - contribution.detach()
             yield tokens_Bhw.flatten(1), contribution, z_NC
-
-    def _vectors(self, residual_BCHW: Tensor, k: int) -> Tensor:
-        """The residual at scale k, one vector a token: (B * h * w, C)."""
-        return self.pool(residual_BCHW, k).permute(0, 2, 3, 1).flatten(0, 2)
 
     # -- usage of the codebook -----------------------------------------------------------------------------------------
 

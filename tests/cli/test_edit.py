@@ -99,7 +99,7 @@ def test_details_are_painted_anew(nextscale, model: Path, picture: Path, tmp_pat
         (["--keep-scales", "9"], "keep_scales: expected 0 .. 6, got 9"),
         (["--box", "0,0,8,8", "--label", "1", "2"], "--label: expected one class for all pictures, got several"),
         (["--box", "0,0,8,8", "--label", "clas 1"], "did you mean class 1"),
-        (["--box", "0,0,8,8", "--feather", "-1"], "feather: expected 0 or more, got -1"),
+        (["--box", "0,0,8,8", "--feather", "-1"], "feather: expected 0 .. 1024, got -1"),
         (
             ["--box", "0,0,8,8", "--count", "2", "--out", "x.png"],
             "--out: expected a directory for 2 results, got x.png",

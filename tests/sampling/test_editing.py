@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nextscale import MultiScaleVQVAE, Scales
-from nextscale.sampling.editing import ResidualEdit, composed, feathered, filled, kept
+from nextscale.sampling.editing import ResidualEdit, composed, feathered, filled, kept, known
 
 
 def hole(height: int, width: int, *, top: int, left: int, bottom: int, right: int) -> Tensor:
@@ -55,25 +55,25 @@ def test_a_hole_is_filled_from_around_it() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1, 2, 3, 4], [1, (2, 3), (4, 6)], [(2, 1), (5, 3)]])
-def test_a_position_is_kept_if_it_sees_nothing_of_the_hole(sizes: list) -> None:
-    """Pixel by pixel: where one of them changes what pooling gives, the position is not kept."""
+def test_a_position_is_kept_if_a_quarter_of_it_is(sizes: list) -> None:
+    """Of the share of its pixels outside the hole, averaged as pooling averages."""
     scales = Scales(sizes)
-    stride, channels = 2, 1
-    height, width = stride * scales.height, stride * scales.width
-    for inside in (
-        hole(height, width, top=1, left=2, bottom=4, right=3),
-        hole(height, width, top=0, left=0, bottom=1, right=1),
-    ):
-        cells = torch.nn.functional.max_pool2d(inside.float(), stride)
-        for size, keep in zip(scales, kept(scales, inside), strict=True):
-            seen = torch.nn.functional.interpolate(cells.expand(1, channels, -1, -1), size, mode="area") > 0
-            assert torch.equal(keep, ~seen)
+    height, width = 2 * scales.height, 2 * scales.width
+    inside = hole(height, width, top=1, left=0, bottom=height, right=width - 1)
+    share = torch.stack([row.unfold(0, 2, 2).mean(-1) for row in (~inside[0, 0]).float().unfold(0, 2, 2).mean(-1)])
+    assert torch.equal(known(scales, inside)[0, 0], share)
+    for (h, w), keep in zip(scales, kept(scales, share[None, None]), strict=True):
+        for y, x in torch.cartesian_prod(torch.arange(h), torch.arange(w)).tolist():
+            rows = slice(y * scales.height // h, -(-(y + 1) * scales.height // h))
+            columns = slice(x * scales.width // w, -(-(x + 1) * scales.width // w))
+            assert bool(keep[0, 0, y, x]) == bool(share[rows, columns].mean() >= 0.25)
 
 
 def test_kept_scales_are_kept_everywhere() -> None:
     """The first two of four; the others as without them."""
-    scales, inside = Scales([1, 2, 3, 4]), hole(8, 8, top=2, left=2, bottom=8, right=8)
-    some, none = kept(scales, inside, keep_scales=2), kept(scales, inside)
+    scales, share = Scales([1, 2, 3, 4]), torch.zeros(1, 1, 4, 4)
+    share[..., 0] = 0.5
+    some, none = kept(scales, share, keep_scales=2), kept(scales, share)
     assert [bool(keep.all()) for keep in some] == [True, True, False, False]
     assert not none[0].any()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(some[2:], none[2:], strict=True))
@@ -94,21 +94,26 @@ def drawn(tokenizer: MultiScaleVQVAE, batch: int) -> list[Tensor]:
 def test_kept_positions_take_the_code_nearest_to_what_the_canvas_lacks(
     make_tokenizer: Callable[..., MultiScaleVQVAE], images: Tensor, distance: str
 ) -> None:
-    """Of the canvas as it was painted, with what was drawn beside them; found here one vector at a time."""
+    """Where it is kept, of the canvas as it was painted; found here one vector at a time."""
     tokenizer = make_tokenizer(distance=distance)
     quantizer, f = tokenizer.quantizer, tokenizer.features(images)
-    keep = kept(quantizer.scales, hole(8, 8, top=3, left=3, bottom=8, right=6).expand(4, -1, -1, -1))
-    edit, canvas = ResidualEdit(quantizer, f, keep), quantizer.blank(4)
+    scales = quantizer.scales
+    share = known(scales, hole(8, 8, top=3, left=3, bottom=8, right=6)).expand(4, -1, -1, -1)
+    keep = kept(scales, share)
+    edit, canvas = ResidualEdit(quantizer, f, keep, share), quantizer.blank(4)
     for k, codes in enumerate(drawn(tokenizer, 4)):
         painted = edit(k, codes)
-        lacking = quantizer.pool(f - canvas, k)
-        for b, y, x in torch.cartesian_prod(*map(torch.arange, (4, *quantizer.scales.sizes[k]))).tolist():
-            if keep[k][b, 0, y, x]:
-                (token,) = quantizer.nearest(lacking[b, :, y, x][None])
-                assert torch.equal(painted[b, :, y, x], quantizer.codebook.weight[token])
-            else:
+        h, w = scales.sizes[k]
+        for b, y, x in torch.cartesian_prod(torch.arange(4), torch.arange(h), torch.arange(w)).tolist():
+            rows, columns = slice(y * 4 // h, -(-(y + 1) * 4 // h)), slice(x * 4 // w, -(-(x + 1) * 4 // w))
+            weight, lacking = share[b, :, rows, columns], (f - canvas)[b, :, rows, columns]
+            if not keep[k][b, 0, y, x]:
                 assert torch.equal(painted[b, :, y, x], codes[b, :, y, x])
+                continue
+            (token,) = quantizer.nearest(((weight * lacking).sum((1, 2)) / weight.sum())[None])
+            assert torch.equal(painted[b, :, y, x], quantizer.codebook.weight[token])
         canvas = canvas + quantizer.contribution(painted, k)
+    assert {bool(keep.all()) for keep in keep} == {True, False}
 
 
 @torch.no_grad()
@@ -119,8 +124,8 @@ def test_everything_kept_is_the_encoding_and_nothing_kept_is_what_was_drawn(
     quantizer, f = tokenizer.quantizer, tokenizer.features(images)
     tokens = quantizer.encode(f)
     other = (tokens + 1) % 64
-    for inside, expected in ((torch.zeros(4, 1, 8, 8).bool(), tokens), (torch.ones(4, 1, 8, 8).bool(), other)):
-        edit = ResidualEdit(quantizer, f, kept(quantizer.scales, inside))
+    for share, expected in ((torch.ones(4, 1, 4, 4), tokens), (torch.zeros(4, 1, 4, 4), other)):
+        edit = ResidualEdit(quantizer, f, kept(quantizer.scales, share), share)
         for k, codes in enumerate(map(quantizer.lookup, quantizer.scales.split(other))):
             assert torch.equal(edit(k, codes), quantizer.lookup(quantizer.scales.split(expected)[k]))
         assert torch.equal(edit.painted(other), expected)
