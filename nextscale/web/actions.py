@@ -168,7 +168,7 @@ def _halted(session: Session, last: Frame | None) -> str:
     if last is None:
         return show.message("Stopped before the first scale.")
     kept = session.keep_unfinished(show.pictures(last.images), last.requests, last.scale)
-    told = f"Stopped after scale {last.scale + 1}. {_count(len(kept))} as far as it came."
+    told = f"Stopped after scale {last.scale + 1}. {_count(len(kept))} as far as they came."
     return show.done([one.file for one in kept], _names(last.requests), told=told)
 
 

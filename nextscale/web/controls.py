@@ -18,15 +18,15 @@ Fields = list[gr.components.Component]
 DEFAULT = Choosing()
 
 
-def asking(classes: Sequence[str], *, count: int) -> Fields:
-    """Which pictures: class, seed, count."""
+def asking(classes: Sequence[str], *, count: int, label: int = 0) -> Fields:
+    """Which pictures: class, seed, count; beginning with this class, or none where it is the number of them."""
     names = [*((name, number) for number, name in enumerate(classes)), ("no class", len(classes))]
-    label = gr.Dropdown(names, value=0, label="Class", filterable=True)
-    with gr.Row(equal_height=True):
+    named = gr.Dropdown(names, value=label, label="Class", filterable=True)
+    with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=100)
-        again = gr.Button("Random seed", size="sm", min_width=90)
+        again = gr.Button("Random seed", size="sm", min_width=90, elem_classes="aside")
     again.click(lambda: random.randrange(2**31), None, seed, queue=False, api_visibility="private")
-    return [label, seed, gr.Slider(1, MOST_COUNT, count, step=1, label="Pictures")]
+    return [named, seed, gr.Slider(1, MOST_COUNT, count, step=1, label="Pictures")]
 
 
 def choosing(given: Choosing = DEFAULT) -> Fields:

@@ -74,7 +74,8 @@ def _theme():  # type: ignore[no-untyped-def]
     import gradio as gr
 
     sans, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
-    return gr.themes.Base(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=sans, font_mono=mono)
+    theme = gr.themes.Base(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=sans, font_mono=mono)
+    return theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
 
 
 def _text(name: str) -> str:

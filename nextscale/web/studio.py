@@ -38,7 +38,9 @@ class Studio:
 
 def build(studio: Studio) -> gr.Blocks:
     """The page; `serving` starts it."""
-    with gr.Blocks(title="nextscale studio", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+    with gr.Blocks(
+        title="nextscale studio", analytics_enabled=False, fill_width=True, delete_cache=(300, 3600)
+    ) as page:
         gr.HTML(_heading(studio.pipe), elem_id="heading")
         history = History.new()
         with gr.Tabs() as tabs:
@@ -248,7 +250,8 @@ class EditTab:
                 self.board = gr.HTML(brush(None, None), elem_id="board")
                 mask = gr.Textbox(visible=False)
             with gr.Column(scale=1, min_width=270):
-                self.fields = controls.asking(studio.pipe.classes, count=2)
+                classes = studio.pipe.classes
+                self.fields = controls.asking(classes, count=2, label=len(classes))
                 begin, stop = controls.begin_and_stop("Repaint")
                 with gr.Accordion("Room around the picture (percent of a side)", open=False):
                     room = [gr.Slider(0, 100, 0, step=5, label=side) for side in ("Left", "Top", "Right", "Bottom")]
@@ -380,7 +383,7 @@ def _compare_tab(studio: Studio, history: History) -> None:
 
 def _train_tab(studio: Studio, page: gr.Blocks) -> None:
     with gr.Row(equal_height=True):
-        name = gr.Dropdown([], label=f"Run below {studio.runs}", scale=4, elem_id="run")
+        name = gr.Dropdown([], label=f"Run in {studio.runs.name or studio.runs}", scale=4, elem_id="run")
         look = gr.Button("Look again", size="sm", scale=1, min_width=90)
     shown = gr.HTML(show.message("Choose a run to watch it."))
     timer = gr.Timer(REFRESH)
