@@ -114,7 +114,7 @@ class History:
             label="History",
             format="png",
             columns=8,
-            rows=1,
+            fit_columns=False,
             height="auto",
             object_fit="contain",
             allow_preview=False,
@@ -253,8 +253,11 @@ class EditTab:
                 classes = studio.pipe.classes
                 self.fields = controls.asking(classes, count=2, label=len(classes))
                 begin, stop = controls.begin_and_stop("Repaint")
-                with gr.Accordion("Room around the picture (percent of a side)", open=False):
-                    room = [gr.Slider(0, 100, 0, step=5, label=side) for side in ("Left", "Top", "Right", "Bottom")]
+                with gr.Accordion("Room around the picture", open=False):
+                    room = [
+                        gr.Slider(0, 100, 0, step=5, label=f"{side}, % of the side")
+                        for side in ("Left", "Top", "Right", "Bottom")
+                    ]
                 with gr.Accordion("What is kept", open=False):
                     last = len(studio.pipe.transformer.config.scales)
                     keep = gr.Slider(0, last, 0, step=1, label="Scales kept", info="a variation: only finer ones anew")
