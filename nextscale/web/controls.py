@@ -13,7 +13,8 @@ from nextscale.errors import InputError
 from nextscale.pipeline import Request
 from nextscale.web.actions import MOST_COUNT, MOST_SEED, Choosing
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 Fields = list[gr.components.Component]
 DEFAULT = Choosing()
 

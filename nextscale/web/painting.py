@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,7 +36,7 @@ class _StoppedError(Exception):
     """Raised in the callback, the only place where the work can end early."""
 
 
-def frames(call: Call, stopped: threading.Event) -> Iterator[Frame | Generated]:
+def frames(call: Call, stopped: threading.Event) -> Generator[Frame | Generated, None, None]:
     """A frame a scale, then what `call` returns; without that, where `stopped` is set before it is done.
 
     What `call` raises is raised here. Closing the iterator ends the work at its next scale and waits for that.
@@ -76,9 +75,3 @@ def _handed(queued: queue.SimpleQueue[Frame | Generated | BaseException]) -> Ite
         yield one
         if isinstance(one, Generated):
             return
-
-
-def finished(call: Call, stopped: threading.Event) -> Generated | None:
-    """The result alone; None where it was stopped."""
-    with closing(frames(call, stopped)) as shown:  # type: ignore[type-var]
-        return next((one for one in shown if isinstance(one, Generated)), None)
