@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline
 
 LOCAL = "127.0.0.1"
-MOST_UPLOAD = "32mb"
+MOST_UPLOAD = "16mb"
+MOST_STATES = 16  # pages and programs whose last values gradio holds; by itself ten thousand, pictures and all
 PRIVATE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -43,6 +44,7 @@ def served(pipe: Pipeline, *, runs: Path, host: str = LOCAL, port: int | None = 
                 inbrowser=False,
                 prevent_thread_lock=True,
                 max_file_size=MOST_UPLOAD,
+                state_session_capacity=MOST_STATES,
                 footer_links=[],
                 run_history=False,
                 pwa=False,

@@ -14,7 +14,7 @@ from PIL import Image
 from nextscale import images
 from nextscale.errors import InputError
 
-MOST_BYTES = 32 * 2**20  # of a file
+MOST_BYTES = 16 * 2**20  # of a file
 CONVERTED = ("CMYK", "LAB", "YCbCr", "HSV")  # colours that may look a little different
 MOST_PIXELS = 40_000_000  # by its header: 120 MB once it is decoded
 

@@ -77,7 +77,7 @@ def test_too_large_a_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     """However many pixels it has."""
     with open(tmp_path / "a.png", "wb") as file:
         file.truncate(uploads.MOST_BYTES + 1)
-    with pytest.raises(InputError, match="expected at most 32 MiB"):
+    with pytest.raises(InputError, match="expected at most 16 MiB"):
         uploads.read(tmp_path / "a.png")
     with pytest.raises(InputError, match="expected a picture, got none"):
         uploads.read(None)
