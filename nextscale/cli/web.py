@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextscale.cli import models
+from nextscale.cli import memory, models
 from nextscale.cli.options import Count, Depth, Directory, Model, Precision
 from nextscale.cli.output import say
 from nextscale.errors import InputError
@@ -42,6 +42,7 @@ class Web:
             raise InputError(f"--port: expected 1 .. {MOST_PORT}, got {self.port}")
         from nextscale.web.serving import served
 
+        memory.give_back()
         with served(self._pipeline(), runs=self.runs, host=self.host, port=self.port) as address:
             say(f"studio: {address}  (Ctrl+C stops it)")
             while True:
