@@ -89,8 +89,8 @@ def _data(run: Path) -> str:
 
 
 def _sheets(run: Path) -> str:
-    files = sorted((run / "samples").glob("step-*.png"))[-SHEETS:][::-1]
+    files = sorted((run / "samples").glob(f"step-{'[0-9]' * 7}.png"))[-SHEETS:][::-1]
     sheets: list[tuple[Image.Image, str]] = []
     for file in files:
-        sheets.append((images.open_rgb(file), file.stem.replace("-", " ").replace("step 0", "step ")))
+        sheets.append((images.open_rgb(file), f"step {int(file.stem.removeprefix('step-')):,}"))
     return show.sheets(sheets)

@@ -115,7 +115,7 @@ class History:
             format="png",
             columns=8,
             fit_columns=False,
-            height="auto",
+            height=150,
             object_fit="contain",
             allow_preview=False,
             interactive=False,
@@ -368,9 +368,9 @@ def _compare_tab(studio: Studio, history: History) -> None:
         stages, ways = [], []
         for name, given in (("A", actions.Choosing()), ("B", actions.Choosing(guidance=4.0))):
             with gr.Column(scale=1, min_width=270):
-                stages.append(gr.HTML(show.message(f"Setting {name}")))
                 with gr.Accordion(f"Setting {name}", open=False):
                     ways.append(controls.choosing(given))
+                stages.append(gr.HTML(show.message(f"Setting {name}")))
 
     @told_on_the_way
     def work(*values: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -385,9 +385,9 @@ def _compare_tab(studio: Studio, history: History) -> None:
 
 
 def _train_tab(studio: Studio, page: gr.Blocks) -> None:
-    with gr.Row(equal_height=True):
+    with gr.Row():
         name = gr.Dropdown([], label=f"Run in {studio.runs.name or studio.runs}", scale=4, elem_id="run")
-        look = gr.Button("Look again", size="sm", scale=1, min_width=90)
+        look = gr.Button("Look again", size="sm", scale=1, min_width=90, elem_classes="aside")
     shown = gr.HTML(show.message("Choose a run to watch it."))
     timer = gr.Timer(REFRESH)
 

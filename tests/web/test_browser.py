@@ -176,8 +176,11 @@ def test_a_bad_upload_is_refused_in_words(studio: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_tab_fits_a_phone(opened: Callable[..., Any], shots: Path, scheme: str) -> None:
-    """Nothing is wider than the screen, in light and in dark."""
+    """Nothing is wider than the screen, in light and in dark, with pictures and a history."""
     studio = opened(width=390, scheme=scheme)
+    studio.begin("Generate")
+    studio.page.wait_for_selector(".stage.finished")
+    studio.page.wait_for_selector("#history button img")
     for name in ("Generate", "Edit", "Reconstruct", "Compare", "Train"):
         studio.tab(name)
         studio.page.wait_for_timeout(150)
