@@ -50,8 +50,7 @@ def served(pipe: Pipeline, *, runs: Path, host: str = LOCAL, port: int | None = 
                 pwa=False,
                 enable_monitoring=False,
                 theme=_theme(),
-                css=_text("studio.css"),
-                head=f"<script>{_text('studio.js')}</script>",
+                head=f"<style>{_text('studio.css')}</style><script>{_text('studio.js')}</script>",  # as it is
             )
         except OSError as error:
             raise InputError(f"--port: expected one that is free on {host}, got {port} ({error})") from None
