@@ -52,8 +52,9 @@ def served(pipe: Pipeline, *, runs: Path, host: str = LOCAL, port: int | None = 
                 theme=_theme(),
                 head=f"<style>{_text('studio.css')}</style><script>{_text('studio.js')}</script>",  # as it is
             )
-        except OSError as error:
-            raise InputError(f"--port: expected one that is free on {host}, got {port} ({error})") from None
+        except OSError:
+            told = f"{host}:{port or 'any'}"
+            raise InputError(f"expected a free port on an address of this machine, got {told}") from None
         try:
             yield address
         finally:

@@ -164,6 +164,20 @@ def test_stop_keeps_what_is_there(studio: Any, tmp_path: Path) -> None:
     assert studio.well()
 
 
+def test_a_page_that_waits_shows_its_place(opened: Callable[..., Any]) -> None:
+    """In the queue, behind the work of another page; it is answered all the same."""
+    first, second = opened(), opened()
+    first.page.get_by_label("Seed").first.fill("777")
+    first.begin("Generate")
+    first.page.wait_for_selector('.stage[data-scale="1"]')
+    second.begin("Generate")
+    second.page.wait_for_function("document.body.innerText.includes('queue: 1/1')")
+    first.page.keyboard.press("Escape")
+    second.page.wait_for_selector(".stage.finished")
+    assert second.page.locator(".stage.finished [role=status]").text_content() == "4 pictures"
+    assert second.well()
+
+
 def test_a_bad_upload_is_refused_in_words(studio: Any, tmp_path: Path) -> None:
     """The page says why, and goes on."""
     (tmp_path / "notes.png").write_text("no picture")
