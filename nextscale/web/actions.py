@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -25,6 +25,7 @@ from nextscale.web import show, uploads
 from nextscale.web.painting import Call, Frame, frames
 from nextscale.web.sessions import Kept, Session, Work
 
+T = TypeVar("T")
 MOST_COUNT = 8  # pictures of one request
 MOST_SEED = 2**53 - 1  # what a browser counts exactly
 
@@ -93,7 +94,7 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
 
 def generate(pipe: Pipeline, session: Session, asked: Asked) -> Iterator[str]:
     """Pictures from a class and seeds, as they grow."""
-    return _grown(pipe, session, partial(_generated, pipe, asked))
+    return _ending(session, _grown(pipe, session, partial(_generated, pipe, asked)))
 
 
 def _generated(pipe: Pipeline, asked: Asked, callback: Callable[[Step], object]) -> Generated:
@@ -119,7 +120,7 @@ class Edited:
 
 def edit(pipe: Pipeline, session: Session, asked: Asked, edited: Edited) -> Iterator[str]:
     """A part of a picture painted anew, as it grows."""
-    return _grown(pipe, session, partial(repainted, pipe, asked, edited), edited.work)
+    return _ending(session, _grown(pipe, session, partial(repainted, pipe, asked, edited), edited.work))
 
 
 def repainted(
@@ -142,17 +143,20 @@ def repainted(
 def _grown(pipe: Pipeline, session: Session, call: Call, work: Work | None = None) -> Iterator[str]:
     """A page a scale, then the finished pictures; where it is stopped, what is there."""
     scales, last = len(pipe.transformer.config.scales), None
+    with closing(frames(call, session.stopped)) as painted:
+        for one in painted:
+            if isinstance(one, Generated):
+                yield _done(session.keep(one.pil(), one.requests, work))
+                return
+            last = one
+            yield show.growing(one.images, scale=one.scale, scales=scales, size=one.size, names=_names(one.requests))
+    yield _halted(session, last)
+
+
+def _ending(session: Session, pages: Iterator[T]) -> Iterator[T]:
+    """The work of one press of a button: a stop counts until its end."""
     try:
-        with closing(frames(call, session.stopped)) as painted:
-            for one in painted:
-                if isinstance(one, Generated):
-                    yield _done(session.keep(one.pil(), one.requests, work))
-                    return
-                last = one
-                yield show.growing(
-                    one.images, scale=one.scale, scales=scales, size=one.size, names=_names(one.requests)
-                )
-        yield _halted(session, last)
+        yield from pages
     finally:
         session.stopped.clear()
 
@@ -255,9 +259,13 @@ def reconstruction(pipe: Pipeline, upload: uploads.Upload) -> str:
 
 def compare(pipe: Pipeline, session: Session, asked: Sequence[Asked]) -> Iterator[tuple[str, ...]]:
     """The same classes and seeds painted in several ways, one after the other."""
+    return _ending(session, _beside(pipe, session, asked))
+
+
+def _beside(pipe: Pipeline, session: Session, asked: Sequence[Asked]) -> Iterator[tuple[str, ...]]:
     shown = [show.message("Waiting for the one beside it.") for _ in asked]
     for place, one in enumerate(asked):
-        for page in generate(pipe, session, one):
+        for page in _grown(pipe, session, partial(_generated, pipe, one)):
             shown[place] = page
             yield tuple(shown)
 

@@ -66,6 +66,17 @@ def test_stopped_work_keeps_its_pictures_without_settings(pipe: Pipeline, sessio
     assert "2 pictures" in list(actions.generate(pipe, session, asked()))[-1]
 
 
+def test_a_stop_ends_both_sides_of_a_comparison(pipe: Pipeline, session: Session) -> None:
+    """What stands on one side stays; the other is not begun."""
+    shown = actions.compare(pipe, session, [asked(), asked(choosing=Choosing(guidance=4.0))])
+    next(shown)
+    session.stopped.set()
+    first, second = list(shown)[-1]
+    assert "Stopped after scale" in first
+    assert second == show.message("Stopped before the first scale.")
+    assert not session.stopped.is_set()
+
+
 def test_pictures_of_the_history_are_painted_again(pipe: Pipeline, session: Session) -> None:
     """Their files tell everything; the newest comes first; the oldest are removed."""
     list(actions.generate(pipe, session, asked(count=3)))
