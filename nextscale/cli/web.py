@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Web:
         from nextscale.web.serving import served
 
         memory.give_back()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it, its files are removed
         with served(self._pipeline(), runs=self.runs, host=self.host, port=self.port) as address:
             say(f"studio: {address}  (Ctrl+C stops it)")
             while True:
