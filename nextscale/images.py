@@ -204,6 +204,22 @@ def read(source: Source, *, height: int, width: int) -> Tensor:
     return center_crop(from_pil(covering), height=height, width=width)
 
 
+class Kind(NamedTuple):
+    """What a file holds besides the pixels that `open_rgb` gives."""
+
+    mode: str
+    """Pillow's word for its colours: RGB, CMYK, P ..."""
+    animated: bool
+    """Or several pages."""
+    transparent: bool
+
+
+def stored_kind(source: Source) -> Kind:
+    """What is lost when the file is read. Raises like `open_rgb`."""
+    with _opened(source) as image:
+        return Kind(image.mode, bool(getattr(image, "is_animated", False)), image.has_transparency_data)
+
+
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The file opened by Pillow; whatever decoding raises inside the block becomes an `PictureError`."""
@@ -681,8 +697,8 @@ def _chunks(notes: Mapping[str, str] | None) -> dict[str, Any]:
     return {"pnginfo": chunks}
 
 
-def data_uri(image: Image.Image | Tensor) -> str:
-    """A picture as `data:image/png;base64,…`, to stand inside an HTML page."""
+def data_uri(image: Image.Image | Tensor, *, notes: Mapping[str, str] | None = None) -> str:
+    """A picture as `data:image/png;base64,…`, to stand inside an HTML page, with `notes` as `save` takes them."""
     buffer = io.BytesIO()
-    (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, "PNG")
+    (to_pil(image) if isinstance(image, Tensor) else image).save(buffer, "PNG", **_chunks(notes))
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,54 @@
+"""`nextscale web`: the browser studio on this machine."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextscale.cli import memory, models
+from nextscale.cli.options import Count, Depth, Directory, Model, Precision
+from nextscale.cli.output import say
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.pipeline import Pipeline
+
+MOST_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Web:
+    """A page in the browser where pictures grow: generate, edit, reconstruct, compare, and watch training."""
+
+    model: Model = ()
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    depth: Depth = None
+    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    runs: Directory = Path("runs")
+    """Folder whose training runs may be watched."""
+    port: Count = None
+    """Port to listen on (default: the first free one from 7860 on)."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in, who then may do all that the page can."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32."""
+
+    def run(self) -> None:
+        if self.port is not None and not 1 <= self.port <= MOST_PORT:
+            raise InputError(f"--port: expected 1 .. {MOST_PORT}, got {self.port}")
+        from nextscale.web.serving import served
+
+        memory.give_back()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it, its files are removed
+        with served(self._pipeline(), runs=self.runs, host=self.host, port=self.port) as address:
+            say(f"studio: {address}  (Ctrl+C stops it)")
+            while True:
+                time.sleep(3600)
+
+    def _pipeline(self) -> Pipeline:
+        return models.load(self.model, self.depth, device=self.device, precision=self.precision)

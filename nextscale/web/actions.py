@@ -1,0 +1,300 @@
+"""What the page's buttons do: from settings to HTML, scale by scale. One model, and no word of gradio.
+
+Mistakes raise `InputError`; the page shows its line.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from nextscale import images
+from nextscale.errors import InputError
+from nextscale.pipeline import Generated, Pipeline, Request, Step
+from nextscale.sampling import masks
+from nextscale.web import show, uploads
+from nextscale.web.painting import Call, Frame, frames
+from nextscale.web.sessions import Kept, Session, Work
+
+T = TypeVar("T")
+MOST_COUNT = 8  # pictures of one request
+MOST_SEED = 2**53 - 1  # what a browser counts exactly
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How tokens are chosen, as `Pipeline.generate` takes it."""
+
+    guidance: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+    temperature: float = 1.0
+    smooth: bool = False
+
+    @classmethod
+    def of(cls, guidance: Any, top_k: Any, top_p: Any, temperature: Any, smooth: Any) -> Choosing:
+        """From what a page or a program sends. Raises `InputError` for what is no number."""
+        return cls(
+            _number("guidance", guidance),
+            _whole("top_k", top_k, 0, 2**31),
+            _number("top_p", top_p),
+            _number("temperature", temperature),
+            bool(smooth),
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which pictures, and how they are painted."""
+
+    label: int | str
+    seed: int
+    count: int
+    choosing: Choosing
+
+    @classmethod
+    def of(cls, label: Any, seed: Any, count: Any, *choosing: Any) -> Asked:
+        """From what a page or a program sends, in this order. Raises `InputError` for what is out of range."""
+        if not isinstance(label, int | str) or isinstance(label, bool):
+            raise InputError(f"label: expected the name of a class or its number, got {label!r}")
+        return cls(
+            label, _whole("seed", seed, 0, MOST_SEED), _whole("count", count, 1, MOST_COUNT), Choosing.of(*choosing)
+        )
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture."""
+        return list(range(self.seed, self.seed + self.count))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    number = _number(name, value)
+    if number != int(number) or not least <= number <= most:
+        raise InputError(f"{name}: expected a whole number, {least} .. {most}, got {value!r}")
+    return int(number)
+
+
+# ---- painting --------------------------------------------------------------------------------------------------------
+
+
+def generate(pipe: Pipeline, session: Session, asked: Asked) -> Iterator[str]:
+    """Pictures from a class and seeds, as they grow."""
+    return _ending(session, _grown(pipe, session, partial(_generated, pipe, asked)))
+
+
+def _generated(pipe: Pipeline, asked: Asked, callback: Callable[[Step], object]) -> Generated:
+    return pipe.generate(asked.label, asked.seeds, **asdict(asked.choosing), callback=callback)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What is to be painted anew, beside how."""
+
+    work: Work
+    keep_scales: int = 0
+    feather: int = 0
+
+    @classmethod
+    def of(cls, work: Work, keep_scales: Any, feather: Any) -> Edited:
+        """From what a page or a program sends. Raises `InputError` for nothing to paint and what is out of range."""
+        kept = _whole("keep_scales", keep_scales, 0, 1000)
+        if work.mask is None and not kept:
+            raise InputError("expected something to repaint: brush over it, add room around it, or keep some scales")
+        return cls(work, kept, _whole("feather", feather, 0, 1000))
+
+
+def edit(pipe: Pipeline, session: Session, asked: Asked, edited: Edited) -> Iterator[str]:
+    """A part of a picture painted anew, as it grows."""
+    return _ending(session, _grown(pipe, session, partial(repainted, pipe, asked, edited), edited.work))
+
+
+def repainted(
+    pipe: Pipeline, asked: Asked, edited: Edited, callback: Callable[[Step], object] | None = None
+) -> Generated:
+    """All at once."""
+    return pipe.edit(
+        edited.work.picture,
+        edited.work.mask,
+        asked.label,
+        asked.seed,
+        count=asked.count,
+        keep_scales=edited.keep_scales,
+        feather=edited.feather,
+        **asdict(asked.choosing),
+        callback=callback,
+    )
+
+
+def _grown(pipe: Pipeline, session: Session, call: Call, work: Work | None = None) -> Iterator[str]:
+    """A page a scale, then the finished pictures; where it is stopped, what is there."""
+    scales, last = len(pipe.transformer.config.scales), None
+    with closing(frames(call, session.stopped)) as painted:
+        for one in painted:
+            if isinstance(one, Generated):
+                yield _done(session.keep(one.pil(), one.requests, work))
+                return
+            last = one
+            yield show.growing(one.images, scale=one.scale, scales=scales, size=one.size, names=_names(one.requests))
+    yield _halted(session, last)
+
+
+def _ending(session: Session, pages: Iterator[T]) -> Iterator[T]:
+    """The work of one press of a button: a stop counts until its end."""
+    try:
+        yield from pages
+    finally:
+        session.stopped.clear()
+
+
+def _done(kept: Sequence[Kept]) -> str:
+    """Finished pictures with links to download them."""
+    names = _names([one.request for one in kept if one.request])
+    return show.done([one.file for one in kept], names, told=_count(len(kept)))
+
+
+def _halted(session: Session, last: Frame | None) -> str:
+    """What was there when the work was stopped."""
+    if last is None:
+        return show.message("Stopped before the first scale.")
+    kept = session.keep_unfinished(show.pictures(last.images), last.requests, last.scale)
+    told = f"Stopped after scale {last.scale + 1}. {_count(len(kept))} as far as they came."
+    return show.done([one.file for one in kept], _names(last.requests), told=told)
+
+
+def _count(number: int) -> str:
+    return f"{number} picture{'s' if number > 1 else ''}"
+
+
+def _names(requests: Sequence[Request]) -> list[str]:
+    return [f"{request.name}, seed {request.seed}" for request in requests]
+
+
+# ---- pictures to edit ------------------------------------------------------------------------------------------------
+
+
+def fitted(pipe: Pipeline, picture: Image.Image) -> Image.Image:
+    """A picture as the model sees it: scaled to cover its size, and centre-cropped."""
+    size = pipe.tokenizer.config
+    return images.to_pil(images.from_unit(images.as_unit(picture, height=size.height, width=size.width)[0]))
+
+
+def work_of(pipe: Pipeline, picture: Image.Image | None, mask: str, margins: Sequence[Any]) -> Work:
+    """What an edit begins with, from a picture of the model's size.
+
+    Arguments:
+        mask: a PNG as a data URI whose alpha, or lightness, is what to repaint; or "".
+        margins: room to paint on the left, at the top, on the right and at the bottom, in percent of the side.
+
+    Raises `InputError` for no picture, and for both room and brush, which would not lie on each other.
+    """
+    if picture is None:
+        raise InputError("expected a picture to edit, got none: drop one, or take one from the history")
+    brushed = mask_of(mask)
+    left, top, right, bottom = (_whole("room", margin, 0, 400) for margin in margins)
+    if not any((left, top, right, bottom)):
+        return Work(picture, brushed)
+    if brushed is not None:
+        raise InputError("expected a brushed part or room around the picture, got both: clear one of them")
+    size = pipe.tokenizer.config
+    wide, tall = picture.size
+    pixels = (left * wide // 100, top * tall // 100, right * wide // 100, bottom * tall // 100)
+    return Work(*masks.extended(picture, pixels, height=size.height, width=size.width))
+
+
+def mask_of(uri: str) -> Image.Image | None:
+    """The mask in a data URI; None where nothing of it is painted."""
+    if not uri:
+        return None
+    mask = images.open_mask(io.BytesIO(_bytes_of(uri)))
+    return mask if mask.getextrema() != (0, 0) else None
+
+
+def picture_of(text: str, name: str) -> uploads.Upload:
+    """A picture sent as base64, with or without `data:image/...;base64,` before it. Raises `InputError`."""
+    return uploads.decoded(_bytes_of(text), name)
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.rpartition(",")[2], validate=True)
+    except ValueError:
+        raise InputError("expected a picture in base64, got other text") from None
+
+
+# ---- reconstruction and comparison -----------------------------------------------------------------------------------
+
+
+def reconstruction(pipe: Pipeline, upload: uploads.Upload) -> str:
+    """A picture through the tokens: its strip, coarse to fine, and the maps."""
+    size, scales = pipe.tokenizer.config, pipe.tokenizer.config.scales
+    original = images.as_batch(upload.picture, height=size.height, width=size.width)
+    tokens_1L = pipe.tokenizer.encode(original.to(pipe.device))
+    stages = [(fitted(pipe, upload.picture), "the picture")]
+    for k in range(len(scales)):
+        painted = pipe.tokenizer.decode(tokens_1L, through=k + 1).detach().cpu()
+        told = f"through scale {k + 1}: {images.psnr(painted, original).item():.1f} dB"
+        stages.append((images.to_pil(painted[0]), told))
+    maps = [
+        (show.token_map(tokens[0].cpu()), f"scale {k + 1}: {tokens.shape[1]} × {tokens.shape[2]}")
+        for k, tokens in enumerate(scales.split(tokens_1L))
+    ]
+    told = "; ".join([f"{scales.total} tokens in {len(scales)} maps", *upload.remarks])
+    return show.reconstruction(told, stages, maps)
+
+
+def compare(pipe: Pipeline, session: Session, asked: Sequence[Asked]) -> Iterator[tuple[str, ...]]:
+    """The same classes and seeds painted in several ways, one after the other."""
+    return _ending(session, _beside(pipe, session, asked))
+
+
+def _beside(pipe: Pipeline, session: Session, asked: Sequence[Asked]) -> Iterator[tuple[str, ...]]:
+    shown = [show.message("Waiting for the one beside it.") for _ in asked]
+    for place, one in enumerate(asked):
+        for page in _grown(pipe, session, partial(_generated, pipe, one)):
+            shown[place] = page
+            yield tuple(shown)
+
+
+# ---- settings of a picture -------------------------------------------------------------------------------------------
+
+
+def request_in(file: str | Path) -> Request:
+    """What a PNG tells of itself. Raises `InputError` where that is nothing."""
+    path = Path(file)
+    uploads.read(path)
+    try:
+        return Request.from_notes(images.notes(path))
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from None
+
+
+def described(pipe: Pipeline, request: Request) -> str:
+    """A picture's settings in a line, and whether this model painted it."""
+    if not 0 <= request.label <= len(pipe.classes):
+        raise InputError(f"expected a class of this model, 0 .. {len(pipe.classes)}, got {request.label}")
+    told = (
+        f"{request.name}, seed {request.seed}, guidance {_guidance(request)}, top-k {request.top_k}, "
+        f"top-p {request.top_p:g}, temperature {request.temperature:g}"
+    )
+    if request.model != pipe.fingerprint:
+        return f"{told}. Another model painted it ({request.model}): with this one it will look different."
+    return f"{told}."
+
+
+def _guidance(request: Request) -> str:
+    return "a schedule" if isinstance(request.guidance, tuple) else f"{request.guidance:g}"
