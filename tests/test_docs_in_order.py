@@ -41,6 +41,7 @@ NEEDS = {  # what stands in a line that is not run here, and why
     "python benchmarks/": "minutes; each program has a test of its own, or is one",
     "nextscale bench": "the hardware, which is what is measured; tests/cli/test_bench.py runs the commands",
     "--nnodes 2": "two machines",
+    "nextscale web": "a server that stays; tests/web runs it, and what docs/studio.md says",
 }
 SHORT = {  # options that are made short, and those that are put in to make a command short
     "train tokenizer": {"minutes": None, "steps": "1", "batch": "2"},
