@@ -27,7 +27,7 @@ REMEDY = (
 
 @contextmanager
 def together(device: str) -> Iterator[str]:
-    """Inside, the processes that torchrun started are one run, each on the device given; only the first one speaks,
+    """Inside, the processes that torchrun started are one run, each on the device given; only rank 0 prints,
     also of an interruption.
 
     For commands that go on for long and take the same memory again and again.

@@ -87,7 +87,7 @@ class Engines:
             return self._fingerprint
 
     def drop(self) -> None:
-        """Let go of the engine: the next picture makes it anew."""
+        """Drop the engine; the next picture makes a new one."""
         with self._lock:
             self._engine = self._seen = self._fingerprint = None
 
