@@ -123,8 +123,8 @@ def together(
             own = {**(environment or {}), **_placed(rank, processes, store.port)}
             command = [str(word) for word in words]
             started.append(begin(command, output.fileno(), errors.fileno(), strict=strict, environment=own))
-        while any(process.is_alive() for process in started):
-            wait([process.sentinel for process in started if process.is_alive()])
+        while alive := [process for process in started if process.is_alive()]:
+            wait([process.sentinel for process in alive])  # of one look: of no process it would wait for ever
             if any(process.exitcode for process in started):
                 for process in started:
                     process.kill()
