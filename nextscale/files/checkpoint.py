@@ -324,7 +324,10 @@ def _check_finite(what: str, name: str, tensor: Tensor) -> None:
     """
     if tensor.is_meta or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
         return
-    raise InputError(f"weights of the {what}: expected finite numbers, got {name} with values that are not")
+    raise InputError(
+        f"weights of the {what}: expected finite numbers, got {name} with values that are not, in "
+        f"{str(tensor.dtype).removeprefix('torch.')}"
+    )
 
 
 def check_fit(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
