@@ -219,7 +219,7 @@ class Pipeline:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the weights and the shape of the models, not with the device or precision."""
-        return self._engines.fingerprint(self.tokenizer, self.transformer, self.dtype)
+        return self._engines.named(self.tokenizer, self.transformer, self.dtype)[1]
 
     @checked
     def to(self, device: str | torch.device) -> Pipeline:
@@ -335,10 +335,9 @@ class Pipeline:
         little memory for a single image, or logits that nothing can be drawn from.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
-        requests, weights = self._requests(labels, seeds, guidance, choice)
+        requests, weights, engine = self._requests(labels, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        engine = self.engine()
         walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
         done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
@@ -360,8 +359,8 @@ class Pipeline:
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
-        requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
-        return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
+        requests, weights, engine = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
+        return self._walk(engine, requests, weights, choice, logits_processor, callback)
 
     @checked
     def repeat(self, request: Request) -> Generated:
@@ -430,10 +429,9 @@ class Pipeline:
         mask_B1HW = self._mask(mask, len(signed) // count).repeat_interleave(count, 0)
         choice = Choice(top_k, top_p, temperature, smooth)
         names = _spread(len(self.classes) if labels is None else labels, len(signed))
-        requests, weights = self._requests(names, seeds, guidance, choice)
+        requests, weights, engine = self._requests(names, seeds, guidance, choice)
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
         change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
-        engine = self.engine()
         told = {"leak_free": leak_free, "keep_scales": keep_scales, "feather": feather, "copy": copy}
         requests = tuple(replace(request, edit=told) for request in requests)
         painted, drawn_BL = self._paint(
@@ -477,8 +475,8 @@ class Pipeline:
         seeds: int | Sequence[int] | None,
         guidance: float | Guidance,
         choice: Choice,
-    ) -> tuple[tuple[Request, ...], list[float]]:
-        """One an image, and the weight of guidance at each scale."""
+    ) -> tuple[tuple[Request, ...], list[float], Engine]:
+        """One an image, the weight of guidance at each scale, and what paints them."""
         names, numbers = _aligned(labels, seeds)
         if len(numbers) != len(names):
             raise InputError(f"seeds: expected one a label, {len(names)}, got {len(numbers)}")
@@ -489,8 +487,9 @@ class Pipeline:
         known = (*self.classes, "no class")
         places = [self.label(name) for name in names]
         asked = zip(places, numbers, strict=True)
-        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": self.fingerprint}
-        return tuple(Request(label, known[label], seed, told, **how) for label, seed in asked), weights
+        engine, model = self._engines.named(self.tokenizer, self.transformer, self.dtype)
+        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": model}
+        return tuple(Request(label, known[label], seed, told, **how) for label, seed in asked), weights, engine
 
     def _images_within(self, memory: float, *, guided: bool) -> int:
         each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)

@@ -184,9 +184,9 @@ def _rows(path: Path, text: str) -> Iterator[Row]:
         file, label = cells[places[0]], " ".join(cells[places[1]].split())
         if not file or not label:
             raise InputError(f"{where}: expected a file and a label, got {','.join(cells)[:60]!r}")
-        check_label(label, where=where)
         if not label.isprintable():
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
+        check_label(label, where=where)
         yield Row(file=PurePosixPath(file).as_posix(), label=label, line=line)
 
 
