@@ -19,7 +19,7 @@ Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE.csv|none", help_be
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
-SHOWN = 6  # names of classes that are told
+SHOWN = 4  # names of classes that are told
 BROKEN = 0.01  # share of unreadable pictures that is borne with
 
 
