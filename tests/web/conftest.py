@@ -21,6 +21,12 @@ from nextscale import Pipeline
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All at the beginning, where one of several processes takes them: one server and one browser, not two."""
+    items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def model() -> Pipeline:
     """The shape of emoji-32, random weights."""
