@@ -656,8 +656,9 @@ def test_a_stop_of_a_diverged_run_saves_nothing(toy: DataSet, tmp_path: Path) ->
 
 
 def test_health_is_told_with_the_figures_since_the_last_check(toy: DataSet, tmp_path: Path) -> None:
-    """And the checks before."""
+    """And the checks before; the last check's stays in the run."""
     events = list(begin(Slope(toy), tmp_path, steps=5, checks=2))
+    assert (tmp_path / "health.txt").read_text() == "2 steps\nafter 1 checks\n"
     assert [event.health.table for event in events] == [(), (), ("3 steps",), (), ("2 steps",)]
     assert [event.health.warnings for event in events if event.validation] == [("after 0 checks",), ("after 1 checks",)]
 
