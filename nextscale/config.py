@@ -227,7 +227,11 @@ class TransformerConfig:
 
     def of_depth(self, depth: int) -> TransformerConfig:
         """The same at another size, by the paper's rule (section 4.2): width = 64 * depth, depth heads."""
-        return replace(self, depth=depth, width=64 * depth, heads=depth, feed_forward=4 * 64 * depth)
+        config = replace(self, depth=depth, width=64 * depth, heads=depth, feed_forward=4 * 64 * depth)
+        if self.text is None:
+            return config
+        given = {name: getattr(self.text, name) for name in ("vocabulary", "frozen", "tokens")}
+        return config.reading(**given)
 
     def reading(self, *, vocabulary: int = 0, frozen: int = 0, tokens: int = 32) -> TransformerConfig:
         """The same with text: half the width, heads as wide as here if they divide it, three layers over a vocabulary.

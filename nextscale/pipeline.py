@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nextscale import hub, presets
 from nextscale.checks import checked
-from nextscale.config import TransformerConfig, check_classes, check_pair, to_json
+from nextscale.config import check_classes, check_pair, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint
 from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, save, to_pil, to_unit
@@ -37,7 +37,7 @@ from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
 from nextscale.sampling.loop import Choice, Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
-from nextscale.text.prompts import Prompts, Reader
+from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.text.vocabulary import Vocabulary
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
@@ -93,6 +93,13 @@ class Request:
         prompt = "" if self.prompt is None else _as_file_name(self.prompt)
         label = [] if prompt and self.name == NO_CLASS else [str(self.label), *named]
         return "-".join([*label, *([prompt] if prompt else []), f"seed{self.seed}"])
+
+    @property
+    def title(self) -> str:
+        """For people: class, prompt, or both."""
+        if self.prompt is None:
+            return self.name
+        return self.prompt if self.name == NO_CLASS else f"{self.name}: {self.prompt}"
 
     @property
     def notes(self) -> dict[str, str]:
@@ -217,7 +224,7 @@ class Pipeline:
         reader: Reader | None = None,
     ) -> None:
         check_pair(tokenizer.config, transformer.config)
-        _check_reader(reader, transformer.config)
+        check_reader(reader, transformer.config.text)
         self.device = find_device(device)
         self.dtype = find_dtype(precision, self.device)
         self.tokenizer = on_device(tokenizer, self.device)
@@ -743,14 +750,6 @@ def _is_one(given: Any) -> bool:
 def _is_unicode(text: str) -> bool:
     """Whether there are no halves of characters in it."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _check_reader(reader: Reader | None, config: TransformerConfig) -> None:
-    if (reader is None) != (config.text is None):
-        wanted, got = ("one, as the transformer takes", "none") if reader is None else ("none, without", "one")
-        raise InputError(f"reader: expected {wanted} text, got {got}")
-    if reader is not None and config.text is not None:
-        reader.check(config.text)
 
 
 def _reader(config: Mapping[str, Any]) -> Reader | None:

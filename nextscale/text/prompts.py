@@ -90,6 +90,16 @@ def no_text(config: TextConfig, batch: int, device: torch.device) -> Prompts:
     return Prompts(values, torch.zeros(batch, 1, dtype=torch.bool, device=device))
 
 
+def check_reader(reader: Reader | None, config: TextConfig | None) -> None:
+    """Raise `InputError` unless a model that takes text has a reader that it understands, and another has none."""
+    if reader is None and config is not None:
+        raise InputError("reader: expected one, as the transformer takes text, got none")
+    if reader is not None and config is None:
+        raise InputError("reader: expected none, as the transformer takes no text, got one")
+    if reader is not None and config is not None:
+        reader.check(config)
+
+
 def check_prompts(prompts: Prompts, config: TextConfig, batch: int) -> None:
     """Raise `InputError` unless these are `batch` prompts that an encoder of this config takes.
 
