@@ -79,7 +79,7 @@ def test_one_label_and_one_seed_are_enough(pipe: Pipeline, labels: Any, seeds: A
     ("labels", "seeds", "told"),
     [
         (3.5, None, "labels: expected names or numbers of classes, got 3.5"),
-        (None, None, "labels: expected names or numbers of classes, got None"),
+        (None, None, "labels: expected at least one, or a prompt, got none"),
         (3, "4", "seeds: expected integers, got '4'"),
         (3, 0.5, "seeds: expected integers, got 0.5"),
         (3, [], "labels: expected at least one, got none"),
@@ -294,10 +294,11 @@ def test_pictures_do_not_depend_on_torchs_defaults(
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("changes", [{}, {"shared_modulation": True, "normalized_attention": False}], ids=str)
+@pytest.mark.parametrize(
+    ("precision", "changes"), [("fp32", {"shared_modulation": True, "normalized_attention": False}), ("bf16", {})]
+)
 def test_shapes_alone_go_through_the_whole_pipeline(
-    make_tokenizer: Make, make_transformer: Make, changes: dict[str, Any], precision: Any
+    make_tokenizer: Make, make_transformer: Make, precision: Any, changes: dict[str, Any]
 ) -> None:
     """On the meta device, where the largest model takes no memory."""
     pipe = Pipeline(make_tokenizer(), make_transformer(**changes), device="meta", precision=precision)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
+from nextscale.data.captions import Captions
 from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError
 
@@ -39,8 +40,8 @@ _CHUNK = 1024  # items handed to the threads at a time: a million waiting jobs w
 class Pictures(Protocol):
     """One split of a data set at one size.
 
-    `labels` is (N,) int64, `names` one name a picture; `fingerprint` is a hex string that changes when the pictures,
-    their size or the split change.
+    `labels` is (N,) int64, `names` one name a picture, `captions` what is said about each, None where the data set has
+    none; `fingerprint` is a hex string that changes when the pictures, their size or the split change.
     """
 
     @property
@@ -51,6 +52,9 @@ class Pictures(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def captions(self) -> Captions | None: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -104,6 +108,7 @@ class Split:
     fetch: Fetch
     height: int
     width: int
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.names)

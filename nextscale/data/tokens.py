@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.data.captions import Captions
 from nextscale.data.pictures import Progress, check_views, fingerprint, in_range, in_threads
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import read_json
@@ -37,7 +38,8 @@ CODES = 2**16  # that uint16 can tell apart
 class Tokens(Protocol):
     """One split of a data set, as tokens.
 
-    `labels` is (N,) int64; `fingerprint` is a hex string that changes when the tokens, the labels or the split change.
+    `labels` is (N,) int64, `captions` what is said about each picture, None where the data set has none; `fingerprint`
+    is a hex string that changes when the tokens, the labels or the split change.
     """
 
     @property
@@ -45,6 +47,9 @@ class Tokens(Protocol):
 
     @property
     def labels(self) -> Tensor: ...
+
+    @property
+    def captions(self) -> Captions | None: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -145,6 +150,7 @@ class CachedTokens:
     fingerprint: str
     shards: Sequence[np.ndarray]
     """(n, V, L) uint16 each, mapped."""
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

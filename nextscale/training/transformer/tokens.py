@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nextscale.data import DataSet, Pictures
+from nextscale.data.captions import Captions
 from nextscale.data.tokens import TokenSet
 from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -35,6 +36,10 @@ class Encoded:
     @property
     def labels(self) -> Tensor:
         return self.pictures.labels
+
+    @property
+    def captions(self) -> Captions | None:
+        return self.pictures.captions
 
     @property
     def fingerprint(self) -> str:
