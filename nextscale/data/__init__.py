@@ -10,12 +10,13 @@ from pathlib import Path
 
 from nextscale.checks import checked
 from nextscale.data import emoji, folder, reading, shards
+from nextscale.data.captions import Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
 from nextscale.errors import InputError
 
-__all__ = ["DataSet", "Labels", "Pictures", "Progress", "load"]
+__all__ = ["Captions", "DataSet", "Labels", "Pictures", "Progress", "load"]
 
 
 @checked
@@ -25,6 +26,7 @@ def load(
     height: int,
     width: int,
     labels: Labels | None = None,
+    captions: Captioning | None = None,
     max_broken: float = 0.01,
     broken: Broken | None = None,
     progress: Progress | None = None,
@@ -41,17 +43,23 @@ def load(
     `labels` is the path of a CSV file with the columns `file,label` (`nextscale.data.labels`) that tells the classes of
     a folder's pictures; or `"none"`: one class, for data of any kind. None leaves it to folders and shards.
 
+    `captions` is `"own"` (what comes with the pictures: text files beside them, `.txt` and `.json` in shards, the names
+    of the emoji), `"names"` (the words of file names), or the path of a CSV file with the columns `file,caption`, any
+    number of rows a picture of a folder (`nextscale.data.captions`). With None none are read, and `Pictures.captions`
+    is None. Fingerprints of splits do not depend on it. Captions of no use (empty, not UTF-8, longer than 10,000
+    characters) are counted in `DataSet.told`, as is how many there are.
+
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
-    pictures, labels that do not fit the pictures, a size below one pixel, or a larger share of unreadable pictures than
-    `max_broken`.
+    pictures, labels or captions that do not fit the pictures, no captions where some are wanted, a size below one
+    pixel, or a larger share of unreadable pictures than `max_broken`.
     """
     if height < 1 or width < 1:
         raise InputError(f"expected a picture size of at least 1×1 pixels, got {height}×{width}")
     if source == "emoji":
-        return emoji.load(height=height, width=width, labels=labels)
+        return emoji.load(height=height, width=width, labels=labels, captions=captions)
     found = shards.find(source)
     if found is None:
-        listing = folder.survey(Path(source), labels=labels, progress=progress)
+        listing = folder.survey(Path(source), labels=labels, captions=captions, progress=progress)
     else:
-        listing = shards.survey(found, labels=labels, progress=progress)
+        listing = shards.survey(found, labels=labels, captions=captions, progress=progress)
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
