@@ -22,7 +22,7 @@ from typing import Any, overload
 import numpy as np
 
 from nextscale.data import tables
-from nextscale.data.walk import LeftOut
+from nextscale.data.walk import LeftOut, in_number
 from nextscale.errors import InputError
 
 OWN, NAMES = "own", "names"  # `./own` is a file of that name
@@ -210,4 +210,5 @@ def told(captions: Captions, bad: Counter[str], *, root: Path, how: Captioning) 
     if not captions.total:
         why = f" ({LeftOut(some)})" if (some := Counter({kind: bad[kind] for kind in BAD if bad[kind]})) else ""
         raise InputError(f"expected captions ({how}) of the pictures in {root}, found none{why}")
-    return (f"{captions.total:,} captions of {captions.captioned:,} of {len(captions):,} pictures",)
+    count = in_number(f"{captions.total:,} caption{{s}}", captions.total)
+    return (f"{count} of {captions.captioned:,} of {len(captions):,} pictures",)
