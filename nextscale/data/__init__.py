@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nextscale.checks import checked
-from nextscale.data import emoji, folder, reading, shards
+from nextscale.data import emoji, figures, folder, reading, shards
 from nextscale.data.captions import Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
@@ -33,7 +33,8 @@ def load(
 ) -> DataSet:
     """The data set called `source`, at one size in pixels.
 
-    `"emoji"` is the embedded set (`./emoji` is a folder of that name). A folder of pictures is read as
+    `"emoji"` is the embedded set, `"figures"` are drawn as `nextscale.data.figures` says, with the extra `[figures]`
+    (`./emoji` and `./figures` are folders of those names). A folder of pictures is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
     `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
     Unreadable pictures are left out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before
@@ -57,6 +58,10 @@ def load(
         raise InputError(f"expected a picture size of at least 1×1 pixels, got {height}×{width}")
     if source == "emoji":
         return emoji.load(height=height, width=width, labels=labels, captions=captions)
+    if source == "figures":
+        if Path(source).is_dir():
+            raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
+        return figures.load(height=height, width=width, labels=labels, captions=captions)
     found = shards.find(source)
     if found is None:
         listing = folder.survey(Path(source), labels=labels, captions=captions, progress=progress)
