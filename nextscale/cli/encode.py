@@ -37,8 +37,8 @@ class Encode:
     """
 
     data: Data = "emoji"
-    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat), or of WebDataset
-    shards."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
+    WebDataset shards."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
     captions: Captioned = None

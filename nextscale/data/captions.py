@@ -48,28 +48,28 @@ class Captions(Sequence[tuple[str, ...]]):
     picture that is shown in place of one that turned out unreadable, whose captions are then given, too.
     """
 
-    def __init__(
-        self, text_B: np.ndarray, ends_C: np.ndarray, firsts_N: np.ndarray, stand_ins: Mapping[int, int] | None = None
-    ) -> None:
-        """Raises `ValueError` for offsets that do not fit."""
-        self.text_B, self.ends_C, self.firsts_N = text_B, ends_C, firsts_N
-        self.stand_ins: Mapping[int, int] = {} if stand_ins is None else stand_ins
-        rising = bool((np.diff(ends_C) > 0).all() and (np.diff(firsts_N) >= 0).all())
-        whole = len(firsts_N) > 0 and firsts_N[0] == 0 and firsts_N[-1] == len(ends_C)
-        if not rising or not whole or len(text_B) != (ends_C[-1] if len(ends_C) else 0):
-            raise ValueError("expected offsets of captions that rise and end where the text does")
-
-    @classmethod
-    def of(cls, captions: Iterable[Sequence[str]], *, stand_ins: Mapping[int, int] | None = None) -> Captions:
+    def __init__(self, captions: Iterable[Iterable[str]], *, stand_ins: Mapping[int, int] | None = None) -> None:
         """Those of each picture, put together."""
         pieces: list[bytes] = []
         counts = [0]
         for those in captions:
             pieces += [caption.encode() for caption in those]
             counts.append(len(pieces))
-        text_B = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-        ends_C = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        return cls(text_B, ends_C, np.array(counts, dtype=np.int64), stand_ins)
+        self.text_B = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        self.ends_C = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        self.firsts_N = np.array(counts, dtype=np.int64)
+        self.stand_ins: Mapping[int, int] = {} if stand_ins is None else stand_ins
+
+    @classmethod
+    def mapped(cls, text_B: np.ndarray, ends_C: np.ndarray, firsts_N: np.ndarray) -> Captions:
+        """Those in arrays, which are not copied. Raises `ValueError` for offsets that do not fit."""
+        rising = bool((np.diff(ends_C) > 0).all() and (np.diff(firsts_N) >= 0).all())
+        whole = len(firsts_N) > 0 and firsts_N[0] == 0 and firsts_N[-1] == len(ends_C)
+        if not rising or not whole or len(text_B) != (ends_C[-1] if len(ends_C) else 0):
+            raise ValueError("expected offsets of captions that rise and end where the text does")
+        captions = cls(())
+        captions.text_B, captions.ends_C, captions.firsts_N = text_B, ends_C, firsts_N
+        return captions
 
     def __len__(self) -> int:
         return len(self.firsts_N) - 1
@@ -78,11 +78,11 @@ class Captions(Sequence[tuple[str, ...]]):
     def __getitem__(self, index: int) -> tuple[str, ...]: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[tuple[str, ...]]: ...
+    def __getitem__(self, index: slice) -> Captions: ...
 
-    def __getitem__(self, index: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | Captions:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return self.chosen(range(*index.indices(len(self))))
         place = range(len(self))[index]  # raises IndexError, and counts from the end
         place = self.stand_ins.get(place, place)
         first, behind = int(self.firsts_N[place]), int(self.firsts_N[place + 1])
@@ -97,7 +97,7 @@ class Captions(Sequence[tuple[str, ...]]):
 
     def chosen(self, indices: Iterable[int], *, stand_ins: Mapping[int, int] | None = None) -> Captions:
         """Those of some pictures."""
-        return Captions.of((self[index] for index in indices), stand_ins=stand_ins)
+        return Captions((self[index] for index in indices), stand_ins=stand_ins)
 
     @property
     def total(self) -> int:

@@ -84,7 +84,7 @@ def _in_one_class(split: Split) -> Split:
 
 
 def _with_captions(split: Split, name: str) -> Split:
-    return replace(split, captions=Captions.of(entry.captions() for entry in entries() if entry.split == name))
+    return replace(split, captions=Captions(entry.captions() for entry in entries() if entry.split == name))
 
 
 @lru_cache(maxsize=4)

@@ -293,7 +293,7 @@ def load(*, height: int, width: int, labels: Labels | None = None, captions: Cap
                 fetch=drawing,
                 height=height,
                 width=width,
-                captions=Captions.of(figure.captions() for figure in figures) if captioned else None,
+                captions=Captions(figure.captions() for figure in figures) if captioned else None,
             )
         )
     train, validation = splits

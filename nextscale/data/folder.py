@@ -153,7 +153,7 @@ def _captioned(listing: Listing, captions: Captioning, progress: Progress | None
     else:
         table = captions_in(Path(captions), listing.root, left)
         found = [table.get(plain(name), ()) for name in names]
-    every = Captions.of(found)
+    every = Captions(found)
     notes = (*listing.notes, *told(every, left, root=listing.root, how=captions))
     return replace(listing, captions=every, left_out=LeftOut(+left), notes=notes)
 

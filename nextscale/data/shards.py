@@ -310,7 +310,7 @@ def survey(
         Sample(name=sample.name, label=label, held_out=index in chosen, picture=sample.picture)
         for index, (sample, label) in enumerate(zip(found, numbers, strict=True))
     ]
-    every = None if how is None else Captions.of(sample.captions for sample in found)
+    every = None if how is None else Captions(sample.captions for sample in found)
     return Listing(
         kind="shards",
         root=shards.root,

@@ -280,7 +280,7 @@ def _captions(directory: Path, stamps: Sequence[Stamp], *, pictures: int) -> Cap
     paths = [directory / stamp.file for stamp in stamps]
     text_B, ends_C, firsts_N = map(_mapped, paths)
     try:
-        captions = Captions(text_B, ends_C, firsts_N)
+        captions = Captions.mapped(text_B, ends_C, firsts_N)
     except (ValueError, TypeError) as error:
         raise _damaged(paths[0], f"got something else ({error})") from None
     if len(captions) != pictures:

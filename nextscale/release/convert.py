@@ -203,7 +203,9 @@ def _buffer(name: str, config: TransformerConfig, device: torch.device) -> Tenso
 
 
 def exported(model: MultiScaleVQVAE | VAR) -> dict[str, Tensor]:
-    """One model as the release's state dict."""
+    """One model as the release's state dict. Raises `InputError` for a transformer that reads text."""
+    if isinstance(model, VAR) and model.config.text is not None:
+        raise InputError("expected a transformer of classes alone, as the release's are, got one that reads text")
     state, renamed = model.state_dict(), names(model)
     tensors = {renamed[name]: _to_theirs(renamed[name], tensor.detach().float()) for name, tensor in state.items()}
     if isinstance(model, VAR):

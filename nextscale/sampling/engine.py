@@ -21,7 +21,7 @@ from nextscale.tokenizer.convnet import Decoder
 from nextscale.transformer import VAR
 
 PACKING = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")  # what torch.compile uses too
-PACKED = ("qkv.weight", "out.weight", "up.weight", "down.weight", "head.weight")  # how the names of such weights end
+PACKED = ("qkv.weight", "query.weight", "out.weight", "up.weight", "down.weight", "head.weight")  # ends of their names
 PIXELS = 256 * 256  # painted together on CPUs
 SAMPLES = 64  # of a weight: optimizers change nearly all values, and each one looked at may have to come from memory
 
@@ -148,6 +148,7 @@ def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
     if transformer.positions.is_meta:
         return ""
     digest = hashlib.sha256(repr((tokenizer.config, transformer.config)).encode())
+    digest.update(repr(transformer.config.text).encode() if transformer.config.text else b"")
     for model in (tokenizer, transformer):
         for name, weight in model.named_parameters():
             digest.update(f"{name} {checksum(weight.to(torch.bfloat16))}".encode())

@@ -59,15 +59,15 @@ def shard(path: Path, files: Mapping[str, bytes]) -> Path:
 @given(TEXTS)
 def test_captions_come_out_as_they_went_in(texts: list[list[str]]) -> None:
     """Any number a picture, any language, by index and by slice."""
-    kept = Captions.of(texts)
-    assert list(kept) == [tuple(those) for those in texts] == kept[:]
+    kept = Captions(texts)
+    assert list(kept) == [tuple(those) for those in texts] == list(kept[:])
     assert kept.total == sum(map(len, texts))
     assert list(kept.chosen(reversed(range(len(texts))))) == list(kept)[::-1]
 
 
 def test_captions_are_a_sequence() -> None:
     """From the end too, and not behind it."""
-    kept = Captions.of([["a"], [], ["고양이", "b"]])
+    kept = Captions([["a"], [], ["고양이", "b"]])
     assert (kept[-1], kept[1], len(kept), kept.captioned) == (("고양이", "b"), (), 3, 2)
     with pytest.raises(IndexError):
         kept[3]
@@ -76,8 +76,8 @@ def test_captions_are_a_sequence() -> None:
 def test_fingerprints_of_captions_tell_texts_and_pictures_apart() -> None:
     """The same letters at other pictures, or divided in another way, are other captions."""
     kinds = [[["ab"], []], [[], ["ab"]], [["a", "b"], []], [["a"], ["b"]], [["ab"], ["b"]]]
-    assert len({Captions.of(kind).fingerprint for kind in kinds}) == len(kinds)
-    assert Captions.of(kinds[0]).fingerprint == Captions.of(kinds[0]).fingerprint
+    assert len({Captions(kind).fingerprint for kind in kinds}) == len(kinds)
+    assert Captions(kinds[0]).fingerprint == Captions(kinds[0]).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_fingerprints_of_captions_tell_texts_and_pictures_apart() -> None:
 def test_offsets_that_do_not_fit_are_refused(ends: list[int], firsts: list[int]) -> None:
     """As a damaged file would have them."""
     with pytest.raises(ValueError, match="offsets"):
-        Captions(np.zeros(2, dtype=np.uint8), np.array(ends), np.array(firsts, dtype=np.int64))
+        Captions.mapped(np.zeros(2, dtype=np.uint8), np.array(ends), np.array(firsts, dtype=np.int64))
 
 
 def test_a_picture_that_stands_in_brings_its_captions() -> None:
     """What is told of an index is what is shown for it."""
     stand_ins: dict[int, int] = {}
-    kept = Captions.of([["a"], ["b"]], stand_ins=stand_ins)
+    kept = Captions([["a"], ["b"]], stand_ins=stand_ins)
     stand_ins[0] = 1
     assert list(kept) == [("b",), ("b",)]
 
@@ -264,11 +264,11 @@ def test_captions_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def captioned() -> data.DataSet:
     """Noise with captions; the held-out pictures have none."""
     found = noise.data_set()
-    words = Captions.of([f"picture {index}"] * (index % 3) for index in range(noise.TRAIN))
+    words = Captions([f"picture {index}"] * (index % 3) for index in range(noise.TRAIN))
     return dataclasses.replace(
         found,
         train=dataclasses.replace(found.train, captions=words),
-        validation=dataclasses.replace(found.validation, captions=Captions.of([()] * noise.HELD_OUT)),
+        validation=dataclasses.replace(found.validation, captions=Captions([()] * noise.HELD_OUT)),
     )
 
 
@@ -344,10 +344,10 @@ def test_a_cache_captions_what_it_shows(encode, tokenizer: MultiScaleVQVAE, tmp_
     stand_ins: dict[int, int] = {}
     size = Size(height=8, width=8)
     fetch = OnDemand(items=[Lost(), There()], size=size, report=lambda name, why: None, stand_ins=stand_ins)
-    words = Captions.of([["lost"], ["there"]], stand_ins=stand_ins)
+    words = Captions([["lost"], ["there"]], stand_ins=stand_ins)
     train = dataclasses.replace(noise.split("train", 2), fetch=fetch, captions=words)
     found = dataclasses.replace(noise.data_set(), train=train)
-    validation = dataclasses.replace(found.validation, captions=Captions.of([()] * noise.HELD_OUT))
+    validation = dataclasses.replace(found.validation, captions=Captions([()] * noise.HELD_OUT))
     found = dataclasses.replace(found, validation=validation)
     encoding.write(tmp_path, found, encode, made_of(tokenizer, found))
     assert list(words) == [("there",), ("there",)]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nextscale.data import Captions, DataSet, Pictures
+from nextscale.data import DataSet, Pictures
+from nextscale.data.captions import Captions
 from nextscale.data.tokens import TokenSet
 from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
