@@ -210,7 +210,7 @@ def weight_bytes(pipe: Pipeline) -> int:
     """Bytes of weights read to paint a batch: blocks and head once a scale, modulations and decoder once."""
     config, low = pipe.transformer.config, pipe.dtype.itemsize
     block = 4 * config.width**2 + 2 * config.width * config.feed_forward
-    head = config.width * config.codebook_size * torch.float32.itemsize
+    head = config.width * config.logits * torch.float32.itemsize
     modulations = 6 * config.width**2 * (1 if config.shared_modulation else config.depth) * low
     shapes = flops.decoder_convolutions(pipe.tokenizer.config)
     decoder = sum(shape.channels_in * shape.channels_out * shape.kernel**2 for shape in shapes) * low

@@ -252,9 +252,17 @@ class TrainTransformer:
         from nextscale.pipeline import Pipeline
 
         begin = Pipeline.load(self.init, precision="fp32")
-        if not begin.tokenizer.quantizer.codebook.weight.equal(tokenizer.quantizer.codebook.weight):
+        if not _same_codes(begin.tokenizer, tokenizer):
             raise InputError(
                 f"--init {self.init}: expected a model of the codes of {self.tokenizer}, got one of other codes; "
                 f"--tokenizer {self.init} is its own tokenizer"
             )
         return begin
+
+
+def _same_codes(one: MultiScaleVQVAE, other: MultiScaleVQVAE) -> bool:
+    """Whether tokens mean the same to both, as far as codes tell; fixed ones mean what the features before them do."""
+    if one.config.digits or other.config.digits:
+        features = one.pre_quantizer.weight, other.pre_quantizer.weight
+        return one.config.digits == other.config.digits and features[0].equal(features[1])
+    return one.quantizer.learned.vectors().equal(other.quantizer.learned.vectors())

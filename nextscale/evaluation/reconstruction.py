@@ -232,7 +232,7 @@ def card_of(
             tokens=config.scales.total,
             codes=config.codebook_size,
             precision="fp32",
-            device=tokenizer.quantizer.codebook.weight.device.type,
+            device=tokenizer.quantizer.device.type,
         ),
         split=source.split,
         left_out=source.left_out,
@@ -330,7 +330,7 @@ class _Looking:
 
     def update(self, indices: range, originals_B3HW: Tensor) -> None:
         """A batch of pictures, which stand at `indices` among all, through the tokenizer and back."""
-        originals_B3HW = originals_B3HW.to(self.tokenizer.quantizer.codebook.weight.device)
+        originals_B3HW = originals_B3HW.to(self.tokenizer.quantizer.device)
         for k, painted_B3HW in enumerate(self._stages(originals_B3HW)):
             decibels_B = images.psnr(painted_B3HW, originals_B3HW).double().cpu()
             self.decibels_K[k] += decibels_B.sum()

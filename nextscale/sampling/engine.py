@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nextscale.config import to_json
 from nextscale.files.checkpoint import checksum
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.convnet import Decoder
@@ -161,6 +162,9 @@ def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
     if transformer.positions.is_meta:
         return ""
     digest = hashlib.sha256(repr((tokenizer.config, transformer.config)).encode())
+    for given in (to_json(tokenizer.config).get(name) for name in ("quantizer", "levels", "bits")):
+        digest.update(repr(given).encode() if given else b"")
+    digest.update(repr(transformer.config.groups).encode() if transformer.config.groups else b"")
     digest.update(repr(transformer.config.text).encode() if transformer.config.text else b"")
     for model in (tokenizer, transformer):
         for name, weight in model.named_parameters():

@@ -181,7 +181,7 @@ def nucleus(values_Bln: Tensor, top_p: float) -> Tensor:
 
 def mixed(quantizer: MultiScaleQuantizer, mixture_BlV: Tensor, size: tuple[int, int]) -> Tensor:
     """Weights over all codes -> the mixture of their vectors, (B, C, h, w)."""
-    return (mixture_BlV @ quantizer.codebook.weight).transpose(1, 2).unflatten(2, size)
+    return (mixture_BlV @ quantizer.vectors()).transpose(1, 2).unflatten(2, size)
 
 
 # -- randomness as a function of its place -----------------------------------------------------------------------------

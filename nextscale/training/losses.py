@@ -45,6 +45,26 @@ def choice_entropy(residuals_NC: Tensor, codes_VC: Tensor, *, temperature: float
     return (p_V * p_V.clamp_min(1e-30).log()).sum() - (p_NV * log_p_NV).sum(dim=-1).mean()
 
 
+# H(q(c|u)) = sum_i H(q_i) exactly, since softmax(-tau |u - c|^2) over all corners c is independent across bits
+def bit_entropy(units_Nd: Tensor, *, tau: float = 100.0) -> Tensor:
+    """mean_n sum_i H(q_ni) - sum_i H(mean_n q_ni), in nats, q_ni = sigmoid(4 tau u_ni / sqrt(d)) (BSQ, section 3.2).
+
+    Low when each vector is sure of its bits and every bit is set half of the time. The second term is an upper bound of
+    the entropy of the mean over all 2^d corners, of which there is no table.
+
+    Arguments:
+        units_Nd: (N, d) of length 1.
+        tau: how sharply corners are told apart.
+    """
+    logits_Nd = 4 * tau * units_Nd * units_Nd.shape[1] ** -0.5
+    q_Nd = logits_Nd.sigmoid()
+    # H(q) = -q ln q - (1 - q) ln(1 - q) = softplus(l) - q l, which no rounding of q to 0 or 1 harms
+    sure = (F.softplus(logits_Nd) - q_Nd * logits_Nd).sum(dim=1).mean()
+    q_d = q_Nd.mean(dim=0)
+    even = -(q_d * q_d.clamp_min(1e-30).log() + (1 - q_d) * (1 - q_d).clamp_min(1e-30).log()).sum()
+    return sure - even
+
+
 # ---- adversarial -----------------------------------------------------------------------------------------------------
 
 

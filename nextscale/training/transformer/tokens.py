@@ -52,7 +52,7 @@ class Encoded:
     def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, L) int64 on the tokenizer's device, (n,) int64; see `data.tokens.Tokens.batch`."""
         originals, labels = self.pictures.batch(indices, views=views)
-        device = self.tokenizer.quantizer.codebook.weight.device
+        device = self.tokenizer.quantizer.device
         with lowered(device, self.dtype):
             # past the door of `encode`, whose look at their range would wait for the device
             features = (self.tokenizer.features(part.to(device)) for part in originals.split(TOGETHER))
