@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nextscale import features, images
-from nextscale.config import to_json
+from nextscale.config import COUNTABLE, to_json
 from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
@@ -320,6 +320,8 @@ class _Looking:
         keep: int,
     ) -> None:
         scales, codes = len(tokenizer.config.scales), tokenizer.config.codebook_size
+        if not tokenizer.config.countable:
+            raise InputError(f"expected at most {COUNTABLE:,} codes, each of which is counted, got {codes:,}")
         self.tokenizer, self.perceptual = tokenizer, perceptual
         self.originals, self.painted = (Gathering(network, total=total, keep=keep, keep_spatial=True) for _ in range(2))
         self.each_3N = torch.zeros(3, total, dtype=torch.float64)

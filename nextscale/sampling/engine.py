@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nextscale.config import to_json
 from nextscale.files.checkpoint import checksum
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer.convnet import Decoder
@@ -162,8 +161,9 @@ def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
     if transformer.positions.is_meta:
         return ""
     digest = hashlib.sha256(repr((tokenizer.config, transformer.config)).encode())
-    for given in (to_json(tokenizer.config).get(name) for name in ("quantizer", "levels", "bits")):
-        digest.update(repr(given).encode() if given else b"")
+    if tokenizer.config.digits:
+        told = f"{tokenizer.config.quantizer} {tokenizer.config.digits} {checksum(tokenizer.quantizer.gain_K)}"
+        digest.update(told.encode())
     digest.update(repr(transformer.config.groups).encode() if transformer.config.groups else b"")
     digest.update(repr(transformer.config.text).encode() if transformer.config.text else b"")
     for model in (tokenizer, transformer):

@@ -58,32 +58,99 @@ class ScaleUsage:
         )
 
 
-def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> list[ScaleUsage]:
-    """The usage of every scale, from the figures of a validation over so many pictures."""
-    return [
-        ScaleUsage(
-            f"{h}x{w}",
-            round(validation[f"codes_used_scale_{k}"]),
-            min(config.codebook_size, pictures * h * w),
-            validation[f"perplexity_scale_{k}"],
-            validation.get(f"residual_scale_{k}", math.nan),
-            validation.get(f"psnr_scale_{k}", math.nan),
+@dataclass(frozen=True)
+class DigitUsage:
+    """What one scale does with fixed codes that are too many to be counted: with the bits or levels in them."""
+
+    size: str
+    """"4x6"."""
+    digits: int
+    """Channels of a code."""
+    evenness: float
+    """Entropy of a digit as a share of the most there could be, averaged over digits."""
+    still: int
+    """Digits that as good as never change."""
+    residual: float
+    """As of `ScaleUsage`."""
+    psnr: float
+    """Likewise."""
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether most digits say nothing."""
+        return self.still > self.digits / 2
+
+    def warning(self) -> str:
+        """For people."""
+        return (
+            f"scale {self.size} has collapsed: {self.still} of {self.digits} channels as good as never change; try "
+            f"a larger objective.entropy (bsq), fewer bits or levels, or a longer run (docs/tokenizer.md)"
         )
-        for k, (h, w) in enumerate(config.scales, start=1)
-    ]
+
+
+Usage = ScaleUsage | DigitUsage
+
+
+def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> Sequence[Usage]:
+    """The usage of every scale, from the figures of a validation over so many pictures."""
+    of = _scale_usage if config.countable else _digit_usage
+    return [of(config, validation, pictures, k) for k in range(1, len(config.scales) + 1)]
+
+
+def _scale_usage(config: TokenizerConfig, validation: Figures, pictures: int, k: int) -> ScaleUsage:
+    return ScaleUsage(
+        _size(config, k),
+        round(validation[f"codes_used_scale_{k}"]),
+        min(config.codebook_size, pictures * config.scales.lengths[k - 1]),
+        validation[f"perplexity_scale_{k}"],
+        validation.get(f"residual_scale_{k}", math.nan),
+        validation.get(f"psnr_scale_{k}", math.nan),
+    )
+
+
+def _digit_usage(config: TokenizerConfig, validation: Figures, pictures: int, k: int) -> DigitUsage:
+    return DigitUsage(
+        _size(config, k),
+        len(config.digits),
+        validation[f"evenness_scale_{k}"],
+        round(validation[f"still_scale_{k}"]),
+        validation.get(f"residual_scale_{k}", math.nan),
+        validation.get(f"psnr_scale_{k}", math.nan),
+    )
+
+
+def _size(config: TokenizerConfig, k: int) -> str:
+    h, w = config.scales.sizes[k - 1]
+    return f"{h}x{w}"
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[ScaleUsage]) -> list[str]:
+def table(rows: Sequence[Usage]) -> list[str]:
     """Lines of text, a column a scale; ten scales fit 80 columns."""
-    cells: list[tuple[str, ...]] = [("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")]
-    cells += [
-        (row.size, str(row.used), str(row.possible), *map(_short, (row.perplexity, 100 * row.residual, row.psnr)))
-        for row in rows
-    ]
-    return columns(cells)
+    return columns([_titles(rows[0]), *map(_cells, rows)])
+
+
+def _titles(row: Usage) -> tuple[str, ...]:
+    if isinstance(row, ScaleUsage):
+        return ("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")
+    return ("scale", "evenness %", "still", "residual %", "PSNR dB")
+
+
+def _cells(row: Usage) -> tuple[str, ...]:
+    painted = (_short(100 * row.residual), _short(row.psnr))
+    if isinstance(row, ScaleUsage):
+        return (row.size, str(row.used), str(row.possible), _short(row.perplexity), *painted)
+    return (row.size, _short(100 * row.evenness), str(row.still), *painted)
+
+
+def capacity(config: TokenizerConfig) -> str:
+    """What the tokens of a picture can tell, for any kind of codes."""
+    bits, pixels = config.picture_bits, config.height * config.width
+    return f"a picture is {config.scales.total} tokens of {math.log2(config.codebook_size):.3g} bits: " + (
+        f"{bits:,.0f} bits, {bits / pixels:.2f} a pixel"
+    )
 
 
 def _short(value: float) -> str:
@@ -126,18 +193,18 @@ def warnings(
     ]
 
 
-def _about_codes(config: TokenizerConfig, rows: Sequence[ScaleUsage]) -> Iterator[str]:
+def _about_codes(config: TokenizerConfig, rows: Sequence[Usage]) -> Iterator[str]:
     for row, tokens in zip(rows, config.scales.lengths, strict=True):
         if row.collapsed:
             yield row.warning()
-        elif tokens > FEW_TOKENS and row.used < USED_SHARE * row.possible:
+        elif isinstance(row, ScaleUsage) and tokens > FEW_TOKENS and row.used < USED_SHARE * row.possible:
             yield (
                 f"scale {row.size} uses {row.used} of {row.possible} possible codes, less than {USED_SHARE:.0%}; try "
                 f"restarts of dead codes more often, fewer channels a code, or a smaller codebook (docs/tokenizer.md)"
             )
 
 
-def _about_painting(rows: Sequence[ScaleUsage]) -> Iterator[str]:
+def _about_painting(rows: Sequence[Usage]) -> Iterator[str]:
     """Of the residual before the first scale, everything is left."""
     for before, row in zip([1.0, *(row.residual for row in rows)], rows, strict=False):
         if row.residual - before > RESIDUAL_GROWTH:

@@ -399,7 +399,8 @@ class TokenizerStage:
             adaptive_range=self.recipe.adversarial.adaptive_range,
             history=history,
         )
-        return Health(tuple(health.table(health.scale_usage(config, validation, pictures))), tuple(words))
+        rows = health.table(health.scale_usage(config, validation, pictures))
+        return Health((*rows, health.capacity(config)), tuple(words))
 
     def score(self, validation: Mapping[str, float]) -> float:
         """Lower is better; which checkpoint is the best one is decided by it."""

@@ -105,7 +105,7 @@ class TransformerStage:
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
         self._whole: VAR | None = None
-        self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device)
+        self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device, groups=config.groups)
         self.reader, self.seed = reader, seed
         self.reading = recipe.text or Reading()
         self.recipe = recipe if reader is None else dataclasses.replace(recipe, text=self.reading)
@@ -280,7 +280,6 @@ class TransformerStage:
         guesses by frequency ("unigram"): overall and at each scale."""
         learner, losses, hits, guesses = Learner(self.best_model), [], [], []
         surprise_KV, scales = self.frequencies.surprise(), self.model.config.scales
-        level_L = scales.level_ids().to(self.device)
         weights_L = torch.ones(scales.total, device=self.device)
         chosen = spread(self.data.validation, VALIDATED)
         for start in range(0, len(chosen), UNLEARNED):
@@ -293,7 +292,7 @@ class TransformerStage:
                 _, loss_BL, hit_BL = learner(labels_B, inputs, tokens_BL, weights_L=weights_L, prompts=prompts)
             losses.append(loss_BL)
             hits.append(hit_BL.float())
-            guesses.append(surprise_KV[level_L, tokens_BL])
+            guesses.append(self.frequencies.guesses(surprise_KV, tokens_BL))
         figures = {}
         for name, parts in (("cross_entropy", losses), ("accuracy", hits), ("unigram", guesses)):
             mean_L = torch.cat(parts).mean(dim=0)
@@ -372,12 +371,16 @@ def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
 def fitted(
     config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int, text: TextConfig | None = None
 ) -> TransformerConfig:
-    """`config` with the scales and codes of `tokenizer`, so many classes, and an encoder of text or none."""
+    """`config` with the scales and codes of `tokenizer`, so many classes, and an encoder of text or none.
+
+    Codes of several digits are predicted digit by digit.
+    """
     return dataclasses.replace(
         config,
         scales=tokenizer.config.scales,
         codebook_size=tokenizer.config.codebook_size,
         code_channels=tokenizer.config.code_channels,
+        groups=tokenizer.config.digits,
         classes=classes,
         text=text,
     )
