@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nextscale.config import TokenizerConfig
+from nextscale.config import Quantizer, TokenizerConfig
 from nextscale.training.monitoring import ENOUGH_STEPS, Figures, about_gradients, columns
 
 HANDFUL = 10  # a scale whose perplexity is below this says little more than a handful of codes could
@@ -25,6 +25,12 @@ TOLD_BY_CHANCE = 0.55  # share of patches told right up to which the discriminat
 HELD_SHARE = 0.5  # of the steps with the adaptive weight at a bound: then the bound is the weight
 ROUNDING = 1e-6  # of a float32 that was clamped, relative
 PAGE = "docs/tokenizer.md"
+COLLAPSED = {
+    "codebook": "a k-means start, restarts of dead codes, or fewer channels a code",
+    "fsq": "fewer levels, or a longer run",
+    "bsq": "a larger objective.entropy, fewer bits, or a longer run",
+}
+SPARSE = COLLAPSED | {"codebook": "restarts of dead codes more often, fewer channels a code, or a smaller codebook"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ class ScaleUsage:
         """Whether it has come down to a handful, where more was possible."""
         return self.perplexity < min(HANDFUL, self.possible / 2)
 
-    def warning(self) -> str:
-        """For people."""
+    def warning(self, quantizer: Quantizer = "codebook") -> str:
+        """For people, with what to try for the kind of codes."""
         return (
             f"scale {self.size} has collapsed to a handful of codes: {self.used} of {self.possible} possible are used, "
-            f"as much as {self.perplexity:.1f} equally frequent ones would say; try a k-means start, restarts of dead "
-            f"codes, or fewer channels a code (docs/tokenizer.md)"
+            f"as much as {self.perplexity:.1f} equally frequent ones would say; try {COLLAPSED[quantizer]} "
+            f"(docs/tokenizer.md)"
         )
 
 
@@ -80,11 +86,11 @@ class DigitUsage:
         """Whether most digits say nothing."""
         return self.still > self.digits / 2
 
-    def warning(self) -> str:
-        """For people."""
+    def warning(self, quantizer: Quantizer) -> str:
+        """For people, with what to try for the kind of codes."""
         return (
             f"scale {self.size} has collapsed: {self.still} of {self.digits} channels as good as never change; try "
-            f"a larger objective.entropy (bsq), fewer bits or levels, or a longer run (docs/tokenizer.md)"
+            f"{COLLAPSED[quantizer]} (docs/tokenizer.md)"
         )
 
 
@@ -196,11 +202,11 @@ def warnings(
 def _about_codes(config: TokenizerConfig, rows: Sequence[Usage]) -> Iterator[str]:
     for row, tokens in zip(rows, config.scales.lengths, strict=True):
         if row.collapsed:
-            yield row.warning()
+            yield row.warning(config.quantizer)
         elif isinstance(row, ScaleUsage) and tokens > FEW_TOKENS and row.used < USED_SHARE * row.possible:
             yield (
                 f"scale {row.size} uses {row.used} of {row.possible} possible codes, less than {USED_SHARE:.0%}; try "
-                f"restarts of dead codes more often, fewer channels a code, or a smaller codebook (docs/tokenizer.md)"
+                f"{SPARSE[config.quantizer]} (docs/tokenizer.md)"
             )
 
 
