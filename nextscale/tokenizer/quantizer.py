@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,9 @@ from nextscale.errors import InputError
 from nextscale.machine.precision import as_held
 from nextscale.scales import Scales
 from nextscale.tokenizer.codes import Codebook, SphereCorners, codes_of
+
+Replace = Callable[[int, Tensor], Tensor]
+"""(scale k, tokens (B, h_k, w_k)) -> the tokens to paint instead."""
 
 
 class Quantized(NamedTuple):
@@ -189,6 +192,20 @@ class MultiScaleQuantizer(nn.Module):
         """Algorithm 1: features -> tokens (B, L) int64, each scale quantizing what the coarser ones left."""
         return torch.cat([tokens for tokens, _, _ in self._residual_pyramid(f_BCHW)], dim=1)
 
+    def corrected(self, f_BCHW: Tensor, painted: Replace) -> tuple[Tensor, Tensor]:
+        """`encode` where other tokens are painted than were found, and each scale says what the canvas then lacks.
+
+        Returns what was found and what was painted instead, (B, L) int64 each.
+        """
+        seen = list[Tensor]()
+
+        def replace(k: int, tokens_Bhw: Tensor) -> Tensor:
+            seen.append(painted(k, tokens_Bhw))
+            return seen[k]
+
+        found = [tokens for tokens, _, _ in self._residual_pyramid(f_BCHW, painted=replace)]
+        return torch.cat(found, dim=1), torch.cat([tokens.flatten(1) for tokens in seen], dim=1)
+
     def canvases(self, tokens_BL: Tensor) -> Iterator[Tensor]:
         """Algorithm 2: f_hat (B, C, H, W) after each scale; the last is what the decoder paints."""
         canvas = self.blank(len(tokens_BL))
@@ -239,7 +256,9 @@ class MultiScaleQuantizer(nn.Module):
         other.gain_of = [self.gain_of[j] for j in nearest_scale(scales, self.scales)] if self.gain_of else []
         return other
 
-    def _residual_pyramid(self, f_BCHW: Tensor, *, flows: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _residual_pyramid(
+        self, f_BCHW: Tensor, *, flows: bool = False, painted: Replace | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each scale: its tokens (B, h*w), their contribution, which the next residual lacks, and the residual.
 
         Gradients of contributions go to codes and phis; where one `flows`, to the features instead of the codes, and
@@ -249,7 +268,8 @@ class MultiScaleQuantizer(nn.Module):
         for k in range(len(self.scales)):
             z_BChw = self.pool(residual, k)
             tokens_Bhw = self.quantized(z_BChw.detach(), k)
-            codes_BChw = self._passed_through(z_BChw, tokens_Bhw, k) if flows else self.lookup(tokens_Bhw)
+            seen_Bhw = tokens_Bhw if painted is None else painted(k, tokens_Bhw)
+            codes_BChw = self._passed_through(z_BChw, seen_Bhw, k) if flows else self.lookup(seen_Bhw)
             contribution = self.contribution(codes_BChw, k)
             residual = residual - (contribution if flows else contribution.detach())
             yield tokens_Bhw.flatten(1), contribution, z_BChw.permute(0, 2, 3, 1).flatten(0, 2)

@@ -320,6 +320,10 @@ class TransformerRecipe:
     token_noise: float = 0.0
     """Share of the tokens that are replaced by random ones where coarser scales are looked at, never as targets: so
     that sampling's own mistakes are not the first it sees."""
+    self_correction: float = field(default=0.0, metadata=LATER)
+    """Largest share of the digits of tokens (bits, levels; of a codebook whole tokens) that are flipped where coarser
+    scales are looked at, while the targets of the finer ones make up for it; drawn for each picture and scale, from 0.
+    Needs pictures, not a token cache."""
     progressive: float = 0.0
     """Share of the run over which scales are added one by one: cheaper steps, and a slightly worse end."""
     progressive_from: int = 4
@@ -332,7 +336,7 @@ class TransformerRecipe:
     """Of a model that reads text."""
 
     def __post_init__(self) -> None:
-        for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "progressive"):
+        for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "self_correction", "progressive"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name}: expected a share from 0 to 1, got {value}")
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
