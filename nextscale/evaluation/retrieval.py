@@ -90,13 +90,13 @@ def _rank(
 ) -> Tensor:
     """Of one picture and one draw, from how near the n real pictures are."""
     order = torch.randperm(len(near_n), generator=generator)
-    near_S = torch.full((subjects,), float("nan"), dtype=near_n.dtype)
-    near_S[subjects_n[order]] = near_n[order]  # the last of each subject stays: one at random
-    there = near_S.isfinite().nonzero().flatten()
+    last_S = torch.full((subjects,), -1).scatter_reduce(0, subjects_n[order], torch.arange(len(order)), "amax")
+    there = (last_S >= 0).nonzero().flatten()
     wrong = there[there != right]
-    if len(wrong) < among - 1 or not near_S[right].isfinite():
+    if len(wrong) < among - 1 or last_S[right] < 0:
         raise InputError(f"expected real pictures of the subject and of {among - 1} others, got {len(there)} subjects")
     drawn = wrong[torch.randperm(len(wrong), generator=generator)[: among - 1]]
+    near_S = near_n[order[last_S.clamp_min(0)]]  # of one picture each, at random
     return (near_S[drawn] > near_S[right]).sum()
 
 
