@@ -100,6 +100,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "backbone": NETWORK,
     "pictures": (*PLACE, "cut.png", "pictures", "picture.png text.txt"),
     "labels": (*PLACE, "labels-long.csv", "labels-short.csv", "labels-bytes.csv", "None"),
+    "captions": (*PLACE, "labels-long.csv", "captions-short.csv", "labels-bytes.csv", "own", "None"),
     "classes": (*PLACE, "labels-bytes.csv", "classes.txt"),
     "size": ("4x4", "0x0", "8", "8x8x8", "-8x8", "7x9", "99999999x99999999", "x", "8X8", ""),
     "scales": ("0", "4 2", "1 2 x", "1 2 4x", "99999", "1x1x1", "-1", ""),
@@ -216,9 +217,11 @@ def _by_type(hint: Any) -> tuple[str, ...]:
 @contextlib.contextmanager
 def world(directory: Path) -> Iterator[None]:
     """Inside, there is a directory with small models, data, and what is broken in the usual ways; presets are small."""
+    from miniature import pipeline
+
     from nextscale import features, presets
 
-    get, pipe = presets.get, _pipeline()
+    get, pipe = presets.get, pipeline(["cat", "dog"])
     models = {"tokenizer": pipe.tokenizer.config, "transformer": pipe.transformer.config}
     with (
         mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}),  # a name is looked for in the cache alone
@@ -238,33 +241,6 @@ def copied(directory: Path) -> Iterator[None]:
         copy = shutil.copytree(directory, Path(folder) / "copy")
         with contextlib.chdir(copy):
             yield
-
-
-def _pipeline() -> Any:
-    from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
-    from nextscale.config import TokenizerConfig, TransformerConfig
-
-    shared = {"scales": Scales([1, 2, 4]), "codebook_size": 32, "code_channels": 8}
-    tokenizer = TokenizerConfig(
-        **shared,
-        channels=32,
-        multipliers=(1, 1),
-        residual_blocks=1,
-        phi_sharing="partial",
-        phi_count=4,
-        distance="euclidean",
-    )
-    transformer = TransformerConfig(
-        **shared,
-        classes=2,
-        depth=1,
-        width=32,
-        heads=2,
-        feed_forward=64,
-        normalized_attention=True,
-        shared_modulation=False,
-    )
-    return Pipeline(MultiScaleVQVAE(tokenizer), VAR(transformer), classes=["cat", "dog"], precision="fp32")
 
 
 def _models(pipe: Any) -> None:
@@ -312,6 +288,7 @@ def _data() -> None:
     Path("samples/0-ant-seed0.png").write_bytes(Path("picture.png").read_bytes())
     for name, told in (("long", f"{LONG}.png,1"), ("short", "0.png"), ("bytes", "\udcff.png,1")):
         Path(f"labels-{name}.csv").write_bytes(f"file,label\n{told}\n".encode("utf-8", "surrogateescape"))
+    Path("captions-short.csv").write_text("file,caption\n0.png\n")
     _tar("classless.tar", {"0.png": b"no picture", "0.cls": b""})
     _tar("digits.tar", {f"{n}.{kind}": b"1" * 5000 for n in range(4) for kind in ("png", "cls")})
     Path("cut.tar").write_bytes(Path("digits.tar").read_bytes()[:3000])

@@ -11,7 +11,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
@@ -145,6 +145,51 @@ def _levels(widths: Sequence[int], blocks: int, coarsest: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text encoder inside a `VAR` that reads prompts."""
+
+    tokens: int
+    """T, pieces of a prompt at most; what is longer is cut."""
+    vocabulary: int
+    """Pieces that prompts are written in; 0 where a frozen encoder's states come in."""
+    frozen: int
+    """Channels of a frozen encoder's states; 0 where prompts come in as pieces."""
+    depth: int
+    """Layers that are trained with the transformer; behind a frozen encoder there may be none."""
+    width: int
+    """Channels of the states that the transformer's blocks look at."""
+    heads: int
+    """Attention heads, of the layers and of the blocks where they look at the states."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "width", "heads"):
+            _require_within(f"text {name}", getattr(self, name), LARGEST)
+        for name, most in (("vocabulary", LARGEST), ("frozen", LARGEST), ("depth", MOST_MODULES)):
+            value = getattr(self, name)
+            _require(0 <= value <= most, f"text {name}: expected 0 .. {most}, got {reprlib.repr(value)}")
+        _require(
+            (self.vocabulary > 0) != (self.frozen > 0),
+            f"text: expected a vocabulary or frozen states, one of them 0, got {self.vocabulary} and {self.frozen}",
+        )
+        _require(self.depth > 0 or self.frozen > 0, "text depth: expected at least 1 layer over a vocabulary, got 0")
+        _require(
+            self.width % self.heads == 0,
+            f"text heads: expected a divisor of the width {self.width}, got {self.heads}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters of the encoder, computed from the shapes."""
+        w = self.width
+        given = self.vocabulary * w if self.vocabulary else (self.frozen + 1) * w
+        return given + (self.tokens + 1) * w + self.depth * (12 * w * w + 9 * w + self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """`VAR`: the next-scale transformer."""
 
@@ -168,6 +213,8 @@ class TransformerConfig:
     """L2-normalised queries and keys with a learned temperature a head (else scaled by 0.25 / sqrt(head dimension))."""
     shared_modulation: bool
     """One AdaLN projection for all blocks plus a table a block (else one projection a block)."""
+    text: TextConfig | None = field(default=None, repr=False)  # models without have the fingerprint they always had
+    """What reads prompts; None: a model of classes alone."""
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_channels", "classes", "depth", "width", "heads", "feed_forward"):
@@ -180,7 +227,30 @@ class TransformerConfig:
 
     def of_depth(self, depth: int) -> TransformerConfig:
         """The same at another size, by the paper's rule (section 4.2): width = 64 * depth, depth heads."""
-        return replace(self, depth=depth, width=64 * depth, heads=depth, feed_forward=4 * 64 * depth)
+        config = replace(self, depth=depth, width=64 * depth, heads=depth, feed_forward=4 * 64 * depth)
+        if self.text is None:
+            return config
+        given = {name: getattr(self.text, name) for name in ("vocabulary", "frozen", "tokens")}
+        return config.reading(**given)
+
+    def reading(self, *, vocabulary: int = 0, frozen: int = 0, tokens: int = 32) -> TransformerConfig:
+        """The same with text: half the width, heads as wide as here if they divide it, three layers over a vocabulary.
+
+        Arguments:
+            vocabulary: pieces, or 0.
+            frozen: channels of a frozen encoder's states, or 0.
+        """
+        width = max(self.width // 2, 1)
+        heads = max(width // self.head_dim, 1)
+        text = TextConfig(
+            tokens=tokens,
+            vocabulary=vocabulary,
+            frozen=frozen,
+            depth=3 if vocabulary else 1,
+            width=width // heads * heads,
+            heads=heads,
+        )
+        return replace(self, text=text)
 
     @property
     def head_dim(self) -> int:
@@ -196,7 +266,16 @@ class TransformerConfig:
         positions = (self.scales.lengths[0] + self.scales.total + len(self.scales)) * d
         embeddings = (self.code_channels + 1) * d + (self.classes + 1) * d
         head = 2 * d * d + 2 * d + (d + 1) * self.codebook_size
-        return positions + embeddings + self.depth * block + head + (projection if self.shared_modulation else 0)
+        shared = projection if self.shared_modulation else 0
+        return positions + embeddings + self.depth * block + head + shared + self._text_parameters
+
+    @property
+    def _text_parameters(self) -> int:
+        if self.text is None:
+            return 0
+        d, w, temperatures = self.width, self.text.width, self.text.heads if self.normalized_attention else 0
+        looking = 2 * w * w + 2 * w + (d + 1) * w + (w + 1) * d + d + temperatures
+        return self.text.parameters + w * d + self.depth * looking
 
 
 def check_pair(tokenizer: TokenizerConfig, transformer: TransformerConfig) -> None:
@@ -213,17 +292,25 @@ def check_classes(names: Sequence[str], count: int) -> None:
     first: dict[str, int] = {}
     for number, name in enumerate(names):
         _require(isinstance(name, str), f"classes: expected names, got {reprlib.repr(name)}")
+        half = any("\ud800" <= letter <= "\udfff" for letter in name)  # of a pair: no file can hold it
+        _require(not half, f"classes: expected names that can be written in UTF-8, got {name!r}")
         before = first.setdefault(name, number)
         _require(before == number, f"classes: expected every name once, got {name!r} for {before} and {number}")
 
 
-Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
+Config = TypeVar("Config", TokenizerConfig, TransformerConfig, TextConfig)
 
 
-def to_json(config: TokenizerConfig | TransformerConfig) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value.to_list() if isinstance(value, Scales) else value for name, value in values.items()}
+def to_json(config: TokenizerConfig | TransformerConfig | TextConfig) -> dict[str, Any]:
+    """The config as plain JSON values; without a part that it has not got."""
+    values = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TextConfig):
+        return to_json(value)
+    return value.to_list() if isinstance(value, Scales) else value
 
 
 def from_json(kind: type[Config], values: Any) -> Config:
@@ -231,14 +318,17 @@ def from_json(kind: type[Config], values: Any) -> Config:
     what = f"config of {kind.__name__.removesuffix('Config').lower()}"
     _require(isinstance(values, dict), f"{what}: expected an object, got {type(values).__name__}")
     hints = typing.get_type_hints(kind)
-    missing, unknown = sorted(hints.keys() - values.keys()), sorted(values.keys() - hints.keys())
+    needed = {part.name for part in dataclasses.fields(kind) if part.default is dataclasses.MISSING}
+    missing, unknown = sorted(needed - values.keys()), sorted(values.keys() - hints.keys())
     _require(not missing, f"{what}: missing {', '.join(missing)}")
     _require(not unknown, f"{what}: unknown {', '.join(unknown)[:200]}")
-    return kind(**{name: _read(f"{what}: {name}", hint, values[name]) for name, hint in hints.items()})
+    return kind(**{name: _read(f"{what}: {name}", hints[name], value) for name, value in values.items()})
 
 
 def _read(what: str, hint: Any, value: Any) -> Any:
-    """`value` from JSON as the type `hint`; one of the few types the two configs use."""
+    """`value` from JSON as the type `hint`; one of the few types the configs use."""
+    if hint == TextConfig | None:
+        return from_json(TextConfig, value)
     if hint is Scales:
         _require(isinstance(value, list), f"{what}: expected a list, got {reprlib.repr(value)}")
         return Scales(value)

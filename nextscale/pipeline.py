@@ -1,4 +1,4 @@
-"""Pipeline: a tokenizer, the transformer that goes with it, and the names of the classes.
+"""Pipeline: a tokenizer, the transformer that goes with it, the names of the classes, and what reads prompts.
 
 What people hold in their hands: generate, stream, reconstruct, save, load. Images go in and come out in [0, 1]; the
 models inside work in [-1, 1].
@@ -6,15 +6,17 @@ models inside work in [-1, 1].
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 import torch
@@ -35,13 +37,26 @@ from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
 from nextscale.sampling.loop import Choice, Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
+from nextscale.text.prompts import Prompts, Reader, check_reader
+from nextscale.text.vocabulary import Vocabulary
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
 from nextscale.transformer import VAR
 from nextscale.transformer import model as transformer_files
 
 FEATHER = 1024  # pixels at most
+NO_CLASS = "no class"
 MAKER = ("precision", "model", "edit")  # of a request, what a note of its own tells
+Labels = int | str | Sequence[int | str]
+Texts = str | Sequence[str]
+
+
+class Asked(NamedTuple):
+    """What pictures are to show, as callers give it."""
+
+    labels: Labels | None
+    prompts: Texts | None
+    negative: str | None
 
 
 @dataclass(frozen=True)
@@ -65,13 +80,26 @@ class Request:
     """`Pipeline.fingerprint`."""
     edit: Mapping[str, object] | None = None
     """How `Pipeline.edit` was called, if it was; what it was called with is another picture."""
+    prompt: str | None = None
+    """What it was asked to show, where that was said in words."""
+    negative_prompt: str | None = None
+    """What guidance led away from, instead of from no text."""
 
     @property
     def stem(self) -> str:
-        """A file name that tells the label and the seed: `3-food-drink-seed7`."""
-        words = re.sub(r"\W+", "-", self.name.lower()).strip("-")[:40]
+        """A file name that tells label, prompt and seed: `3-food-drink-seed7`, `a-red-heart-seed7`."""
+        words = _as_file_name(self.name)
         named = [words] if words and words != str(self.label) else []
-        return "-".join([str(self.label), *named, f"seed{self.seed}"])
+        prompt = "" if self.prompt is None else _as_file_name(self.prompt)
+        label = [] if prompt and self.name == NO_CLASS else [str(self.label), *named]
+        return "-".join([*label, *([prompt] if prompt else []), f"seed{self.seed}"])
+
+    @property
+    def title(self) -> str:
+        """For people: class, prompt, or both."""
+        if self.prompt is None:
+            return self.name
+        return self.prompt if self.name == NO_CLASS else f"{self.name}: {self.prompt}"
 
     @property
     def notes(self) -> dict[str, str]:
@@ -154,6 +182,10 @@ def _shown(engine: Engine, canvas_BCHW: Tensor) -> Tensor:
     return images.clone()
 
 
+def _as_file_name(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:40].strip("-")
+
+
 def _numbered(stems: Iterable[str]) -> list[str]:
     """Equal ones are numbered: the same picture asked for twice, or with other settings in between."""
     seen: Counter[str] = Counter()
@@ -173,6 +205,8 @@ class Pipeline:
         device: where both run; a model that is elsewhere is copied there.
         precision: what the blocks and the decoder compute in; "auto" takes bfloat16 where the hardware multiplies it
             fast. Encoder and quantizer always compute in float32.
+        reader: what reads prompts, such as `text.vocabulary.Vocabulary`; for a transformer that takes text, and for no
+            other, else `InputError`.
 
     The two models are never changed. What is computed in another format than it is held in belongs to the pipeline and
     is made on the first picture; a model that is on `device` is shared, so that the pipeline follows its training.
@@ -187,13 +221,16 @@ class Pipeline:
         classes: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
+        reader: Reader | None = None,
     ) -> None:
         check_pair(tokenizer.config, transformer.config)
+        check_reader(reader, transformer.config.text)
         self.device = find_device(device)
         self.dtype = find_dtype(precision, self.device)
         self.tokenizer = on_device(tokenizer, self.device)
         self.transformer = on_device(transformer, self.device)
         self.classes = _numbers(transformer.config.classes) if classes is None else tuple(classes)
+        self.reader = reader
         self._engines = Engines()
 
     def __repr__(self) -> str:
@@ -201,9 +238,10 @@ class Pipeline:
         model, size = self.transformer.config, self.tokenizer.config
         shown = "" if self.classes == _numbers(model.classes) else f": {', '.join(self.classes[:3])}"
         more = ", ..." if shown and len(self.classes) > 3 else ""
+        text = f", prompts of {model.text.tokens} pieces" if model.text else ""
         return (
             f"Pipeline(VAR-d{model.depth}, {model.parameters / 1e6:.1f} M parameters, {size.height}x{size.width} px, "
-            f"{model.classes} classes{shown}{more}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
+            f"{model.classes} classes{shown}{more}{text}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
         )
 
     @property
@@ -218,8 +256,18 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the weights and the shape of the models, not with the device or precision."""
-        return self._engines.fingerprint(self.tokenizer, self.transformer, self.dtype)
+        """16 hex digits that change with the weights and the shape of the models, not with the device or precision.
+
+        And with what prompts are read as, where there is a reader.
+        """
+        return self._painter()[1]
+
+    def _painter(self) -> tuple[Engine, str]:
+        """What sampling runs, and the fingerprint; one look at the weights serves both."""
+        engine, models = self._engines.named(self.tokenizer, self.transformer, self.dtype)
+        if self.reader is None or not models:
+            return engine, models
+        return engine, hashlib.sha256(f"{models} {self.reader.fingerprint}".encode()).hexdigest()[:16]
 
     @checked
     def to(self, device: str | torch.device) -> Pipeline:
@@ -253,13 +301,17 @@ class Pipeline:
     ) -> Pipeline:
         """Random weights in the shape of a preset (shapes alone on "meta"), blocks held in `precision`.
 
+        One that takes text reads it byte by byte: a vocabulary is learned from captions.
+
         Raises `InputError` for an unknown name.
         """
         preset, place = presets.get(name), find_device(device)
         given = None if place.type == "meta" else seed
         transformer = VAR(preset.transformer, seed=given).lower_precision(find_dtype(precision, place))
         tokenizer = MultiScaleVQVAE(preset.tokenizer, seed=given)
-        return cls(tokenizer, transformer, device=place, precision=precision)
+        text = preset.transformer.text
+        reader = None if text is None else Vocabulary((), text.tokens)
+        return cls(tokenizer, transformer, device=place, precision=precision, reader=reader)
 
     @classmethod
     @checked
@@ -277,9 +329,10 @@ class Pipeline:
                 "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
             )
         model = hub.directory(str(model)) if hub.is_name(model) else model
-        names = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))["classes"]
+        config = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         models = MultiScaleVQVAE.load(model, device=device), VAR.load(model, device=device, precision=precision)
-        return cls(*models, classes=_names(model, names), device=device, precision=precision)
+        names, reader = _names(model, config["classes"]), _reader(config)
+        return cls(*models, classes=names, device=device, precision=precision, reader=reader)
 
     @checked
     def save(self, directory: str | Path) -> None:
@@ -291,6 +344,7 @@ class Pipeline:
             "tokenizer": to_json(self.tokenizer.config),
             "transformer": to_json(self.transformer.config),
             "classes": list(self.classes),
+            **({} if self.reader is None else self.reader.to_json()),
         }
         files = {
             tokenizer_files.WEIGHTS: self.tokenizer.state_dict(),
@@ -303,9 +357,11 @@ class Pipeline:
     @checked
     def generate(
         self,
-        labels: int | str | Sequence[int | str],
+        labels: Labels | None = None,
         seeds: int | Sequence[int] | None = None,
         *,
+        prompts: Texts | None = None,
+        negative_prompt: str | None = None,
         guidance: float | Guidance = 1.5,
         top_k: int = 900,
         top_p: float = 0.96,
@@ -315,13 +371,16 @@ class Pipeline:
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
     ) -> Generated:
-        """Sample one image a label.
+        """Sample one image a label, a prompt, or a pair of them.
 
         Arguments:
             labels: of classes, a string by its name, an integer by its number; the number of classes itself means "no
-                class". One alone is for every seed.
-            seeds: one integer an image; one alone counts up from there: s, s + 1 ...; 0, 1, 2 ... when None. Seed i and
-                label i alone decide image i.
+                class", which is meant where there are prompts alone. One alone is for every prompt or seed.
+            seeds: one integer an image; one alone counts up from there: s, s + 1 ...; 0, 1, 2 ... when None. Seed i,
+                label i and prompt i alone decide image i.
+            prompts: what is to be seen, in words; of one too long for the model the end is cut off, with a warning. One
+                alone is for every label or seed.
+            negative_prompt: what guidance leads away from, instead of from no text.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
                 `nextscale.sampling.guidance`.
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
@@ -331,14 +390,15 @@ class Pipeline:
                 before temperature and truncation.
             callback: called with the `Step` of each scale (of each batch) before the next is begun.
 
-        Raises `InputError` for an unknown label, a value out of range, another number of seeds than of labels, too
-        little memory for a single image, or logits that nothing can be drawn from.
+        Raises `InputError` for an unknown label, prompts for a model that reads none, a value out of range, another
+        number of seeds than of labels or prompts, too little memory for a single image, or logits that nothing can be
+        drawn from.
         """
         choice = Choice(top_k, top_p, temperature, smooth)
-        requests, weights = self._requests(labels, seeds, guidance, choice)
+        asked = Asked(labels, prompts, negative_prompt)
+        requests, weights, engine = self._requests(asked, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        engine = self.engine()
         walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
         done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
@@ -347,9 +407,11 @@ class Pipeline:
     @checked
     def stream(
         self,
-        labels: int | str | Sequence[int | str],
+        labels: Labels | None = None,
         seeds: int | Sequence[int] | None = None,
         *,
+        prompts: Texts | None = None,
+        negative_prompt: str | None = None,
         guidance: float | Guidance = 1.5,
         top_k: int = 900,
         top_p: float = 0.96,
@@ -360,8 +422,9 @@ class Pipeline:
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
-        requests, weights = self._requests(labels, seeds, guidance, choice)  # mistakes raise at the call
-        return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
+        asked = Asked(labels, prompts, negative_prompt)
+        requests, weights, engine = self._requests(asked, seeds, guidance, choice)  # mistakes raise at the call
+        return self._walk(engine, requests, weights, choice, logits_processor, callback)
 
     @checked
     def repeat(self, request: Request) -> Generated:
@@ -376,7 +439,14 @@ class Pipeline:
         told = request.guidance
         guidance = listed_guidance(told) if isinstance(told, tuple) else told
         choice = {name: getattr(request, name) for name in vars(Choice())}
-        return self.generate(request.label, [request.seed], guidance=guidance, **choice)
+        return self.generate(
+            request.label,
+            [request.seed],
+            prompts=request.prompt,
+            negative_prompt=request.negative_prompt,
+            guidance=guidance,
+            **choice,
+        )
 
     @torch.no_grad()
     @checked
@@ -384,9 +454,11 @@ class Pipeline:
         self,
         images: Given,
         mask: Mask | None = None,
-        labels: int | str | Sequence[int | str] | None = None,
+        labels: Labels | None = None,
         seeds: int | Sequence[int] | None = None,
         *,
+        prompts: Texts | None = None,
+        negative_prompt: str | None = None,
         count: int = 1,
         leak_free: bool = True,
         keep_scales: int = 0,
@@ -409,6 +481,7 @@ class Pipeline:
                 `sampling.masks.as_mask`). None repaints everything, but for what `keep_scales` keeps.
             labels: of classes, one for all results or one a result, as `generate` takes them; None is no class.
             seeds: one a result; one alone counts up from there; 0, 1, 2 ... when None.
+            prompts, negative_prompt: one prompt for all results or one a result, as `generate` takes them.
             leak_free: nothing of what is repainted reaches the result: the encoder sees it filled from around it.
                 Otherwise the encoder sees it, and may tell of it.
             keep_scales: so many coarse scales are kept inside the mask too, whatever `leak_free` says: a variation.
@@ -429,11 +502,11 @@ class Pipeline:
         given, signed = self._pictures(images, count)
         mask_B1HW = self._mask(mask, len(signed) // count).repeat_interleave(count, 0)
         choice = Choice(top_k, top_p, temperature, smooth)
-        names = _spread(len(self.classes) if labels is None else labels, len(signed))
-        requests, weights = self._requests(names, seeds, guidance, choice)
+        names = _spread("labels", len(self.classes) if labels is None else labels, len(signed))
+        words = None if prompts is None else _spread("prompts", prompts, len(signed))
+        requests, weights, engine = self._requests(Asked(names, words, negative_prompt), seeds, guidance, choice)
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
         change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
-        engine = self.engine()
         told = {"leak_free": leak_free, "keep_scales": keep_scales, "feather": feather, "copy": copy}
         requests = tuple(replace(request, edit=told) for request in requests)
         painted, drawn_BL = self._paint(
@@ -473,24 +546,47 @@ class Pipeline:
 
     def _requests(
         self,
-        labels: int | str | Sequence[int | str],
+        asked: Asked,
         seeds: int | Sequence[int] | None,
         guidance: float | Guidance,
         choice: Choice,
-    ) -> tuple[tuple[Request, ...], list[float]]:
-        """One an image, and the weight of guidance at each scale."""
-        names, numbers = _aligned(labels, seeds)
-        if len(numbers) != len(names):
-            raise InputError(f"seeds: expected one a label, {len(names)}, got {len(numbers)}")
-        if not names:
-            raise InputError("labels: expected at least one, got none")
+    ) -> tuple[tuple[Request, ...], list[float], Engine]:
+        """One an image, the weight of guidance at each scale, and what paints them."""
+        labels, prompts, numbers = _aligned(asked, seeds)
+        words = [prompt for prompt in (*prompts, asked.negative) if prompt is not None]
+        self._check_words(words)
         weights = weights_of(guidance, len(self.transformer.config.scales))
         told = tuple(weights) if callable(guidance) else float(guidance)
-        known = (*self.classes, "no class")
-        places = [self.label(name) for name in names]
-        asked = zip(places, numbers, strict=True)
-        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": self.fingerprint}
-        return tuple(Request(label, known[label], seed, told, **how) for label, seed in asked), weights
+        known = (*self.classes, NO_CLASS)
+        places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
+        engine, model = self._painter()
+        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": model}
+        rows = zip(places, numbers, prompts, strict=True)
+        requests = (
+            Request(place, known[place], seed, told, **how, prompt=prompt, negative_prompt=asked.negative)
+            for place, seed, prompt in rows
+        )
+        return tuple(requests), weights, engine
+
+    def _check_words(self, prompts: Sequence[str]) -> None:
+        """Raise `InputError` for prompts that cannot be read; warn of those whose end is cut off."""
+        for prompt in prompts:
+            if not isinstance(prompt, str) or not _is_unicode(prompt):
+                raise InputError(f"prompts: expected text, got {prompt!r}")
+        if prompts and self.reader is None:
+            raise InputError(f"prompts: expected labels, since this model reads no text, got {prompts[0][:60]!r}")
+        once = [*dict.fromkeys(prompts)]
+        for prompt, length in zip(once, self.reader.lengths(once) if self.reader else (), strict=True):
+            if self.reader is not None and length > self.reader.tokens:
+                told = f"{length} pieces, of which the first {self.reader.tokens} are read: {prompt[:60]!r}"
+                warnings.warn(f"prompt of {told}", stacklevel=2)
+
+    def _read(self, requests: Sequence[Request]) -> tuple[Prompts | None, Prompts | None]:
+        """Prompts and negative prompts of a batch; None where no text is read."""
+        if self.reader is None:
+            return None, None
+        prompts = self.reader.read([request.prompt or "" for request in requests])
+        return prompts, self.reader.read([request.negative_prompt or "" for request in requests])
 
     def _images_within(self, memory: float, *, guided: bool) -> int:
         each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)
@@ -508,6 +604,7 @@ class Pipeline:
         callback: Callable[[Step], object] | None,
         edit: loop.Edit | None = None,
     ) -> Iterator[Step]:
+        prompts, negative = self._read(requests)
         walk = loop.generate(
             engine.transformer,
             engine.tokenizer.quantizer,
@@ -515,6 +612,8 @@ class Pipeline:
             [request.seed for request in requests],
             guidance=listed_guidance(weights),
             choice=choice,
+            prompts=prompts,
+            negative=negative,
             process=process,
             edit=edit,
         )
@@ -611,27 +710,55 @@ def _check_edit(*, count: int, feather: int, keep_scales: int, scales: int) -> N
             raise InputError(f"{name}: expected {told}, got {value!r}")
 
 
-def _spread(labels: Any, count: int) -> list[int | str]:
-    """One label for all of `count` results, or one each."""
-    if isinstance(labels, str) or _integer(labels) is not None:
-        return [labels] * count
-    names = _listed("labels: expected names or numbers of classes", labels)
-    if len(names) != count:
-        raise InputError(f"labels: expected one for all results or one each, {count}, got {len(names)}")
-    return names
+def _spread(what: str, given: Any, count: int) -> list[Any]:
+    """One label or prompt for all of `count` results, or one each."""
+    if _is_one(given):
+        return [given] * count
+    each = _listed(f"{what}: expected {WHAT[what]}", given)
+    if len(each) != count:
+        raise InputError(f"{what}: expected one for all results or one each, {count}, got {len(each)}")
+    return each
 
 
-def _aligned(labels: Any, seeds: Any) -> tuple[list[int | str], list[int]]:
-    """A label and a seed an image: one label alone is for every seed, one seed alone counts up from there."""
+def _aligned(asked: Asked, seeds: Any) -> tuple[list[Any], list[Any], list[int]]:
+    """Label, prompt and seed of each image: one of a kind alone is for all, one seed alone counts up from there."""
     start = 0 if seeds is None else _integer(seeds)
     numbers = [] if start is not None else _listed("seeds: expected integers", seeds)
     for number in numbers:
         if _integer(number) is None:
             raise InputError(f"seeds: expected integers, got {number!r}")
-    if isinstance(labels, str) or _integer(labels) is not None:
-        labels = [labels] * (1 if start is not None else len(numbers))
-    names = _listed("labels: expected names or numbers of classes", labels)
-    return names, list(map(operator.index, numbers)) if start is None else list(range(start, start + len(names)))
+    given = {"labels": asked.labels, "prompts": asked.prompts}
+    lists = {what: _listed(f"{what}: expected {WHAT[what]}", v) for what, v in given.items() if not _is_one(v)}
+    if len({len(each) for each in lists.values()}) > 1:
+        raise InputError(f"prompts: expected one a label, {len(lists['labels'])}, got {len(lists['prompts'])}")
+    if asked.labels is None and asked.prompts is None:
+        raise InputError("labels: expected at least one, or a prompt, got none")
+    what, count = next(((what, len(each)) for what, each in lists.items()), ("labels", len(numbers)))
+    count = 1 if start is not None and not lists else count
+    if start is None and len(numbers) != count:
+        raise InputError(f"seeds: expected one a {what.removesuffix('s')}, {count}, got {len(numbers)}")
+    if not count:
+        raise InputError(f"{what}: expected at least one, got none")
+    labels, prompts = (lists.get(name, [value] * count) for name, value in given.items())
+    return labels, prompts, list(map(operator.index, numbers)) if start is None else list(range(start, start + count))
+
+
+WHAT = {"labels": "names or numbers of classes", "prompts": "text or a list of texts"}
+
+
+def _is_one(given: Any) -> bool:
+    """Whether it is one thing for all, or nothing."""
+    return given is None or isinstance(given, str) or _integer(given) is not None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there are no halves of characters in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _reader(config: Mapping[str, Any]) -> Reader | None:
+    """What a model's config.json says of it."""
+    return Vocabulary.from_json(config["vocabulary"]) if "vocabulary" in config else None
 
 
 def _listed(expected: str, values: Any) -> list[Any]:

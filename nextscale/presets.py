@@ -1,8 +1,9 @@
 """The models that have names, in one table; the last column is the published result (FID on ImageNet, ADM protocol).
 
 `var-*` are the public release's sizes: VQGAN f16 with V = 4096 and C = 32, and the paper's rule width = 64 * depth.
-`emoji-*` are for the embedded data: small enough to be trained on two CPU cores. `small-128` and `base-256` are for
-data of one's own on one accelerator; training fits the number of classes to the data.
+`emoji-*` are for the embedded data: small enough to be trained on two CPU cores; so is `icons-64`, which reads text, on
+tens of thousands of captioned drawings. `small-128` and `base-256` are for data of one's own on one accelerator;
+training fits the number of classes to the data, and the vocabulary to its captions.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SCALES = {
 TOKENIZERS: dict[str, tuple[int, int, int, tuple[int, ...], int, Literal["euclidean", "cosine"]]] = {
     "tiny": (512, 16, 32, (1, 1, 2), 1, "euclidean"),
     "small": (1024, 16, 32, (1, 2, 4, 4), 1, "cosine"),
+    "icons": (2048, 16, 32, (1, 2, 4, 4), 1, "cosine"),
     "medium": (2048, 16, 64, (1, 2, 4, 4), 1, "cosine"),
     "large": (4096, 32, 96, (1, 1, 2, 2, 4), 2, "cosine"),
     "vqgan": (4096, 32, 160, (1, 1, 2, 2, 4), 2, "euclidean"),
@@ -49,6 +51,7 @@ TOKENIZERS: dict[str, tuple[int, int, int, tuple[int, ...], int, Literal["euclid
 TABLE = (
     ("emoji-32",    "32",  "tiny",        9,    4,  256,    4, False, "-"),
     ("emoji-64",    "64",  "small",       9,    8,  384,    6, False, "-"),
+    ("icons-64",    "64",  "icons",       1,    6,  384,    6, False, "-"),
     ("small-128",   "128", "medium",     10,   12,  768,   12, False, "-"),
     ("base-256",    "256", "large",     100,   16, 1024,   16, False, "-"),
     ("var-d16",     "256", "vqgan",    1000,   16, 1024,   16, False, "3.30 (release card 3.55)"),
@@ -58,6 +61,7 @@ TABLE = (
     ("var-d36-512", "512", "vqgan",    1000,   36, 2304,   36, True,  "2.63"),
 )
 # fmt: on
+VOCABULARIES = {"icons-64": 4096}  # pieces at most, of presets that read text
 
 
 def names() -> tuple[str, ...]:
@@ -97,6 +101,18 @@ def _build(
     published: str,
 ) -> Preset:
     codebook_size, code_channels, channels, multipliers, residual_blocks, distance = TOKENIZERS[tokenizer]
+    transformer = TransformerConfig(
+        scales=SCALES[pixels],
+        codebook_size=codebook_size,
+        code_channels=code_channels,
+        classes=classes,
+        depth=depth,
+        width=width,
+        heads=heads,
+        feed_forward=4 * width,
+        normalized_attention=True,
+        shared_modulation=shared,
+    )
     return Preset(
         name,
         TokenizerConfig(
@@ -110,17 +126,6 @@ def _build(
             phi_count=4,
             distance=distance,
         ),
-        TransformerConfig(
-            scales=SCALES[pixels],
-            codebook_size=codebook_size,
-            code_channels=code_channels,
-            classes=classes,
-            depth=depth,
-            width=width,
-            heads=heads,
-            feed_forward=4 * width,
-            normalized_attention=True,
-            shared_modulation=shared,
-        ),
+        transformer.reading(vocabulary=VOCABULARIES[name]) if name in VOCABULARIES else transformer,
         published,
     )

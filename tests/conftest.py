@@ -24,29 +24,18 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from tiny import TOKENIZER
 from torch import Tensor
 
 from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
 from nextscale.config import TokenizerConfig, TransformerConfig
+from nextscale.text.vocabulary import Vocabulary
 
-SCALES = Scales([1, 2, 3, 4])
-
-TOKENIZER = TokenizerConfig(
-    scales=SCALES,
-    codebook_size=64,
-    code_channels=8,
-    channels=32,
-    multipliers=(1, 1),
-    residual_blocks=1,
-    phi_sharing="partial",
-    phi_count=4,
-    distance="euclidean",
-)
-
+SCALES = TOKENIZER.scales
 TRANSFORMER = TransformerConfig(
     scales=SCALES,
-    codebook_size=64,
-    code_channels=8,
+    codebook_size=TOKENIZER.codebook_size,
+    code_channels=TOKENIZER.code_channels,
     classes=5,
     depth=3,
     width=64,
@@ -55,6 +44,9 @@ TRANSFORMER = TransformerConfig(
     normalized_attention=True,
     shared_modulation=False,
 )
+
+
+CAPTIONS = ("a red heart", "a blue heart", "a cat face, noto", "smiling face with open mouth", "빨간 하트")
 
 
 # A shell script starts what it puts in the background with SIGINT ignored, and children inherit that.
@@ -150,6 +142,26 @@ def transformer(make_transformer: Callable[..., VAR]) -> VAR:
 def pipe(tokenizer: MultiScaleVQVAE, transformer: VAR) -> Pipeline:
     """In float32; shared by all tests: look, do not touch."""
     return Pipeline(tokenizer, transformer, classes=["ant", "bee", "cat", "dog", "eel"], precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """Learned from a few captions, 8 pieces a prompt."""
+    return Vocabulary.learned(CAPTIONS, size=300, tokens=8)
+
+
+@pytest.fixture(scope="session")
+def text_config(vocabulary: Vocabulary) -> TransformerConfig:
+    """That of all tests, with an embedded encoder of text."""
+    return TRANSFORMER.reading(vocabulary=vocabulary.size, tokens=vocabulary.tokens)
+
+
+@pytest.fixture(scope="session")
+def text_pipe(tokenizer: MultiScaleVQVAE, vocabulary: Vocabulary, text_config: TransformerConfig) -> Pipeline:
+    """Of classes and text, in float32, with healthy weights; shared by all tests: look, do not touch."""
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    transformer = awaken(VAR(text_config))
+    return Pipeline(tokenizer, transformer, classes=names, precision="fp32", reader=vocabulary)
 
 
 @pytest.fixture

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales, presets
-from nextscale.config import TokenizerConfig, TransformerConfig, check_pair, from_json, to_json
+from nextscale.config import (
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    check_classes,
+    check_pair,
+    from_json,
+    to_json,
+)
 
 PUBLISHED = {
     "var-d16": 310_283_520,
@@ -286,12 +294,19 @@ def test_models_that_do_not_belong_together_are_told_apart(
     assert "scales 1 2 3 4 and 1 4, codebook_size 64 and 128" in str(caught.value)
 
 
+def test_a_class_name_that_no_file_can_hold_is_refused() -> None:
+    """Half of a surrogate pair, as JSON may have it."""
+    check_classes(["caf\u00e9", "\U0001f986"], 2)
+    with pytest.raises(InputError, match="expected names that can be written in UTF-8, got"):
+        check_classes(["a", "\ud83e"], 2)
+
+
 def test_configs_are_frozen_and_have_no_defaults(tokenizer_config: TokenizerConfig) -> None:
-    """A model is what its config says."""
+    """A model is what its config says; one that says nothing of text has none."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         tokenizer_config.channels = 64  # type: ignore[misc]
-    for kind in (TokenizerConfig, TransformerConfig):
-        fields = dataclasses.fields(kind)
+    for kind in (TokenizerConfig, TransformerConfig, TextConfig):
+        fields = [field for field in dataclasses.fields(kind) if field.name != "text"]
         assert all(f.default is f.default_factory is dataclasses.MISSING for f in fields)
 
 

@@ -79,7 +79,7 @@ def test_one_label_and_one_seed_are_enough(pipe: Pipeline, labels: Any, seeds: A
     ("labels", "seeds", "told"),
     [
         (3.5, None, "labels: expected names or numbers of classes, got 3.5"),
-        (None, None, "labels: expected names or numbers of classes, got None"),
+        (None, None, "labels: expected at least one, or a prompt, got none"),
         (3, "4", "seeds: expected integers, got '4'"),
         (3, 0.5, "seeds: expected integers, got 0.5"),
         (3, [], "labels: expected at least one, got none"),

@@ -111,8 +111,9 @@ class Convert:
         elif len(parts) != len(self.out):
             raise InputError(f"--out: expected {len(parts)} files for {len(parts)} models, got {len(self.out)}")
         else:
-            for file, part in zip(self.out, parts, strict=True):
-                files.write(file, convert.exported(part))
+            states = [convert.exported(part) for part in parts]  # all of them before any is written
+            for file, state in zip(self.out, states, strict=True):
+                files.write(file, state)
         count = sum(parameter.numel() for parameter in parts[-1].parameters())
         return f"{count:,} parameters{' and their tokenizer' if len(parts) == 2 else ' of a tokenizer'}"
 

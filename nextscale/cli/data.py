@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from nextscale.data import DataSet
 
 Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE.csv|none", help_behavior_hint="")]
+Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE.csv", help_behavior_hint="")]
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
+SHOWN = 4  # names of classes that are told
 BROKEN = 0.01  # share of unreadable pictures that is borne with
 
 
@@ -28,22 +30,37 @@ def load_data(
     height: int,
     width: int,
     labels: str | None = None,
+    captions: str | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
 ) -> DataSet:
     """The data set, its classes from `labels` if given (a CSV file, or "none"); says what was found.
 
+    `captions` are those of `nextscale.data.load`.
     `list_broken` is a file for the names of unreadable pictures, those included that turn out so later.
     """
-    size = {"height": height, "width": width}
-    found = read_data(source, **size, labels=labels, max_broken=max_broken, list_broken=list_broken)
-    classes = f"{len(found.classes)} classes" + (f" as in {printable(labels)}" if labels else "")
+    found = read_data(
+        source,
+        height=height,
+        width=width,
+        labels=labels,
+        captions=captions,
+        max_broken=max_broken,
+        list_broken=list_broken,
+    )
+    classes = "no classes" if labels == "none" else _told_of(found.classes, labels)
     say(
         f"data: {printable(source)} at {height}x{width}, {len(found.train)} pictures to train on, "
-        f"{len(found.validation)} held out, {'no classes' if labels == 'none' else classes}"
+        f"{len(found.validation)} held out, {classes}"
     )
     tell(found)
     return found
+
+
+def _told_of(classes: Sequence[str], labels: str | None) -> str:
+    """How many there are, where they come from, and the first names: what should be no class is seen among them."""
+    some = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+    return f"{len(classes)} classes" + (f" as in {printable(labels)}" if labels else "") + f": {some}"
 
 
 def tell(found: DataSet) -> None:
@@ -60,6 +77,7 @@ def read_data(
     height: int,
     width: int,
     labels: str | None = None,
+    captions: str | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
 ) -> DataSet:
@@ -74,6 +92,7 @@ def read_data(
             height=height,
             width=width,
             labels=labels,
+            captions=captions,
             max_broken=max_broken,
             broken=None if list_broken is None else written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),

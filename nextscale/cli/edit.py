@@ -55,7 +55,7 @@ class Edit(Painting):
         alone = is_file(self.out)
         folder = directory("--out", self.out.parent if alone else self.out)
         results = []
-        with bar("painting") as told:
+        with models.notes(), bar("painting") as told:
             for number, (picture, mask) in enumerate(pairs):
                 results.append(self._edited(pipe, picture, mask, self.seed + number * self.count))
                 told(number + 1, len(pairs))
@@ -76,6 +76,8 @@ class Edit(Painting):
             raise InputError(f"expected one of --mask, --box, --expand, or --keep-scales alone, got {told}")
         if len(self.label) + len(self.label_index) > 1:
             raise InputError("--label: expected one class for all pictures, got several")
+        if len(self.prompt) > 1:
+            raise InputError("--prompt: expected one text for all pictures, got several")
         if is_file(self.out) and len(self.pictures) * self.count > 1:
             raise InputError(
                 f"--out: expected a directory for {len(self.pictures) * self.count} results, got {self.out}"
@@ -105,6 +107,7 @@ class Edit(Painting):
             mask,
             labels[0] if labels else None,
             seed,
+            prompts=self.prompt[0] if self.prompt else None,
             count=self.count,
             leak_free=not self.show_hidden,
             keep_scales=self.keep_scales,

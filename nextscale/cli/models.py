@@ -72,7 +72,7 @@ def _sides(word: str) -> int | tuple[int, int]:
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """What loading warns of, as lines on stderr."""
+    """What is warned of inside, as lines on stderr, each once."""
     with warnings.catch_warnings(record=True, action="always") as told:
         yield
     for text in dict.fromkeys(str(warning.message) for warning in told):

@@ -22,6 +22,8 @@ TokenizerRun = Annotated[Path | None, tyro.conf.arg(metavar="DIR|VAE", help_beha
 TokenizerSource = Annotated[Path, tyro.conf.arg(metavar="DIR|VAE")]
 TokenMaps = Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|HxW", help_behavior_hint="")]
 Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
+Prompts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Negative = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -37,6 +39,7 @@ Threads = Count
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+WORDS = ("prompt", "negative_prompt")  # options that are text for a model
 REGISTRY = ConstructorRegistry()
 
 
@@ -62,8 +65,12 @@ def may_be_left_out(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
 
 
 def expanded(command: Any) -> Any:
-    """The command with `~` and `$VAR` in its paths replaced, as a shell does not after `=` or inside quotes."""
-    values = {field.name: _expanded(getattr(command, field.name)) for field in dataclasses.fields(command)}
+    """The command with `~` and `$VAR` in its paths replaced, as a shell does not after `=` or inside quotes.
+
+    Words for a model stay as they are: a $5 note is one.
+    """
+    paths = (field.name for field in dataclasses.fields(command) if field.name not in WORDS)
+    values = {name: _expanded(getattr(command, name)) for name in paths}
     return dataclasses.replace(command, **values)
 
 
@@ -74,4 +81,4 @@ def _expanded(value: Any) -> Any:
     text = str(value)
     if not isinstance(value, str | Path) or not (text.startswith("~") or "$" in text) or os.path.lexists(text):
         return value
-    return type(value)(os.path.expandvars(os.path.expanduser(text)))
+    return type(value)(os.path.expandvars(os.path.expanduser(text)) or text)  # an empty variable names no place

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Indices, Labels, Model, Precision
+from nextscale.cli.options import Depth, Indices, Labels, Model, Negative, Precision, Prompts
 from nextscale.cli.output import at_least, at_most
 
 if TYPE_CHECKING:
@@ -32,8 +32,12 @@ class Painting:
     """Classes to paint, by name, or by number where no class is called so."""
     label_index: Indices = ()
     """Classes to paint, by number, whatever their names are."""
+    prompt: Prompts = ()
+    """What to paint, in words, for models that read text; with --label, each class with each prompt."""
+    negative_prompt: Negative = None
+    """What guidance leads away from, in words, instead of from no text."""
     count: int = 1
-    """Pictures of each."""
+    """Pictures of each class or prompt."""
     seed: int = 0
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
     guidance: float = 1.5
@@ -70,7 +74,7 @@ class Painting:
 
     def settings(self) -> dict[str, Any]:
         """How tokens are chosen, as the methods of `Pipeline` take it."""
-        names = ("guidance", "top_k", "top_p", "temperature", "smooth")
+        names = ("guidance", "top_k", "top_p", "temperature", "smooth", "negative_prompt")
         return {name: getattr(self, name) for name in names}
 
     def notes(self, request: Request) -> Mapping[str, str] | None:

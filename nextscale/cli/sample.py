@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -13,6 +13,7 @@ from nextscale.cli import models, sampled
 from nextscale.cli.options import Precision
 from nextscale.cli.output import at_least, directory, progress
 from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file
+from nextscale.cli.prompts import read
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ COLUMNS = 8  # of the grid, unless each class has its own row
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Painting):
-    """Images from a model, of up to 16 classes unless some are named, and a grid."""
+    """Images from a model, of up to 16 classes unless some are named or prompts given, and a grid."""
 
+    prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """More prompts, one a line; blank lines and lines that begin with # are left out."""
     batch: int = 8
     """Pictures painted at a time; changes the time, not the pictures (in bf16, at most a near tie in one)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("samples")
@@ -51,12 +54,13 @@ class Sample(Painting):
         if not alone:
             sampled.refuse_others(folder, pipe.fingerprint)
         finished = []
-        for request, stages in self._paint(pipe, pictures):
-            finished.append((request, stages[-1]))
-            if not alone:
-                _save(folder / f"{request.stem}.png", stages[-1], notes=self.notes(request))
-            if self.growing:
-                _save_strip(folder / f"{request.stem}-growing.png", stages, pipe, notes=self.notes(request))
+        with models.notes():
+            for request, stages in self._paint(pipe, pictures):
+                finished.append((request, stages[-1]))
+                if not alone:
+                    _save(folder / f"{request.stem}.png", stages[-1], notes=self.notes(request))
+                if self.growing:
+                    _save_strip(folder / f"{request.stem}-growing.png", stages, pipe, notes=self.notes(request))
         sheet = self.out if alone else folder / "grid.png"
         if len(pictures) == 1 and alone:
             _save(sheet, stages[-1], notes=self.notes(request))
@@ -70,6 +74,10 @@ class Sample(Painting):
         at_least("--batch", 1, self.batch)
         if self.growing and is_file(self.out):
             raise InputError(f"--growing: expected a directory as --out, for the strips, got {self.out}")
+        if self.prompt and self.prompts_file:
+            raise InputError(
+                f"expected --prompt or --prompts-file, got both ({self.prompt[0]!r} and {self.prompts_file})"
+            )
         told = {"model", "depth", "device", "precision", "out", "no_metadata", "like"}
         others = [name for name in changed(self) if name not in told] if self.like else []
         if others:
@@ -92,13 +100,16 @@ class Sample(Painting):
         images.save(file, painted, notes=self.notes(request))
         print(f"{file}: {'the same pixels as' if same else 'not the same pixels as'} {picture}")
 
-    def _pictures(self, pipe: Pipeline) -> list[tuple[int, int]]:
-        """Label and seed of each, label by label; picture i of all has seed `seed` + i."""
-        asked = self.asked(pipe) or list(range(len(pipe.classes))[:UNASKED])
-        labels = [label for label in asked for _ in range(self.count)]
-        return [(label, seed) for seed, label in enumerate(labels, start=self.seed)]
+    def _pictures(self, pipe: Pipeline) -> list[Picture]:
+        """Class by class, prompt by prompt; picture i of all has seed `seed` + i."""
+        prompts: list[str | None] = [*self.prompt, *(read(self.prompts_file) if self.prompts_file else ())]
+        labels: list[int | None] = [*self.asked(pipe)]
+        if not labels:
+            labels = [None] if prompts else list(range(len(pipe.classes))[:UNASKED])
+        each = [(label, prompt) for label in labels for prompt in prompts or [None] for _ in range(self.count)]
+        return [Picture(label, prompt, seed) for seed, (label, prompt) in enumerate(each, start=self.seed)]
 
-    def _paint(self, pipe: Pipeline, pictures: list[tuple[int, int]]) -> Iterator[tuple[Request, list[Tensor]]]:
+    def _paint(self, pipe: Pipeline, pictures: list[Picture]) -> Iterator[tuple[Request, list[Tensor]]]:
         """Each picture with its stages (3, H, W) in [0, 1]; only the last stage unless they are to be saved growing."""
         with progress() as bar:
             task = bar.add_task("painting", total=len(pictures))
@@ -107,9 +118,11 @@ class Sample(Painting):
                 yield from self._stages(pipe, part)
                 bar.advance(task, len(part))
 
-    def _stages(self, pipe: Pipeline, part: list[tuple[int, int]]) -> Iterator[tuple[Request, list[Tensor]]]:
-        labels, seeds = zip(*part, strict=True)
-        steps = pipe.stream(labels, seeds, **self.settings())
+    def _stages(self, pipe: Pipeline, part: list[Picture]) -> Iterator[tuple[Request, list[Tensor]]]:
+        labels, prompts, seeds = ([*column] for column in zip(*part, strict=True))
+        known = {"labels": labels, "prompts": prompts}
+        asked: dict[str, Any] = {what: each for what, each in known.items() if each[0] is not None}
+        steps = pipe.stream(**asked, seeds=seeds, **self.settings())
         last = len(pipe.transformer.config.scales) - 1
         shown = [(step.requests, step.preview()) for step in steps if self.growing or step.scale == last]
         stages = zip(*(pictures for _, pictures in shown), strict=True)
@@ -126,7 +139,7 @@ class Sample(Painting):
         rows = []
         for start in range(0, len(finished), columns):
             requests, pictures = zip(*finished[start : start + columns], strict=True)
-            names = [request.name for request in requests]
+            names = [request.title for request in requests]
             beside, over = (names[0], []) if self.count > 1 else ("", names)
             rows.append(Row(beside, images.from_unit(torch.stack(pictures)), over))
         images.save(file, drawn(rows))
@@ -136,6 +149,14 @@ class Sample(Painting):
         what = f"{count} picture{'s' if count > 1 else ''}"
         print(f"{what} in {sheet}" if alone else f"{what} and {sheet.name} in {sheet.parent}")
         print(again("sample", self))
+
+
+class Picture(NamedTuple):
+    """What one is to show."""
+
+    label: int | None
+    prompt: str | None
+    seed: int
 
 
 def _save(file: Path, image_3HW: Tensor, *, notes: Mapping[str, str] | None) -> None:

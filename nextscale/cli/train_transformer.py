@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
+from nextscale.cli.data import BROKEN, Captioned, Labelling, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import (
     Count,
     Directory,
@@ -28,15 +28,18 @@ from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from nextscale.config import TransformerConfig
+    from nextscale.config import TextConfig, TransformerConfig
     from nextscale.data import DataSet
     from nextscale.data.tokens import TokenSet
     from nextscale.pipeline import Pipeline
     from nextscale.presets import Preset
+    from nextscale.text.prompts import Reader
     from nextscale.tokenizer import MultiScaleVQVAE
     from nextscale.training.recipes import TransformerRecipe
 
 Named = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the tokenizer's)")]
+Text = Annotated[Literal["none", "embedded"] | None, tyro.conf.arg(help_behavior_hint="")]
+VOCABULARY = 4096  # pieces that captions are read in, unless the preset says
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
 
 
@@ -48,10 +51,13 @@ class TrainTransformer:
     """
 
     data: str = "emoji"
-    """emoji (embedded), a folder of pictures (DIR/class/picture or flat) or of WebDataset shards, or a token cache that
-    nextscale encode made."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
+    WebDataset shards, or a token cache that nextscale encode made."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
+    captions: Captioned = None
+    """What pictures show, in words: what comes with them (own: .txt files beside them, .txt and .json in shards), the
+    words of their file names (names), or a CSV file with the columns file and caption (default: none)."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
@@ -65,6 +71,9 @@ class TrainTransformer:
     data's."""
     depth: Depth = None
     """Blocks; the paper's one dial, with width = 64 * depth and depth heads."""
+    text: Text = None
+    """What reads the captions of the data: embedded is an encoder that learns with the transformer, none leaves them
+    unread (default: as the preset or --init does)."""
     init: Start = None
     """Trained model to begin from, of whose size the new one is; classes and scales may be others."""
     out: Directory = Path("runs/transformer")
@@ -115,12 +124,13 @@ class TrainTransformer:
         chosen = None if self.preset is None else presets.get(self.preset)
         tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         preset = chosen or self._of(tokenizer)
-        recipe, steps = self._recipe(preset)
+        first = self._begin(tokenizer)
+        architecture = self._architecture(preset, first)
+        recipe, steps = self._recipe(preset, reads=architecture.text is not None)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         data = self._data(tokenizer)
-        first = self._begin(tokenizer)
-        architecture = first.transformer.config if first else self._config(preset)
-        config = fitted(architecture, tokenizer, classes=len(data.classes))
+        reader, text = self._reader(architecture.text, data, first)
+        config = fitted(architecture, tokenizer, classes=len(data.classes), text=text)
         if first:
             known = kept(first.classes, data.classes)
             say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
@@ -135,7 +145,10 @@ class TrainTransformer:
             sharded=self.shard,
             recompute=self.recompute,
             compiled=self.compile,
-            begin=adapted(first.transformer, config, known=first.classes, classes=data.classes) if first else None,
+            reader=reader,
+            begin=adapted(first.transformer, config, known=first.classes, classes=data.classes, seed=self.seed)
+            if first
+            else None,
         )
         watch("transformer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"model in {self.out}; next:")
@@ -152,18 +165,49 @@ class TrainTransformer:
         say(f"preset: {preset.name}, {which} in {self.tokenizer}; --preset takes another")
         return preset
 
-    def _recipe(self, preset: Preset) -> tuple[TransformerRecipe, int]:
+    def _recipe(self, preset: Preset, *, reads: bool) -> tuple[TransformerRecipe, int]:
         """The preset's with the changes asked for, and its number of steps."""
         from nextscale.training import recipes
 
         recipe, steps = recipes.for_transformer(preset.name)
+        recipe = replace(recipe, text=recipes.Reading()) if reads else recipe
         batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
         return recipes.changed(recipe, [*self.set, *batch]), steps
 
-    def _config(self, preset: Preset) -> TransformerConfig:
-        """The preset's, at the depth asked for."""
-        config = preset.transformer
-        return config if self.depth is None else config.of_depth(self.depth)
+    def _architecture(self, preset: Preset, first: Pipeline | None) -> TransformerConfig:
+        """That of the model to begin from, or the preset's at the depth asked for; with text if it is to be read."""
+        config = first.transformer.config if first else preset.transformer
+        config = config if self.depth is None else config.of_depth(self.depth)
+        if self.text == "none":
+            if first is not None and first.reader is not None:
+                raise InputError(f"--text none: expected a model of classes alone as --init, got {self.init}")
+            return replace(config, text=None)
+        return config.reading(vocabulary=VOCABULARY) if self.text is not None and config.text is None else config
+
+    def _reader(
+        self, text: TextConfig | None, data: DataSet | TokenSet, first: Pipeline | None
+    ) -> tuple[Reader | None, TextConfig | None]:
+        """What reads captions, that of the model to begin from or one learned from them; says which and how."""
+        from nextscale.text.vocabulary import Vocabulary
+
+        if text is None:
+            return None, None
+        if data.train.captions is None:
+            raise InputError(
+                f"--data {self.data}: expected captions, for a model that reads text, got none; --captions own "
+                "reads those that come with pictures, --text none trains a model of classes alone"
+            )
+        captions = [caption for every in data.train.captions for caption in every]
+        if first is not None and first.reader is not None:
+            reader: Reader = first.reader
+        else:
+            reader = vocabulary = Vocabulary.learned(captions, size=text.vocabulary, tokens=text.tokens)
+            text = replace(text, vocabulary=vocabulary.size)
+            say(f"text: {vocabulary.size} pieces, learned from {len(captions)} captions of the training pictures")
+        cut = sum(length > reader.tokens for length in reader.lengths(captions))
+        if cut:
+            say(f"text: {cut} captions are longer than {reader.tokens} pieces, their ends are not read")
+        return reader, text
 
     def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:
         """Pictures or cached tokens; says what was found."""
@@ -177,11 +221,14 @@ class TrainTransformer:
                 height=tokenizer.config.height,
                 width=tokenizer.config.width,
                 labels=self.labels,
+                captions=self.captions,
                 max_broken=self.max_broken,
                 list_broken=self.list_broken,
             )
         if self.labels is not None:
             raise InputError(f"--labels: expected pictures, got a token cache, {self.data}, which has its classes")
+        if self.captions is not None:
+            raise InputError(f"--captions: expected pictures, got a token cache, {self.data}, which has its captions")
         if self.list_broken is not None or self.max_broken != BROKEN:
             raise InputError(f"--list-broken, --max-broken: expected pictures, got a token cache, {self.data}")
         with progress() as bar:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
+from nextscale.data.captions import Captions
 from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError
 
@@ -40,7 +41,8 @@ class Pictures(Protocol):
     """One split of a data set at one size.
 
     `labels` is (N,) int64, `names` one name a picture; `fingerprint` is a hex string that changes when the pictures,
-    their size or the split change.
+    their size or the split change. `captions` are those of each picture, None for a data set without any; `fingerprint`
+    does not depend on them, they have their own.
     """
 
     @property
@@ -54,6 +56,9 @@ class Pictures(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def captions(self) -> Captions | None: ...
 
     def __len__(self) -> int: ...
 
@@ -104,6 +109,7 @@ class Split:
     fetch: Fetch
     height: int
     width: int
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.names)

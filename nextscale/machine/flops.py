@@ -47,9 +47,18 @@ class Convolution(NamedTuple):
 
 
 def condition_work(config: TransformerConfig, *, guided: bool) -> Work:
-    """All modulations of the blocks (six a block, or six in all) and of the head (two), once an image."""
+    """All modulations of the blocks (six a block, or six in all) and of the head (two), once an image; the text."""
     projections = 6 * (1 if config.shared_modulation else config.depth) + 2
-    return Work(matrix=_rows(guided) * 2 * projections * config.width**2)
+    return Work(matrix=_rows(guided) * (2 * projections * config.width**2 + _reading_work(config)))
+
+
+def _reading_work(config: TransformerConfig) -> int:
+    """Of a prompt of all its places: the encoder, what is pooled, and each block's keys and values."""
+    if config.text is None:
+        return 0
+    places, w = config.text.tokens, config.text.width
+    layers = config.text.depth * (12 * w**2 + 2 * places * w)
+    return 2 * (places * (config.text.frozen * w + layers + config.depth * 2 * w**2) + w * config.width)
 
 
 def scale_work(config: TransformerConfig, k: int, *, guided: bool) -> Work:
@@ -57,6 +66,9 @@ def scale_work(config: TransformerConfig, k: int, *, guided: bool) -> Work:
     tokens, seen = config.scales.lengths[k], [*accumulate(config.scales.lengths)][k]
     linears = 4 * config.width**2 + 2 * config.width * config.feed_forward  # q, k, v, out; up, down
     attention = 2 * seen * config.width  # q k^T, and its softmax times v
+    if config.text is not None:
+        linears += 2 * config.width * config.text.width  # query, out
+        attention += 2 * config.text.tokens * config.text.width
     outside = config.width * (config.codebook_size + (config.code_channels if k else 0))
     return Work(matrix=_rows(guided) * 2 * tokens * (config.depth * (linears + attention) + outside))
 

@@ -203,7 +203,9 @@ def _buffer(name: str, config: TransformerConfig, device: torch.device) -> Tenso
 
 
 def exported(model: MultiScaleVQVAE | VAR) -> dict[str, Tensor]:
-    """One model as the release's state dict."""
+    """One model as the release's state dict. Raises `InputError` for a transformer that reads text."""
+    if isinstance(model, VAR) and model.config.text is not None:
+        raise InputError("expected a transformer of classes alone, as the release's are, got one that reads text")
     state, renamed = model.state_dict(), names(model)
     tensors = {renamed[name]: _to_theirs(renamed[name], tensor.detach().float()) for name, tensor in state.items()}
     if isinstance(model, VAR):
@@ -299,6 +301,7 @@ def _transformer_config(
     tensors: Mapping[str, Tensor], num_heads: int | None, scales: Sizes | None
 ) -> TransformerConfig:
     get = _Tensors("transformer", tensors)
+    get("blocks.0.attn.proj.weight", 2)  # else there is a part of a model, or blocks are counted in another way
     width, code_channels = get("word_embed.weight", 2).shape
     told = "blocks.0.attn.scale_mul_1H11"
     return TransformerConfig(

@@ -5,7 +5,7 @@ a function: the guidance schedule, `process`, which may replace the logits, and 
 to be painted.
 
 Randomness is a pure function of (seed of the image, position, code): no generator has a state, so image i depends on
-seed i and label i alone, whatever the batch, the order, the device, or what else was sampled before.
+seed i, label i and prompt i alone, whatever the batch, the order, the device, or what else was sampled before.
 
 Shapes: B batch, L positions of all scales, l positions of one scale, V codes, C code channels, n candidates.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 from nextscale.checks import check_fields
 from nextscale.errors import InputError
 from nextscale.sampling.guidance import Guidance, weights_of
+from nextscale.text.prompts import Prompts
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR, KeyValueCache
 
@@ -77,6 +78,8 @@ def generate(
     *,
     guidance: Guidance,
     choice: Choice,
+    prompts: Prompts | None = None,
+    negative: Prompts | None = None,
     process: Process | None = None,
     edit: Edit | None = None,
 ) -> Iterator[Painted]:
@@ -87,17 +90,20 @@ def generate(
         seeds: B integers; seed i alone decides the randomness of image i.
         guidance: the schedule of its weight (`sampling.guidance`); one that is 0 throughout costs no second row.
         choice: truncation, temperature, smoothness.
+        prompts: B of them; None: no text.
+        negative: B prompts that guidance leads away from, of as many places; None: no text.
         process: may replace the logits of a scale before its tokens are drawn.
         edit: may replace the codes of a scale before they are painted.
 
-    Raises `InputError` for logits of `process` that nothing can be drawn from.
+    Raises `InputError` for logits of `process` that nothing can be drawn from, and prompts for a model that reads none.
     """
     scales, batch = transformer.config.scales, len(labels)
     device = transformer.positions.device
     weights = weights_of(guidance, len(scales))
     unconditional = [transformer.config.classes] * batch if any(weights) else []
     rows = [*labels, *unconditional]
-    condition = transformer.condition(torch.tensor(rows, device=device))
+    text = prompts if prompts is None or not unconditional else prompts.followed_by(negative or prompts.none())
+    condition = transformer.condition(torch.tensor(rows, device=device), text.to(device) if text else None)
     cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device)
     keys_BL = random_keys(seeds, scales.total).to(device)
     canvas, codes_BlC = quantizer.blank(batch), None

@@ -27,13 +27,14 @@ def image_bytes(tokenizer: TokenizerConfig, transformer: TransformerConfig, *, g
 
 
 def sampling_bytes(config: TransformerConfig, *, guided: bool, dtype: torch.dtype) -> int:
-    """The cache, and of the largest scale the activations of a block, the logits, and the draw among all codes."""
+    """The cache, the text's keys and values; of the largest scale a block's activations, the logits, and the draw."""
     rows = 2 if guided else 1
     largest = max(config.scales.lengths)
     block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
     logits = (rows + 2 * (rows - 1)) * largest * config.codebook_size * FLOAT  # guided: two terms and their sum
     draw = largest * config.codebook_size * DRAW
-    return cache_bytes(config, 1, guided=guided, dtype=dtype) + block + logits + draw
+    words = 2 * config.depth * rows * config.text.tokens * config.text.width * dtype.itemsize if config.text else 0
+    return cache_bytes(config, 1, guided=guided, dtype=dtype) + words + block + logits + draw
 
 
 def decoding_bytes(config: TokenizerConfig) -> int:

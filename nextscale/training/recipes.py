@@ -246,6 +246,24 @@ class TokenizerRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a model that reads text is told captions; prompts are dropped as labels are."""
+
+    alone: float = 0.5
+    """Share of pictures with captions whose class is not told, so that prompts alone are understood; of a single class,
+    which says nothing, it never is."""
+    word_dropout: float = 0.1
+    """Share of the words of a caption that are left out."""
+    shuffle: bool = True
+    """Tell the tags of a caption, the parts between its commas, in any order."""
+
+    def __post_init__(self) -> None:
+        for name in ("alone", "word_dropout"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"text.{name}: expected a share from 0 to 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerRecipe:
     """Everything about how a transformer is trained."""
 
@@ -269,6 +287,8 @@ class TransformerRecipe:
     """Decay of the running average of the weights, which is what is validated and saved; 0 saves the weights as is."""
     flip: bool = False
     """Mirror half of the pictures; a token cache decides for itself when it is made."""
+    text: Reading | None = None
+    """Of a model that reads text."""
 
     def __post_init__(self) -> None:
         for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "progressive"):
@@ -317,6 +337,7 @@ class TransformerRecipe:
 TABLE: dict[str, tuple[int, int, float, float, float, float, float, DiscriminatorName, float, bool]] = {
     "emoji-32": (4_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.4, False),
     "emoji-64": (2_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.4, False),
+    "icons-64": (6_000, 32, 1e-3, 0.02, 1.0, 0.998, 0.0, "none", 0.4, False),
     "small-128": (100_000, 64, 4e-4, 0.1, 1.0, 0.9995, 0.1, "patch", 0.4, True),
     "base-256": (200_000, 128, 3e-4, 0.1, 1.0, 0.9998, 0.1, "patch", 0.3, True),
     "var": (417_000, 768, 3e-4, 0.3, 10.0, 0.9999, 0.1, "features", 0.2, True),  # 250 epochs of ImageNet
@@ -355,6 +376,7 @@ IMAGENET = 1_281_167  # pictures to train on
 TRANSFORMERS: dict[str, tuple[int, int, float, float, float]] = {
     "emoji-32": (2_000, 32, 1.6e-2, 0.02, 1.0),
     "emoji-64": (4_000, 32, 8e-3, 0.02, 1.0),
+    "icons-64": (8_000, 32, 8e-3, 0.02, 1.0),
     "small-128": (100_000, 128, 4e-4, 0.1, 1.0),
     "base-256": (200_000, 256, 2e-4, 0.1, 1.0),
     "var-d16": (200, 768, 1e-4, 0.1, 1.0),
@@ -410,12 +432,12 @@ def changed(recipe: Node, settings: Sequence[str], prefix: str = "") -> Node:
 
 
 def names(recipe: object, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values of a recipe."""
+    """The dotted names of all values of a recipe; without parts that it has not got."""
     for part in dataclasses.fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, part.name)
         if dataclasses.is_dataclass(value):
             yield from names(value, f"{prefix}{part.name}.")
-        else:
+        elif value is not None:
             yield f"{prefix}{part.name}"
 
 

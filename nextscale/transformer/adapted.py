@@ -1,7 +1,8 @@
-"""A trained transformer for other classes or other scales: the start of a fine-tuning.
+"""A trained transformer for other classes or other scales, or with text added: the start of a fine-tuning.
 
 Blocks, modulations, head and code projection do not know how many classes or positions there are and are copied. Rows
-of classes are taken over by name, places by size. Nothing is drawn at random.
+of classes are taken over by name, places by size. Only what reads text, where the old model had none, is drawn at
+random, and nothing of it is heard at first: the new model gives what the old one did, to the bit.
 
 Shapes: D width; h, w sides of a scale, l = h * w.
 """
@@ -25,7 +26,9 @@ from nextscale.transformer.model import VAR
 FREE = ("classes", "scales")  # the fields of a config that may change
 
 
-def adapted(model: VAR, config: TransformerConfig, *, known: Sequence[str], classes: Sequence[str]) -> VAR:
+def adapted(
+    model: VAR, config: TransformerConfig, *, known: Sequence[str], classes: Sequence[str], seed: int = 0
+) -> VAR:
     """A transformer of another config with the weights of `model`, which is left as it is and shares nothing with it.
 
     A class that `model` knows by name keeps its row, and "no class" its own; a new one starts as "no class". Each scale
@@ -34,9 +37,10 @@ def adapted(model: VAR, config: TransformerConfig, *, known: Sequence[str], clas
 
     Arguments:
         model: in any precision, on any device.
-        config: may differ from the model's in classes and scales.
+        config: may differ from the model's in classes and scales, and take text where the model takes none.
         known: names of the model's classes, in its order.
         classes: names of the config's classes, in its order.
+        seed: of the weights that read text, where they are new.
 
     Returns it in float32 on the CPU, trainable. Raises `InputError` for other names than classes, and, naming each of
     them, for differences of the configs that no weights can be adapted to.
@@ -50,13 +54,16 @@ def adapted(model: VAR, config: TransformerConfig, *, known: Sequence[str], clas
             "class_embedding.weight": _class_rows(weights["class_embedding.weight"], known, classes),
             **_places(weights, model.config.scales, config.scales),
         }
+    if model.config.text is None and config.text is not None:
+        weights = VAR(config, seed=seed).state_dict() | weights
     new = VAR(config, seed=None)
     checkpoint.assign(new, lambda: weights, copy=True)
     return new
 
 
 def _check(old: TransformerConfig, new: TransformerConfig) -> None:
-    names = [name for name in vars(old) if name not in FREE and getattr(old, name) != getattr(new, name)]
+    free = FREE if old.text is not None else (*FREE, "text")
+    names = [name for name in vars(old) if name not in free and getattr(old, name) != getattr(new, name)]
     if names:
         told = ", ".join(f"{name} {getattr(old, name)} there and {getattr(new, name)} here" for name in names)
         raise InputError(f"expected a trained transformer that differs in {' and '.join(FREE)} alone, got {told}")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.config import TransformerConfig
+from nextscale.config import TextConfig, TransformerConfig
 
 MAX_TEMPERATURE = math.log(100)
 SCORES = 4 << 20  # bytes of attention scores at a time on CPUs: what the last level of their cache holds easily
@@ -95,6 +95,53 @@ def attend_in_parts(q_BHLd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor) -> Tensor:
     return h_BHLd
 
 
+class Words(NamedTuple):
+    """What one block sees of a picture's text: T places, the same at every scale."""
+
+    keys: Tensor
+    """(B, heads of the text, T, d)."""
+    values: Tensor
+    mask: Tensor
+    """(B, 1, 1, T) bool, True where there is something."""
+
+
+class TextKeys(nn.Module):
+    """A block's keys and values of the text. Apart from `CrossAttention`, as they are made once a picture."""
+
+    def __init__(self, config: TransformerConfig, text: TextConfig) -> None:
+        super().__init__()
+        self.heads, self.normalized = text.heads, config.normalized_attention
+        self.kv = nn.Linear(text.width, 2 * text.width)
+
+    def forward(self, states_BTD: Tensor, mask_BT: Tensor) -> Words:
+        kv = self.kv(states_BTD.to(self.kv.weight.dtype))
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k = F.normalize(k, dim=-1) if self.normalized else k
+        return Words(k.to(v.dtype), v, mask_BT[:, None, None])
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text, as wide as the text is, gated onto the residual stream; the gate begins at 0."""
+
+    def __init__(self, config: TransformerConfig, text: TextConfig) -> None:
+        super().__init__()
+        self.heads = text.heads
+        self.query = nn.Linear(config.width, text.width)
+        self.temperature = nn.Parameter(torch.empty(text.heads, 1, 1)) if config.normalized_attention else None
+        self.scale = 1.0 if config.normalized_attention else 0.25 / math.sqrt(text.head_dim)
+        self.out = nn.Linear(text.width, config.width)
+        self.gate = nn.Parameter(torch.empty(config.width))
+
+    def forward(self, x_BLD: Tensor, words: Words) -> Tensor:
+        h_BLD = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=1e-6)
+        q = linear(h_BLD, self.query.weight, self.query.bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        if self.temperature is not None:
+            q = F.normalize(q, dim=-1) * self.temperature.clamp_max(MAX_TEMPERATURE).exp().to(q.dtype)
+        k, v, mask = words
+        h = F.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=mask, scale=self.scale)
+        return torch.addcmul(x_BLD, linear(h.transpose(1, 2).flatten(2), self.out.weight, self.out.bias), self.gate)
+
+
 class FeedForward(nn.Module):
     """Linear, GELU (tanh), linear."""
 
@@ -109,7 +156,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each modulated by the class and gated onto the residual stream."""
+    """Attention, then feed-forward, each modulated by the class and gated onto the residual stream.
+
+    Between them attention to the text, in a model that reads text.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -119,6 +169,9 @@ class Block(nn.Module):
             self.modulation_table = nn.Parameter(torch.empty(1, 1, 6, config.width))
         else:
             self.modulation = nn.Linear(config.width, 6 * config.width)
+        if config.text is not None:
+            self.text_keys = TextKeys(config, config.text)
+            self.cross_attention = CrossAttention(config, config.text)
 
     def modulations(self, condition_BD: Tensor, shared_B16D: Tensor | None) -> tuple[Modulation, Modulation]:
         """Of the two branches, from SiLU(condition); `shared_B16D` is the shared projection where there is one.
@@ -139,10 +192,12 @@ class Block(nn.Module):
         modulations: tuple[Modulation, Modulation],
         remember: Remember,
         look: Look | None = None,
+        words: Words | None = None,
     ) -> Tensor:
         first, second = modulations
         h = self.attention(modulate(x_BLD, first.shift, first.scale), remember, look)
         x_BLD = torch.addcmul(x_BLD, h, first.gate)
+        x_BLD = x_BLD if words is None else self.cross_attention(x_BLD, words)
         h = self.feed_forward(modulate(x_BLD, second.shift, second.scale))
         return torch.addcmul(x_BLD, h, second.gate)
 

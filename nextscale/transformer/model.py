@@ -1,4 +1,4 @@
-"""VAR: the next-scale transformer. Predicts all tokens of a scale at once from the class and all coarser scales.
+"""VAR: the next-scale transformer. Predicts all tokens of a scale at once from class, text and all coarser scales.
 
 It sees teacher inputs and gives logits: what a token looks like is the tokenizer's business, the choice is sampling's.
 Shapes: B batch, L positions, D width, C code channels, V codes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -23,16 +23,18 @@ from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.machine.precision import Precision, as_held, find_device, find_dtype
 from nextscale.scales import Scales
+from nextscale.text.encoder import Layer, TextEncoder
+from nextscale.text.prompts import Prompts, check_prompts, no_text
 from nextscale.transformer.attention import block_causal
 from nextscale.transformer.cache import KeyValueCache
-from nextscale.transformer.layers import Block, DropPath, Modulation, linear, modulate
+from nextscale.transformer.layers import Block, DropPath, Modulation, Words, linear, modulate
 
 WEIGHTS = "transformer.safetensors"
 Run = Callable[..., Tensor]
 
 
 class Condition(NamedTuple):
-    """All that the class decides, computed once for all scales."""
+    """All that class and text decide, computed once for all scales."""
 
     embedding: Tensor
     """(B, 1, D), added to the start tokens."""
@@ -41,6 +43,8 @@ class Condition(NamedTuple):
     head_scale: Tensor
     head_shift: Tensor
     """(B, 1, D) each, of the norm before the head."""
+    words: list[Words | None]
+    """What each block sees of the text."""
 
 
 class VAR(nn.Module):
@@ -66,40 +70,60 @@ class VAR(nn.Module):
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
             self.head_modulation = nn.Linear(width, 2 * width)
             self.head = nn.Linear(width, config.codebook_size)
+            self.text = None if config.text is None else TextEncoder(config.text)
+            self.pooled_text = None if config.text is None else nn.Linear(config.text.width, width, bias=False)
         self.float()  # whatever torch's default is
         if seed is not None:
             self.to_empty(device="cpu")
             initialize(self, torch.Generator().manual_seed(int(seed) % 2**63))
 
-    def forward(self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None) -> Tensor:
+    def forward(
+        self,
+        labels_B: Tensor,
+        inputs_BLC: Tensor,
+        *,
+        prompts: Prompts | None = None,
+        drop_path: DropPath | None = None,
+    ) -> Tensor:
         """Teacher forcing: logits of every position.
 
         Arguments:
             labels_B: (B,) int64 in 0 .. classes; `classes` means "no class".
             inputs_BLC: (B, L - h_1*w_1, C) float, from `MultiScaleVQVAE.teacher_inputs`; or of the first scales alone,
                 for their logits alone.
+            prompts: B of them, from a reader such as `text.vocabulary.Vocabulary`; None: no text.
             drop_path: stochastic depth, for training.
 
-        Returns (B, L, V) float32. Raises `InputError` for inputs of another shape or type, and labels out of range.
+        Returns (B, L, V) float32. Raises `InputError` for inputs of another shape or type, labels out of range, and
+        prompts that the model cannot read.
         """
         check_given(labels_B, inputs_BLC, self.config.classes)
-        return self.through_head(self.hidden(labels_B, inputs_BLC, drop_path=drop_path))
+        if prompts is not None and self.config.text is not None:
+            check_prompts(prompts, self.config.text, len(labels_B))
+        return self.through_head(self.hidden(labels_B, inputs_BLC, prompts=prompts, drop_path=drop_path))
 
     def hidden(
-        self, labels_B: Tensor, inputs_BLC: Tensor, *, drop_path: DropPath | None = None, run: Run | None = None
+        self,
+        labels_B: Tensor,
+        inputs_BLC: Tensor,
+        *,
+        prompts: Prompts | None = None,
+        drop_path: DropPath | None = None,
+        run: Run | None = None,
     ) -> Tensor:
         """What the head of `forward` takes: (B, L, D) float32, after the modulated norm. Arguments as `forward`'s.
 
         `run` is called with each block and its arguments, to run it in another way; nothing in it may be drawn.
         """
         scales = self._seen(labels_B, inputs_BLC)
-        condition = self.condition(labels_B)
+        condition = self.condition(labels_B, prompts)
         x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC, 1, len(scales))], dim=1)
         look = block_causal(scales, x_BLD.device)
-        for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
+        conditions = zip(self.blocks, condition.blocks, condition.words, strict=True)
+        for i, (block, modulations, words) in enumerate(conditions):
             drop = drop_path.of_block(i, len(self.blocks)) if drop_path else None
             kept = tuple(branch._replace(gate=drop(branch.gate)) for branch in modulations) if drop else modulations
-            arguments = (x_BLD, kept, _keep_none, look)
+            arguments = (x_BLD, kept, _keep_none, look, words)
             x_BLD = run(block, *arguments) if run else block(*arguments)
         return self.before_head(x_BLD, condition)
 
@@ -109,7 +133,7 @@ class VAR(nn.Module):
         Arguments:
             k: 0-based scale.
             codes_BlC: (B, h_k*w_k, C), the canvas pooled to this scale; None at k = 0.
-            condition: from `condition`, of the same B labels.
+            condition: from `condition`, of the same B pictures.
             cache: as the steps before left it.
 
         Raises `InputError` where a gradient would be needed: the cache is written in place. `forward` gives gradients.
@@ -120,22 +144,38 @@ class VAR(nn.Module):
                 "VAR.step: expected torch.no_grad() or torch.inference_mode() around it, as its cache is written in "
                 "place, got gradients switched on; VAR.forward gives gradients"
             )
-        for i, (block, modulations) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
-            x_BLD = block(x_BLD, modulations, partial(cache.extend, i))
+        conditions = zip(self.blocks, condition.blocks, condition.words, strict=True)
+        for i, (block, modulations, words) in enumerate(conditions):
+            x_BLD = block(x_BLD, modulations, partial(cache.extend, i), None, words)
         cache.advance(x_BLD.shape[1])
         return self.through_head(self.before_head(x_BLD, condition))
 
     # -- the parts of forward and step ---------------------------------------------------------------------------------
 
-    def condition(self, labels_B: Tensor) -> Condition:
-        """(B,) int64 labels -> everything they decide."""
+    def condition(self, labels_B: Tensor, prompts: Prompts | None = None) -> Condition:
+        """(B,) int64 labels, and B prompts (None: no text) -> everything they decide.
+
+        Raises `InputError` for prompts where the model reads no text.
+        """
         c_BD = self.class_embedding(labels_B)
+        c_BD, words = self._with_text(c_BD, prompts)
         shared = self.shared_modulation
         six = shared(F.silu(c_BD).to(shared.weight.dtype)).unflatten(-1, (6, -1)).unsqueeze(1) if shared else None
         blocks = [cast(Block, block).modulations(c_BD, six) for block in self.blocks]
         with as_held(c_BD.device):
             scale, shift = self.head_modulation(F.silu(c_BD)).unflatten(-1, (2, -1)).unsqueeze(1).unbind(2)
-        return Condition(c_BD.unsqueeze(1), blocks, scale, shift)
+        return Condition(c_BD.unsqueeze(1), blocks, scale, shift, words)
+
+    def _with_text(self, c_BD: Tensor, prompts: Prompts | None) -> tuple[Tensor, list[Words | None]]:
+        """The pooled text added to the class, and what each block sees of the states."""
+        if self.text is None or self.pooled_text is None:
+            if prompts is not None:
+                raise InputError("prompts: expected none, since this model reads no text, got some")
+            return c_BD, [None] * len(self.blocks)
+        states, mask_BT, pooled_BW = self.text(prompts or no_text(self.text.config, len(c_BD), c_BD.device))
+        with as_held(c_BD.device):
+            c_BD = c_BD + self.pooled_text(pooled_BW.float())
+        return c_BD, [cast(Block, block).text_keys(states, mask_BT) for block in self.blocks]
 
     def embed_start(self, condition: Condition) -> Tensor:
         """Class embedding + start position + position + level of the first scale, (B, h_1*w_1, D)."""
@@ -238,6 +278,7 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
     """The release's random weights : truncated normal, std sqrt(1 / (3 * width)); biases 0.
 
     Output projections are divided by sqrt(2 * depth), the head multiplied by 0.02, AdaLN by 0.5 but its gates by gamma.
+    Of the text's parts the width is that of their inputs; what carries it to the pictures begins at 0.
     """
     config = model.config
     std = math.sqrt(1 / (3 * config.width))
@@ -245,8 +286,10 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("temperature"):
             parameter.fill_(math.log(4))
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "cross_attention.gate", "pooled_text.weight")):
             parameter.zero_()
+        elif name.startswith("text.") or "text_keys" in name or "cross_attention" in name:
+            nn.init.trunc_normal_(parameter, std=math.sqrt(1 / (3 * parameter.shape[-1])), generator=generator)
         elif name.endswith("modulation_table"):
             parameter.normal_(generator=generator).mul_(config.width**-0.5)
             parameter[:, :, 2:].mul_(0.5)
@@ -257,8 +300,14 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
         assert isinstance(block, Block)
         block.attention.out.weight.div_(math.sqrt(2 * config.depth))
         block.feed_forward.down.weight.div_(math.sqrt(2 * config.depth))
+        if config.text is not None:
+            block.cross_attention.out.weight.div_(math.sqrt(2 * config.depth))
         if not config.shared_modulation:
             block.modulation.weight[2 * config.width :].mul_(0.5)
             block.modulation.weight[: 2 * config.width].mul_(gamma)
+    layers = () if model.text is None else cast(Sequence[Layer], model.text.layers)
+    for layer in layers:
+        layer.outside.weight.div_(math.sqrt(2 * len(layers)))
+        layer.narrow.weight.div_(math.sqrt(2 * len(layers)))
     model.head_modulation.weight.mul_(0.5)
     model.head.weight.mul_(0.02)

@@ -54,9 +54,9 @@ def batches(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     condition = VAR.condition
 
-    def count(self: VAR, labels_B: torch.Tensor) -> Any:
+    def count(self: VAR, labels_B: torch.Tensor, prompts: None) -> Any:
         seen.append(len(labels_B))
-        return condition(self, labels_B)
+        return condition(self, labels_B, prompts)
 
     monkeypatch.setattr(VAR, "condition", count)
     return seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from training import toy as toys
 from training.two_processes import ADDS_UP, STEPS, run
 
 from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale.training.transformer.stage import TransformerStage
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +67,26 @@ def test_two_processes_are_one_to_rounding(out: Path, tmp_path: Path) -> None:
     assert torch.equal(one.model.quantizer.hits_KV, two["model"]["quantizer.hits_KV"])
 
 
-@pytest.mark.parametrize("name", ["copies", "shares"])
-def test_two_processes_train_the_transformer_that_one_would(out: Path, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("copies", toys.second_stage),
+        ("shares", toys.second_stage),
+        ("copies that read", toys.text_stage),
+        ("shares that read", toys.text_stage),
+    ],
+)
+def test_two_processes_train_the_transformer_that_one_would(
+    out: Path, name: str, make: Callable[..., TransformerStage], tmp_path: Path
+) -> None:
     """With every option on, held whole or in shares, and cut short: losses, counts, and the average that is saved."""
-    run(lambda: toys.second_stage(toys.ALL_OF_STAGE_2, begin=7), tmp_path)
+    run(lambda: make(toys.ALL_OF_STAGE_2, begin=7), tmp_path)
     one, two = (json.loads((path / "history.json").read_text()) for path in (tmp_path, out / name))
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     states = [torch.load(path / "state.pt", weights_only=True)["parts"] for path in (tmp_path, out / name)]
     assert torch.equal(states[0]["frequencies"]["counts"], states[1]["frequencies"]["counts"])
-    start = weights(toys.second_stage(begin=7).model.state_dict())
+    start = weights(make(begin=7).model.state_dict())
     ours, theirs = (
         weights(Pipeline.load(path, precision="fp32").transformer.state_dict()) for path in (tmp_path, out / name)
     )

@@ -5,34 +5,26 @@ Fixtures and the programs that tests start both take it from here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tiny import TOKENIZER
 from torch import Tensor, nn
 
-from nextscale import VAR, MultiScaleVQVAE, Scales
+from nextscale import VAR, MultiScaleVQVAE
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
+from nextscale.data.captions import Captions
 from nextscale.data.pictures import Split, from_memory
 from nextscale.features import FeatureNetwork, PerceptualDistance
+from nextscale.text.vocabulary import Vocabulary
 from nextscale.training import recipes
-from nextscale.training.recipes import Recipe, TokenizerRecipe, TransformerRecipe
+from nextscale.training.recipes import Reading, Recipe, TokenizerRecipe, TransformerRecipe
 from nextscale.training.tokenizer.stage import TokenizerStage
 from nextscale.training.transformer.stage import TransformerStage
-
-TOKENIZER = TokenizerConfig(
-    scales=Scales([1, 2, 3, 4]),
-    codebook_size=64,
-    code_channels=8,
-    channels=32,
-    multipliers=(1, 1),
-    residual_blocks=1,
-    phi_sharing="partial",
-    phi_count=4,
-    distance="euclidean",
-)
 
 RECIPE = Recipe(
     batch=4,
@@ -131,6 +123,18 @@ def data_set() -> DataSet:
     )
 
 
+def captioned() -> DataSet:
+    """The same with two captions each, but for every third picture, which has none."""
+    data = data_set()
+    return dataclasses.replace(data, train=_told(data.train), validation=_told(data.validation))
+
+
+def _told(split: Split) -> Split:
+    names = (split.classes[label] for label in split.labels.tolist())
+    every = ((f"a {name} picture", f"{name}, noise, number {place}") for place, name in enumerate(names))
+    return dataclasses.replace(split, captions=Captions(() if i % 3 == 2 else both for i, both in enumerate(every)))
+
+
 class Tiny(FeatureNetwork):
     """Two convolutions with weights of its own: all that the packaged network is to training, in microseconds."""
 
@@ -189,6 +193,28 @@ def second_stage(
         precision="fp32",
         sharded=sharded,
         begin=VAR(TRANSFORMER, seed=begin) if begin is not None else None,
+    )
+
+
+def text_stage(
+    settings: Sequence[str] = (), *, sharded: bool = False, seed: int = 0, begin: int | None = None, **changes: Any
+) -> TransformerStage:
+    """The same, of a transformer that reads the captions too."""
+    data = captioned()
+    assert data.train.captions is not None
+    reader = Vocabulary.learned((text for every in data.train.captions for text in every), size=280, tokens=8)
+    config = TRANSFORMER.reading(vocabulary=reader.size, tokens=reader.tokens)
+    plain = TransformerRecipe(optimization=dataclasses.replace(RECIPE, **changes), text=Reading())
+    return TransformerStage(
+        config,
+        MultiScaleVQVAE(TOKENIZER, seed=3),
+        data,
+        recipe=recipes.changed(plain, settings),
+        seed=seed,
+        precision="fp32",
+        sharded=sharded,
+        begin=VAR(config, seed=begin) if begin is not None else None,
+        reader=reader,
     )
 
 

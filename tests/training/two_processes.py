@@ -77,6 +77,8 @@ def main(out: Path) -> None:
         }
         for name, sharded in (("copies", False), ("shares", True)):
             run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
+        for name, sharded in (("copies that read", False), ("shares that read", True)):
+            run(partial(toy.text_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
         for name, stage in stages.items():
             parts = {part: content.state_dict() for part, content in stage.state.items()}
             torch.save(parts, out / f"{name}-{distributed.rank()}.pt")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nextscale.text.prompts import Prompts
 from nextscale.training.losses import chunked_cross_entropy
 from nextscale.transformer import VAR, DropPath
 
@@ -44,11 +45,12 @@ class Learner(nn.Module):
         drop_path: DropPath | None = None,
         weights_L: Tensor | None = None,
         smoothing: float = 0.0,
+        prompts: Prompts | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, -log p of each token (B, L), and whether it is the likeliest (B, L): see `chunked_cross_entropy`.
 
         Arguments:
-            labels_B, inputs_BLC, drop_path: as `VAR.forward` takes them.
+            labels_B, inputs_BLC, drop_path, prompts: as `VAR.forward` takes them.
             tokens_BL: int64, the targets.
             weights_L: float, what each position counts; None: all alike.
             smoothing: of the targets.
@@ -56,7 +58,7 @@ class Learner(nn.Module):
         Under autocast the head multiplies in its dtype too, which `VAR.forward` does not.
         """
         run = _recomputed if self.recompute and torch.is_grad_enabled() else None
-        h_BLD = self.model.hidden(labels_B, inputs_BLC, drop_path=drop_path, run=run)
+        h_BLD = self.model.hidden(labels_B, inputs_BLC, prompts=prompts, drop_path=drop_path, run=run)
         weights = torch.ones(h_BLD.shape[1], device=h_BLD.device) if weights_L is None else weights_L
         head = self.model.head
         return chunked_cross_entropy(

@@ -1,4 +1,4 @@
-"""Stage 2: the transformer learns to predict each scale's tokens from the class and the coarser scales.
+"""Stage 2: the transformer learns to predict each scale's tokens from class, captions and the coarser scales.
 
 The tokenizer is finished and frozen; tokens come from a cache, or from pictures that it encodes as they come.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
-from nextscale.config import TransformerConfig, check_pair, to_json
+from nextscale.config import TextConfig, TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenCache, TokenSet
 from nextscale.errors import InputError
@@ -22,18 +23,19 @@ from nextscale.files.checkpoint import fingerprint
 from nextscale.machine import distributed
 from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.pipeline import Pipeline
+from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.loop import Health
-from nextscale.training.losses import unigram_entropy
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
 from nextscale.training.order import batch_indices, generator, spread, views
-from nextscale.training.recipes import TransformerRecipe
+from nextscale.training.recipes import Reading, TransformerRecipe
 from nextscale.training.rundir import Stateful
-from nextscale.training.transformer import health, tokens
+from nextscale.training.transformer import captions, health, tokens
 from nextscale.training.transformer.learner import Learner
 from nextscale.transformer import VAR, DropPath
 
-SHOWN = 3  # sample pictures a class in a sheet
+SHOWN = 3  # sample pictures a row of a sheet
+ROWS = 8  # classes or captions, at most
 VALIDATED = 4096  # held-out pictures at most
 UNLEARNED = 64  # pictures at a time where nothing is learned
 
@@ -50,6 +52,7 @@ class TransformerStage:
         begin: a transformer of the same config to go on from, instead of a random one; it is the one that is trained.
         sharded: whether each of several processes holds a share of the model (FSDP2), not a copy (DDP).
         recompute, compiled: see `Learner`.
+        reader: what reads captions, for a config that takes text; the data must have some then.
     """
 
     name = "transformer"
@@ -68,9 +71,13 @@ class TransformerStage:
         sharded: bool = False,
         recompute: bool = False,
         compiled: bool = False,
+        reader: Reader | None = None,
     ) -> None:
         check_pair(tokenizer.config, config)
+        check_reader(reader, config.text)
         _check_labels(config, data)
+        if reader is not None and data.train.captions is None:
+            raise InputError("captions: expected some with the pictures, for a model that reads text, got none")
         recipe.check(config.scales)
         if recipe.drop_path * config.depth / 24 >= 1:
             raise InputError(
@@ -99,8 +106,12 @@ class TransformerStage:
         self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
         self._whole: VAR | None = None
         self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device)
-        self.recipe, self.seed = recipe, seed
+        self.reader, self.seed = reader, seed
+        self.reading = recipe.text or Reading()
+        self.recipe = recipe if reader is None else dataclasses.replace(recipe, text=self.reading)
         self.settings = known | {
+            "reader": None if reader is None else reader.fingerprint,
+            "captions": None if reader is None or data.train.captions is None else data.train.captions.fingerprint,
             "data": self.data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
         }
@@ -161,6 +172,7 @@ class TransformerStage:
         With label dropout, drop-path and, where the recipe asks for them, noise in what is looked at and fewer scales.
         """
         tokens_BL, labels_B = self._batch(step, part)
+        prompts = self._prompts(step, part)
         weights_L = self._weights(step, total)
         first, end = self.model.config.scales.lengths[0], len(weights_L)
         self.frequencies.add(tokens_BL)
@@ -173,6 +185,7 @@ class TransformerStage:
                 drop_path=self._drop_path(step, part),
                 weights_L=weights_L,
                 smoothing=self.recipe.label_smoothing,
+                prompts=prompts,
             )
         figures = {"accuracy": hit_BL.float().mean()}
         if self.recipe.progressive:
@@ -182,15 +195,52 @@ class TransformerStage:
 
     def _batch(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
         """Tokens, on the device, and labels of a part of a step's batch."""
-        indices = batch_indices(len(self.data.train), self.batch, step, self.seed)[part]
+        indices = self._indices(step)[part]
         seen = views(self.batch, step, self.seed, flip=self.recipe.flip)[part]
         tokens_BL, labels_B = self.data.train.batch(indices, views=seen)
         return tokens_BL.to(self.device), labels_B
 
+    def _indices(self, step: int) -> Tensor:
+        """(batch,) int64, the pictures of a step."""
+        return batch_indices(len(self.data.train), self.batch, step, self.seed)
+
     def _labels(self, labels_B: Tensor, step: int, part: slice) -> Tensor:
         """Some of them replaced by "no class"."""
-        draw_B = torch.rand(self.batch, generator=generator(self.seed, "labels", step))
-        return labels_B.masked_fill((draw_B < self.recipe.label_dropout)[part], self.model.config.classes)
+        dropped_B = self._at_random("labels", step) < self.recipe.label_dropout
+        if self.reader is not None:
+            words = captions.first(self.data.train.captions, self._indices(step))
+            share = 1.0 if len(self.data.classes) == 1 else self.reading.alone
+            dropped_B |= (self._at_random("alone", step) < share) & torch.tensor([word != "" for word in words])
+        return labels_B.masked_fill(dropped_B[part], self.model.config.classes)
+
+    def _prompts(self, step: int, part: slice) -> Prompts | None:
+        """Captions of a part of a step's batch, some of them replaced by no text; on the device."""
+        if self.reader is None or self.data.train.captions is None:
+            return None
+        words = captions.told(
+            self.data.train.captions,
+            self._indices(step)[part],
+            self.reading,
+            seed=self.seed,
+            step=step,
+            part=part,
+            batch=self.batch,
+        )
+        dropped_B = self._at_random("prompts", step) < self.recipe.label_dropout
+        return self.reader.read(words).dropped(dropped_B[part]).to(self.device)
+
+    def _at_random(self, what: str, step: int) -> Tensor:
+        """(batch,) float32 in [0, 1)."""
+        return torch.rand(self.batch, generator=generator(self.seed, what, step))
+
+    def _first(self, chosen: range, labels_B: Tensor) -> tuple[Tensor, Prompts | None]:
+        """Labels and first captions of held-out pictures; without a class that says nothing."""
+        if self.reader is None:
+            return labels_B.to(self.device), None
+        words = captions.first(self.data.validation.captions, chosen)
+        alone_B = torch.tensor([word != "" for word in words]) & (len(self.data.classes) == 1)
+        labels_B = labels_B.masked_fill(alone_B, self.model.config.classes)
+        return labels_B.to(self.device), self.reader.read(words).to(self.device)
 
     def _looked_at(self, tokens_BL: Tensor, step: int, part: slice) -> Tensor:
         """What the coarser scales are taken to be: the tokens, some of them flipped to random ones."""
@@ -226,19 +276,21 @@ class TransformerStage:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cross-entropy and accuracy of held-out tokens, given their classes, and the cross-entropy of guesses by
-        frequency ("unigram"): overall and at each scale."""
+        """Cross-entropy and accuracy of held-out tokens, given classes and first captions, and the cross-entropy of
+        guesses by frequency ("unigram"): overall and at each scale."""
         learner, losses, hits, guesses = Learner(self.best_model), [], [], []
         surprise_KV, scales = self.frequencies.surprise(), self.model.config.scales
         level_L = scales.level_ids().to(self.device)
         weights_L = torch.ones(scales.total, device=self.device)
         chosen = spread(self.data.validation, VALIDATED)
         for start in range(0, len(chosen), UNLEARNED):
-            tokens_BL, labels_B = self.data.validation.batch(chosen[start : start + UNLEARNED])
+            seen = chosen[start : start + UNLEARNED]
+            tokens_BL, labels_B = self.data.validation.batch(seen)
             tokens_BL = tokens_BL.to(self.device)
+            labels_B, prompts = self._first(seen, labels_B)
             with lowered(self.device, self.dtype):
                 inputs = self.tokenizer.teacher_inputs(tokens_BL)
-                _, loss_BL, hit_BL = learner(labels_B.to(self.device), inputs, tokens_BL, weights_L=weights_L)
+                _, loss_BL, hit_BL = learner(labels_B, inputs, tokens_BL, weights_L=weights_L, prompts=prompts)
             losses.append(loss_BL)
             hits.append(hit_BL.float())
             guesses.append(surprise_KV[level_L, tokens_BL])
@@ -261,9 +313,10 @@ class TransformerStage:
         seen = spread(self.data.validation, VALIDATED)[:UNLEARNED]  # in the shape of validation, for compiled blocks
         tokens_BL, labels_B = self.data.validation.batch(seen)
         tokens_BL = tokens_BL.to(self.device)
+        labels_B, prompts = self._first(seen, labels_B)
         with lowered(self.device, self.dtype):
             inputs = self.tokenizer.teacher_inputs(tokens_BL)
-            _, loss_BL, _ = learner(labels_B.to(self.device), inputs, tokens_BL)
+            _, loss_BL, _ = learner(labels_B, inputs, tokens_BL, prompts=prompts)
         return bool(loss_BL.isfinite().all())
 
     def health(
@@ -280,25 +333,25 @@ class TransformerStage:
         told = health.warnings(config.scales, validation, figures, history, clip=clip)
         return Health(tuple(table), tuple(told))
 
-    def unigram(self) -> float:
-        """Entropy of the training tokens when only their position is known, averaged over positions, in nats."""
-        count = len(self.data.train)
-        parts = [torch.arange(count)[start : start + UNLEARNED] for start in range(0, count, UNLEARNED)]
-        seen = torch.cat([self.data.train.batch(part)[0].cpu() for part in parts])
-        return float(unigram_entropy(seen, self.model.config.codebook_size).mean())
-
     def pipeline(self) -> Pipeline:
         """The two models as they are now, sharing their weights."""
         return Pipeline(
-            self.tokenizer, self.best_model, classes=self.data.classes, device=self.device, precision="fp32"
+            self.tokenizer,
+            self.best_model,
+            classes=self.data.classes,
+            device=self.device,
+            precision="fp32",
+            reader=self.reader,
         )
 
     def pictures(self) -> Tensor:
-        """A row a class from fixed seeds, at most eight classes."""
-        classes = range(min(8, len(self.data.classes)))
-        labels = [label for label in classes for _ in range(SHOWN)]
-        with lowered(self.device, self.dtype):
-            sampled = self.pipeline().generate(labels, range(len(labels))).images
+        """From fixed seeds a row a class, or for a model that reads text a row a held-out caption; at most eight."""
+        words = captions.first(self.data.validation.captions, spread(self.data.validation, ROWS))
+        prompts = [word for word in words if word and self.reader is not None for _ in range(SHOWN)]
+        labels = [label for label in range(min(ROWS, len(self.data.classes))) for _ in range(SHOWN)]
+        with lowered(self.device, self.dtype), warnings.catch_warnings(action="ignore", category=UserWarning):
+            # of a caption that is too long the beginning will do
+            sampled = self.pipeline().generate(None if prompts else labels, prompts=prompts or None).images
         return images.grid(images.from_unit(sampled.cpu()), columns=2 * SHOWN)
 
     def export(self, directory: Path) -> None:
@@ -316,12 +369,15 @@ def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
             raise InputError(f"labels: expected 0 .. {config.classes - 1}, got {int(labels_N[outside_N][0])}")
 
 
-def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int) -> TransformerConfig:
-    """`config` with the scales and codes of `tokenizer` and so many classes."""
+def fitted(
+    config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int, text: TextConfig | None = None
+) -> TransformerConfig:
+    """`config` with the scales and codes of `tokenizer`, so many classes, and an encoder of text or none."""
     return dataclasses.replace(
         config,
         scales=tokenizer.config.scales,
         codebook_size=tokenizer.config.codebook_size,
         code_channels=tokenizer.config.code_channels,
         classes=classes,
+        text=text,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nextscale.data import DataSet, Pictures
+from nextscale.data.captions import Captions
 from nextscale.data.tokens import TokenSet
 from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -39,6 +40,10 @@ class Encoded:
     @property
     def fingerprint(self) -> str:
         return self.pictures.fingerprint
+
+    @property
+    def captions(self) -> Captions | None:
+        return self.pictures.captions
 
     def __len__(self) -> int:
         return len(self.pictures)
