@@ -176,7 +176,9 @@ class EvaluateGeneration:
 
         chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
         if self.prompts is not None:
-            evaluate_prompts.ask(self, chosen, device)
+            names = [field.name for field in dataclasses.fields(evaluate_prompts.Asking)]
+            asking = evaluate_prompts.Asking(**{name: getattr(self, name) for name in names})
+            evaluate_prompts.ask(asking, chosen, device)
             return
         if self.save_npz and distributed.world() > 1:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")

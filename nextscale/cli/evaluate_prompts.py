@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextscale.cli import models
 from nextscale.cli.data import written_to
 from nextscale.cli.figures import tell_card
+from nextscale.cli.options import Precision
 from nextscale.cli.output import bar, console, directory, say, table, wrapped, write_json
 from nextscale.errors import InputError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nextscale.cli.evaluate_generation import EvaluateGeneration
     from nextscale.evaluation.alignment import Alignment, Question, Real
     from nextscale.evaluation.card import AlignmentCard, Setting
     from nextscale.evaluation.generation import Painted, Plan
@@ -28,7 +29,26 @@ EACH = 300  # prompts of each kind when no number is given
 SHEET, SHOWN = "prompts.png", 12  # pictures of each kind
 
 
-def ask(command: EvaluateGeneration, settings: Sequence[Setting], device: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """The options of `evaluate generation` that go with prompts."""
+
+    model: tuple[str, ...]
+    depth: int | None
+    reference: str
+    captions: str
+    max_broken: float | None
+    list_broken: Path | None
+    count: int | None
+    seed: int
+    features: str
+    batch: int
+    precision: Precision
+    json: Path | None
+    out: Path | None
+
+
+def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     """All of it, all processes together; the first one judges and tells."""
     from nextscale import features
     from nextscale.evaluation import alignment, generation
@@ -58,7 +78,7 @@ def ask(command: EvaluateGeneration, settings: Sequence[Setting], device: str) -
         _give(alignment.judge(asked, painted_QD, pictures, real_ND, card), sheet, command.json, command.out)
 
 
-def _real(command: EvaluateGeneration, pipe: Pipeline) -> Real:
+def _real(command: Asking, pipe: Pipeline) -> Real:
     """The reference's pictures at the model's size, with their captions."""
     from nextscale import data
     from nextscale.evaluation.alignment import Real
@@ -82,7 +102,7 @@ def _real(command: EvaluateGeneration, pipe: Pipeline) -> Real:
 
 
 def _card(
-    command: EvaluateGeneration,
+    command: Asking,
     setting: Setting,
     pipe: Pipeline,
     network: FeatureNetwork,

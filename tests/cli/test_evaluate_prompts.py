@@ -1,4 +1,4 @@
-"""Laws of `nextscale evaluate generation --prompts held-out`: a table for people, JSON for programs, mistakes in a line."""
+"""Laws of `evaluate generation --prompts held-out`: a table for people, JSON for programs, mistakes in a line."""
 
 from __future__ import annotations
 
