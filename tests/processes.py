@@ -1,7 +1,7 @@
 """Programs in processes of their own, one or several, as torchrun starts them, without its seconds of importing torch.
 
 They are forked from a server that has imported everything and done nothing. What depends on how an interpreter starts
-or ends, or on torchrun itself, is tried with real ones: tests/machine, and one test of `encode` and `evaluate` each.
+or ends, or on torchrun itself, is tried with real ones, in tests/machine.
 """
 
 from __future__ import annotations

@@ -383,6 +383,7 @@ def _check(stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[s
             _keep_check(stage, run, state, since, validation)
         else:
             health = Health(health.table, (*health.warnings, UNSOUND))
+        run.tell([*health.table, *health.warnings])
     return _Found(validation, health, distributed.from_first(sound))
 
 

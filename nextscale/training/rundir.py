@@ -9,6 +9,7 @@ best/                 the same at the check whose held-out figure was best
 milestones/           the same after some of the steps, if asked for: step-STEP/
 data.json             counts, classes, and the pictures that could not be read
 history.json          figures on held-out data along the run
+health.txt            the table and the warnings of the last check, as they were printed
 tensorboard/          scalars and pictures
 samples/              pictures along the run
 
@@ -27,7 +28,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ STEPS = "length.steps"  # the setting that may grow
 SHARES = "shares.json"
 
 # What a run writes, so that it does not begin where such a thing is somebody else's.
-OWN = ("state.pt", SHARES, "data.json", "history.json", "best", "milestones", "tensorboard", "samples")
+OWN = ("state.pt", SHARES, "data.json", "history.json", "health.txt", "best", "milestones", "tensorboard", "samples")
 
 # What loading may raise over a checkpoint that is altered, or not ours.
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -321,6 +322,11 @@ class RunDirectory:
             for group, values in (("train", figures), ("validation", validation)):
                 for name, value in values.items():
                     writer.add_scalar(f"{group}/{name}", value, step)
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Keep what a check says of the run, in place of what the one before said."""
+        told = "".join(f"{line}\n" for line in lines)
+        write_beside(self.path / "health.txt", lambda beside: beside.write_text(told, encoding="utf-8"))
 
     def show(self, step: int, picture: Tensor) -> None:
         """A picture (3, H, W) in [-1, 1], as a file and in tensorboard."""

@@ -44,7 +44,7 @@ def page(root: Path, name: str | None) -> str:
     run = root / name
     state = read_json(run / "run.json")
     history = read_json(run / "history.json") if (run / "history.json").exists() else []
-    parts = [_lead(name, state, history), _curves(history), _health(history), _data(run), _sheets(run)]
+    parts = [_lead(name, state, history), _curves(history), _told(run), _figures(history), _data(run), _sheets(run)]
     return f'<div class="run">{"".join(parts)}</div>'
 
 
@@ -60,7 +60,16 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     return f'<div class="curves">{"".join(curves)}</div>'
 
 
-def _health(history: Sequence[Mapping[str, float]]) -> str:
+def _told(run: Path) -> str:
+    """The trainer's table, a row a scale, and its warnings."""
+    file = run / "health.txt"
+    told = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    return (
+        f'<pre class="health" tabindex="0" aria-label="Health at the last check">{escape(told)}</pre>' if told else ""
+    )
+
+
+def _figures(history: Sequence[Mapping[str, float]]) -> str:
     """The first, the best and the last figure of each kind, and what is not finite."""
     if not history:
         return show.message("The first figures come with the first check on held-out pictures.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,24 @@ def small_gauge() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "COPIED", 1 << 16)
         patch.setattr(sampling, "ROWS", {"cpu": 8, "accelerator": 8})
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_presets() -> Iterator[None]:
+    """The scales of each preset, in models of a fraction of the work."""
+    from nextscale import presets
+
+    get = presets.get
+
+    def shrunk(name: str) -> presets.Preset:
+        preset = get(name)
+        tokenizer = dataclasses.replace(preset.tokenizer, residual_blocks=1)
+        transformer = dataclasses.replace(preset.transformer, depth=2, width=64, heads=2, feed_forward=64)
+        return dataclasses.replace(preset, tokenizer=tokenizer, transformer=transformer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "get", shrunk)
         yield
 
 

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from processes import Program
+from processes import Program, together
 
 from nextscale import MultiScaleVQVAE, data
 from nextscale.data import tokens
@@ -204,10 +202,10 @@ def test_a_damaged_file_is_made_again(nextscale, pictures: Path, run: Path, cach
 
 
 def test_two_processes_make_the_files_of_one(pictures: Path, run: Path, cache: Path, tmp_path: Path) -> None:
-    """Behind torchrun; only the first of them speaks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["-m", "nextscale", "encode", pictures, "--tokenizer", run, "--out", tmp_path / "two", "--shard", 5]
-    done = subprocess.run([*launcher, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
+    """Only the first of them speaks."""
+    program = Path(data.__file__).parents[1] / "__main__.py"
+    options = ["--tokenizer", run, "--out", tmp_path / "two", "--shard", 5]
+    done = together(program, "encode", pictures, *options, strict=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("encode: ") == 1
     assert contents(tmp_path / "two") == contents(cache)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -96,19 +94,16 @@ def test_json_holds_every_figure_and_what_is_needed_to_repeat_it(
 
 def test_two_processes_find_what_one_finds(tokenizer_run: Path, pictures: Path, tmp_path: Path) -> None:
     """Every figure to 1e-6 of itself, of every scale too, told once, plainly."""
-    program = [sys.executable, str(Path(__file__).with_name("glance.py")), *COMMAND]
-    program += ["--tokenizer", str(tokenizer_run), "--data", str(pictures)]
-    program += ["--split", "train", "--batch", "4", "--features", "efficientnet-lite0"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    program = [Path(__file__).with_name("glance.py"), *COMMAND, "--tokenizer", tokenizer_run, "--data", pictures]
+    program += ["--split", "train", "--batch", 4, "--features", "efficientnet-lite0"]
     found = []
-    for name, words in (("alone", program), ("together", launcher + program)):
-        file, place = tmp_path / f"{name}.json", tmp_path / name
-        words = [*words, "--json", str(file), "--out", str(place)]
-        environment = os.environ | {"COLUMNS": "80"}
-        done = subprocess.run(words, capture_output=True, timeout=240, check=False, env=environment)
-        assert done.returncode == 0, done.stderr.decode()
-        assert done.stdout.count(b"  FD-EffNetLite0  ") == 1
-        assert not set(b"\x1b\r") & set(done.stdout)
+    for count in (1, 2):
+        file, place = tmp_path / f"{count}.json", tmp_path / str(count)
+        words = [*program, "--json", file, "--out", place]
+        done = processes.together(*words, processes=count, strict=False, environment={"COLUMNS": "80"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("  FD-EffNetLite0  ") == 1
+        assert not set("\x1b\r") & set(done.stdout)
         assert (place / "worst-and-best.png").exists()
         found.append(json.loads(file.read_text(encoding="utf-8")))
     alone, together = found

@@ -28,7 +28,7 @@ from nextscale.machine import distributed
 
 pytestmark = pytest.mark.usefixtures("small")
 
-STEPS = 30
+STEPS = 18
 
 # What a tokenizer can be trained with, all at once: the discriminator learns from step 4 on and is heard from step 7.
 EVERYTHING = (
@@ -69,7 +69,7 @@ def command(request: pytest.FixtureRequest, pictures: Path) -> list[object]:
     more = ["--set", *EVERYTHING]
     if stage == "transformer":
         more = ["--tokenizer", request.getfixturevalue("tokenizer_run")]
-    return ["train", stage, "--data", pictures, "--steps", STEPS, "--batch", 4, "--checks", 20, *more]
+    return ["train", stage, "--data", pictures, "--steps", STEPS, "--batch", 4, "--checks", 12, *more]
 
 
 def left_behind(run: Path) -> dict[str, Any]:

@@ -102,11 +102,12 @@ def begin(stage: Any, run: Path, *, steps: int = 4, checks: int = 2) -> Iterator
 def test_a_run_cut_short_after_any_step_continues_bit_for_bit(make_stage, tmp_path: Path, left_behind) -> None:
     """Weights, optimiser, history, exported model and sample pictures are those of a run that was left alone."""
     list(begin(make_stage(), tmp_path / "whole"))
+    expected = left_behind(tmp_path / "whole")
     for done in range(1, 4):
         run = tmp_path / f"cut after {done}"
         list(itertools.islice(begin(make_stage(), run), done))
         assert [event.step for event in begin(make_stage(), run)][-1] == 4
-        assert left_behind(run) == left_behind(tmp_path / "whole")
+        assert left_behind(run) == expected
 
 
 def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
@@ -123,10 +124,11 @@ def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
         patch.setattr(os, "replace", replace)
         list(begin(make_stage(), whole, steps=2))
     assert len(states) > 10
+    expected = left_behind(whole)
     for state in states:
         assert any(file.name.startswith(".") for file in state.rglob("*")), "the file that was about to be renamed"
         list(begin(make_stage(), state, steps=2))
-        assert left_behind(state) == left_behind(whole), state.name
+        assert left_behind(state) == expected, state.name
         assert not any(file.name.startswith(".") for file in state.rglob("*"))
 
 
@@ -656,8 +658,9 @@ def test_a_stop_of_a_diverged_run_saves_nothing(toy: DataSet, tmp_path: Path) ->
 
 
 def test_health_is_told_with_the_figures_since_the_last_check(toy: DataSet, tmp_path: Path) -> None:
-    """And the checks before."""
+    """And the checks before; the last check's stays in the run."""
     events = list(begin(Slope(toy), tmp_path, steps=5, checks=2))
+    assert (tmp_path / "health.txt").read_text() == "2 steps\nafter 1 checks\n"
     assert [event.health.table for event in events] == [(), (), ("3 steps",), (), ("2 steps",)]
     assert [event.health.warnings for event in events if event.validation] == [("after 0 checks",), ("after 1 checks",)]
 

@@ -21,6 +21,12 @@ from nextscale import Pipeline
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All at the beginning, where one of several processes takes them: one server and one browser, not two."""
+    items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def model() -> Pipeline:
     """The shape of emoji-32, random weights."""
@@ -39,6 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "run.json").write_text(json.dumps({"settings": {}, "finished": False}))
     (run / "history.json").write_text(json.dumps(history))
     (run / "data.json").write_text(json.dumps({"train": 1234, "validation": 56, "classes": ["a", "b"], "broken": []}))
+    (run / "health.txt").write_text(
+        "scale  size  usage\n    1   1x1  36/363\nwarning: a scale < the last one is not used\n"
+    )
     (run / "samples").mkdir()
     Image.new("RGB", (64, 32), "#c05080").save(run / "samples" / "step-0000100.png")
     return root

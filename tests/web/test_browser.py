@@ -136,6 +136,7 @@ def test_a_run_is_watched(studio: Any, runs: Path, shots: Path) -> None:
     studio.tab("Train")
     studio.page.wait_for_selector(".run .curve")
     assert studio.page.locator(".run .curve figcaption").all_text_contents() == ["cross_entropy 1.2", "psnr 17"]
+    assert studio.page.locator(".run pre.health").text_content() == (runs / "mine" / "health.txt").read_text()
     assert studio.page.locator(".run [role=status]").text_content() == "mine: in progress, step 500, 5 checks"
     Image.new("RGB", (64, 32), "#50c080").save(runs / "mine" / "samples" / "step-0000200.png")
     studio.page.get_by_role("button", name="Look again").click()
