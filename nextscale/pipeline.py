@@ -553,8 +553,9 @@ class Pipeline:
     ) -> tuple[tuple[Request, ...], list[float], Engine]:
         """One an image, the weight of guidance at each scale, and what paints them."""
         labels, prompts, numbers = _aligned(asked, seeds)
-        words = [prompt for prompt in (*prompts, asked.negative) if prompt is not None]
-        self._check_words(words)
+        self._check_words(
+            [*(prompts if asked.prompts is not None else ()), *([asked.negative] if asked.negative else ())]
+        )
         weights = weights_of(guidance, len(self.transformer.config.scales))
         told = tuple(weights) if callable(guidance) else float(guidance)
         known = (*self.classes, NO_CLASS)
