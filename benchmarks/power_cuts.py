@@ -34,11 +34,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from miniature import TOKENIZER, transformer
 from PIL import Image
 
-from nextscale import Pipeline, Scales, data, presets
+from nextscale import Pipeline, data, presets
 from nextscale.cli import main as program
-from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.files import durable
 from nextscale.training import recipes
 from nextscale.training.loop import Length, Rhythm, train
@@ -46,30 +46,6 @@ from nextscale.training.tokenizer.stage import TokenizerStage
 
 WAYS = ("nothing", "names", "torn", "any")  # what of the unflushed comes to the disk
 CALLS = ("replace", "rename", "mkdir", "unlink", "rmdir")
-TOKENIZER = TokenizerConfig(
-    scales=Scales([1, 2, 3, 4]),
-    codebook_size=64,
-    code_channels=8,
-    channels=32,
-    multipliers=(1, 1),
-    residual_blocks=1,
-    phi_sharing="partial",
-    phi_count=4,
-    distance="euclidean",
-)
-TRANSFORMER = TransformerConfig(
-    scales=TOKENIZER.scales,
-    codebook_size=64,
-    code_channels=8,
-    classes=2,
-    depth=1,
-    width=64,
-    heads=1,
-    feed_forward=128,
-    normalized_attention=True,
-    shared_modulation=False,
-)
-
 Names = dict[int, dict[str, int]]  # of each directory, by number: its names and the numbers of what they mean
 
 
@@ -308,7 +284,7 @@ def cut(scenario: Scenario, work: Path, cuts: int, *, flushes: bool = True) -> t
 def small_presets() -> Iterator[None]:
     """Inside, every preset means the same two small models."""
     get = presets.get
-    presets.get = lambda name: dataclasses.replace(get(name), tokenizer=TOKENIZER, transformer=TRANSFORMER)
+    presets.get = lambda name: dataclasses.replace(get(name), tokenizer=TOKENIZER, transformer=transformer(classes=2))
     try:
         yield
     finally:

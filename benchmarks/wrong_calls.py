@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import miniature
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -34,7 +35,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales, data, features, official, presets
-from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.sampling import guidance
 
 LONGEST = 600  # characters of a sentence
@@ -51,28 +51,8 @@ class Door:
 
 @cache
 def pipeline() -> Pipeline:
-    """Small enough for milliseconds."""
-    shared = {"scales": Scales([1, 2, 4]), "codebook_size": 32, "code_channels": 8}
-    tokenizer = TokenizerConfig(
-        **shared,
-        channels=32,
-        multipliers=(1, 1),
-        residual_blocks=1,
-        phi_sharing="partial",
-        phi_count=4,
-        distance="euclidean",
-    )
-    transformer = TransformerConfig(
-        **shared,
-        classes=3,
-        depth=1,
-        width=32,
-        heads=2,
-        feed_forward=64,
-        normalized_attention=True,
-        shared_modulation=False,
-    )
-    return Pipeline(MultiScaleVQVAE(tokenizer), VAR(transformer), classes=["ant", "bee", "cat"], precision="fp32")
+    """Of three classes."""
+    return miniature.pipeline(["ant", "bee", "cat"])
 
 
 def doors() -> list[Door]:

@@ -217,9 +217,11 @@ def _by_type(hint: Any) -> tuple[str, ...]:
 @contextlib.contextmanager
 def world(directory: Path) -> Iterator[None]:
     """Inside, there is a directory with small models, data, and what is broken in the usual ways; presets are small."""
+    from miniature import pipeline
+
     from nextscale import features, presets
 
-    get, pipe = presets.get, _pipeline()
+    get, pipe = presets.get, pipeline(["cat", "dog"])
     models = {"tokenizer": pipe.tokenizer.config, "transformer": pipe.transformer.config}
     with (
         mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}),  # a name is looked for in the cache alone
@@ -239,33 +241,6 @@ def copied(directory: Path) -> Iterator[None]:
         copy = shutil.copytree(directory, Path(folder) / "copy")
         with contextlib.chdir(copy):
             yield
-
-
-def _pipeline() -> Any:
-    from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
-    from nextscale.config import TokenizerConfig, TransformerConfig
-
-    shared = {"scales": Scales([1, 2, 4]), "codebook_size": 32, "code_channels": 8}
-    tokenizer = TokenizerConfig(
-        **shared,
-        channels=32,
-        multipliers=(1, 1),
-        residual_blocks=1,
-        phi_sharing="partial",
-        phi_count=4,
-        distance="euclidean",
-    )
-    transformer = TransformerConfig(
-        **shared,
-        classes=2,
-        depth=1,
-        width=32,
-        heads=2,
-        feed_forward=64,
-        normalized_attention=True,
-        shared_modulation=False,
-    )
-    return Pipeline(MultiScaleVQVAE(tokenizer), VAR(transformer), classes=["cat", "dog"], precision="fp32")
 
 
 def _models(pipe: Any) -> None:

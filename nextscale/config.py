@@ -292,6 +292,8 @@ def check_classes(names: Sequence[str], count: int) -> None:
     first: dict[str, int] = {}
     for number, name in enumerate(names):
         _require(isinstance(name, str), f"classes: expected names, got {reprlib.repr(name)}")
+        half = any("\ud800" <= letter <= "\udfff" for letter in name)  # of a pair: no file can hold it
+        _require(not half, f"classes: expected names that can be written in UTF-8, got {name!r}")
         before = first.setdefault(name, number)
         _require(before == number, f"classes: expected every name once, got {name!r} for {before} and {number}")
 

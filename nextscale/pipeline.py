@@ -260,10 +260,14 @@ class Pipeline:
 
         And with what prompts are read as, where there is a reader.
         """
-        models = self._engines.fingerprint(self.tokenizer, self.transformer, self.dtype)
+        return self._painter()[1]
+
+    def _painter(self) -> tuple[Engine, str]:
+        """What sampling runs, and the fingerprint; one look at the weights serves both."""
+        engine, models = self._engines.named(self.tokenizer, self.transformer, self.dtype)
         if self.reader is None or not models:
-            return models
-        return hashlib.sha256(f"{models} {self.reader.fingerprint}".encode()).hexdigest()[:16]
+            return engine, models
+        return engine, hashlib.sha256(f"{models} {self.reader.fingerprint}".encode()).hexdigest()[:16]
 
     @checked
     def to(self, device: str | torch.device) -> Pipeline:
@@ -392,10 +396,9 @@ class Pipeline:
         """
         choice = Choice(top_k, top_p, temperature, smooth)
         asked = Asked(labels, prompts, negative_prompt)
-        requests, weights = self._requests(asked, seeds, guidance, choice)
+        requests, weights, engine = self._requests(asked, seeds, guidance, choice)
         size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        engine = self.engine()
         walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
         done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
@@ -420,8 +423,8 @@ class Pipeline:
         """`generate`, scale by scale: yields a `Step` after each."""
         choice = Choice(top_k, top_p, temperature, smooth)
         asked = Asked(labels, prompts, negative_prompt)
-        requests, weights = self._requests(asked, seeds, guidance, choice)  # mistakes raise at the call
-        return self._walk(self.engine(), requests, weights, choice, logits_processor, callback)
+        requests, weights, engine = self._requests(asked, seeds, guidance, choice)  # mistakes raise at the call
+        return self._walk(engine, requests, weights, choice, logits_processor, callback)
 
     @checked
     def repeat(self, request: Request) -> Generated:
@@ -501,10 +504,9 @@ class Pipeline:
         choice = Choice(top_k, top_p, temperature, smooth)
         names = _spread("labels", len(self.classes) if labels is None else labels, len(signed))
         words = None if prompts is None else _spread("prompts", prompts, len(signed))
-        requests, weights = self._requests(Asked(names, words, negative_prompt), seeds, guidance, choice)
+        requests, weights, engine = self._requests(Asked(names, words, negative_prompt), seeds, guidance, choice)
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
         change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
-        engine = self.engine()
         told = {"leak_free": leak_free, "keep_scales": keep_scales, "feather": feather, "copy": copy}
         requests = tuple(replace(request, edit=told) for request in requests)
         painted, drawn_BL = self._paint(
@@ -548,8 +550,8 @@ class Pipeline:
         seeds: int | Sequence[int] | None,
         guidance: float | Guidance,
         choice: Choice,
-    ) -> tuple[tuple[Request, ...], list[float]]:
-        """One an image, and the weight of guidance at each scale."""
+    ) -> tuple[tuple[Request, ...], list[float], Engine]:
+        """One an image, the weight of guidance at each scale, and what paints them."""
         labels, prompts, numbers = _aligned(asked, seeds)
         words = [prompt for prompt in (*prompts, asked.negative) if prompt is not None]
         self._check_words(words)
@@ -557,12 +559,14 @@ class Pipeline:
         told = tuple(weights) if callable(guidance) else float(guidance)
         known = (*self.classes, NO_CLASS)
         places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
-        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": self.fingerprint}
+        engine, model = self._painter()
+        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": model}
         rows = zip(places, numbers, prompts, strict=True)
-        return tuple(
+        requests = (
             Request(place, known[place], seed, told, **how, prompt=prompt, negative_prompt=asked.negative)
             for place, seed, prompt in rows
-        ), weights
+        )
+        return tuple(requests), weights, engine
 
     def _check_words(self, prompts: Sequence[str]) -> None:
         """Raise `InputError` for prompts that cannot be read; warn of those whose end is cut off."""

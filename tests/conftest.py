@@ -24,30 +24,18 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from tiny import TOKENIZER
 from torch import Tensor
 
 from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.text.vocabulary import Vocabulary
 
-SCALES = Scales([1, 2, 3, 4])
-
-TOKENIZER = TokenizerConfig(
-    scales=SCALES,
-    codebook_size=64,
-    code_channels=8,
-    channels=32,
-    multipliers=(1, 1),
-    residual_blocks=1,
-    phi_sharing="partial",
-    phi_count=4,
-    distance="euclidean",
-)
-
+SCALES = TOKENIZER.scales
 TRANSFORMER = TransformerConfig(
     scales=SCALES,
-    codebook_size=64,
-    code_channels=8,
+    codebook_size=TOKENIZER.codebook_size,
+    code_channels=TOKENIZER.code_channels,
     classes=5,
     depth=3,
     width=64,

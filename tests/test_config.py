@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales, presets
-from nextscale.config import TextConfig, TokenizerConfig, TransformerConfig, check_pair, from_json, to_json
+from nextscale.config import (
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    check_classes,
+    check_pair,
+    from_json,
+    to_json,
+)
 
 PUBLISHED = {
     "var-d16": 310_283_520,
@@ -284,6 +292,13 @@ def test_models_that_do_not_belong_together_are_told_apart(
     with pytest.raises(InputError) as caught:
         check_pair(tokenizer_config, other)
     assert "scales 1 2 3 4 and 1 4, codebook_size 64 and 128" in str(caught.value)
+
+
+def test_a_class_name_that_no_file_can_hold_is_refused() -> None:
+    """Half of a surrogate pair, as JSON may have it."""
+    check_classes(["caf\u00e9", "\U0001f986"], 2)
+    with pytest.raises(InputError, match="expected names that can be written in UTF-8, got"):
+        check_classes(["a", "\ud83e"], 2)
 
 
 def test_configs_are_frozen_and_have_no_defaults(tokenizer_config: TokenizerConfig) -> None:

@@ -667,6 +667,8 @@ def test_a_save_removes_nothing_that_it_did_not_write(pipe: Pipeline, tmp_path: 
     renamed = tmp_path / f"tokenizer.{print_of[::-1]}.safetensors"  # ours, but not under its own name
     renamed.write_bytes((tmp_path / "other" / "tokenizer.safetensors").read_bytes())
     before = {path.name for path in tmp_path.iterdir()}
+    (tmp_path / ".nextscale-0123456789abcdef-1-1").mkdir()
+    (tmp_path / ".nextscale-0123456789abcdef-1-1" / "tokenizer.safetensors").write_bytes(b"half")
     pipe.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == before | FILES
 

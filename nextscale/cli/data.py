@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE.csv", he
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
+SHOWN = 4  # names of classes that are told
 BROKEN = 0.01  # share of unreadable pictures that is borne with
 
 
@@ -47,13 +48,19 @@ def load_data(
         max_broken=max_broken,
         list_broken=list_broken,
     )
-    classes = f"{len(found.classes)} classes" + (f" as in {printable(labels)}" if labels else "")
+    classes = "no classes" if labels == "none" else _told_of(found.classes, labels)
     say(
         f"data: {printable(source)} at {height}x{width}, {len(found.train)} pictures to train on, "
-        f"{len(found.validation)} held out, {'no classes' if labels == 'none' else classes}"
+        f"{len(found.validation)} held out, {classes}"
     )
     tell(found)
     return found
+
+
+def _told_of(classes: Sequence[str], labels: str | None) -> str:
+    """How many there are, where they come from, and the first names: what should be no class is seen among them."""
+    some = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+    return f"{len(classes)} classes" + (f" as in {printable(labels)}" if labels else "") + f": {some}"
 
 
 def tell(found: DataSet) -> None:

@@ -81,4 +81,4 @@ def _expanded(value: Any) -> Any:
     text = str(value)
     if not isinstance(value, str | Path) or not (text.startswith("~") or "$" in text) or os.path.lexists(text):
         return value
-    return type(value)(os.path.expandvars(os.path.expanduser(text)))
+    return type(value)(os.path.expandvars(os.path.expanduser(text)) or text)  # an empty variable names no place

@@ -16,6 +16,8 @@ from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
 from nextscale.errors import InputError
 
+LARGEST = 1 << 14  # pixels a side: scaled to cover 1 × 16,384, a square picture takes a gigabyte
+
 __all__ = ["Captions", "DataSet", "Labels", "Pictures", "Progress", "load"]
 
 
@@ -52,10 +54,14 @@ def load(
 
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
     pictures, labels or captions that do not fit the pictures, no captions where some are wanted, a size below one
-    pixel, or a larger share of unreadable pictures than `max_broken`.
+    pixel or above 16,384, or a larger share of unreadable pictures than `max_broken`.
     """
-    if height < 1 or width < 1:
-        raise InputError(f"expected a picture size of at least 1×1 pixels, got {height}×{width}")
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
+        raise InputError(f"expected a picture size from 1 to {LARGEST:,} pixels a side, got {height}×{width}")
+    if not 0 <= max_broken <= 1:
+        raise InputError(f"max_broken: expected a share from 0 to 1, got {max_broken:g}")
+    if "://" in str(source):
+        raise InputError(f"expected a folder of pictures or .tar shards on this machine, got the address {source}")
     if source == "emoji":
         return emoji.load(height=height, width=width, labels=labels, captions=captions)
     if source == "figures":

@@ -37,7 +37,7 @@ from nextscale.data.captions import (
 from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, read_table
 from nextscale.data.listing import BY_HASH, Listing, hold_out, told_apart
 from nextscale.data.pictures import Progress, in_threads
-from nextscale.data.splits import Role, first_choice, roles_of_folders
+from nextscale.data.splits import Role, first_choice, roles_of_folders, tells_no_class
 from nextscale.data.tables import plain
 from nextscale.data.walk import OURS, LeftOut, Tree, kind_of
 from nextscale.errors import InputError
@@ -253,6 +253,7 @@ class ByFolder:
             names, gone = self.tree.names(f"{place}{folder}/")
             left.update(gone)
             if names:
+                self._refuse_splits_inside(f"{place}{folder}/", names)
                 yield folder, names
             elif gone.keys().isdisjoint(OURS):
                 left[EMPTY] += 1
@@ -261,9 +262,24 @@ class ByFolder:
                 due = told // EVERY
                 self.progress(done, len(folders))
 
+    def _refuse_splits_inside(self, below: str, names: Sequence[str]) -> None:
+        """Raise `InputError` where what would be one class is a data set with splits of its own."""
+        if "/" not in names[0][len(below) :]:
+            return
+        inner = {name[len(below) :].partition("/")[0] for name in names}
+        splits = roles_of_folders(sorted(inner))
+        if len(set(splits.values())) > 1:
+            one, other, *_ = splits
+            raise InputError(
+                f"expected folders of classes in {self.tree.root}, got {below} with the splits {one}/ and {other}/ in "
+                "it: name the folder that holds the splits"
+            )
+
     def why_not(self, held_out: Part, train: Part) -> str:
-        """See `Reader`."""
-        return "has no folders of classes" if held_out.flat and not train.flat else ""
+        """See `Reader`; all held-out pictures may lie in one folder `images`, as in Tiny ImageNet."""
+        only = "".join(held_out.groups) if len(held_out.groups) == 1 else ""
+        loose = held_out.flat or (only not in train.groups and tells_no_class(only))
+        return "has no folders of classes" if loose and not train.flat else ""
 
 
 def _unwrapped(tree: Tree, below: str) -> str:

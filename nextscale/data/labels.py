@@ -7,8 +7,9 @@ name, whole numbers as numbers and before other names.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from nextscale.data import tables
@@ -20,6 +21,7 @@ NONE = "none"  # one class; `./none` is a file of that name
 Labels = str | Path
 Groups = Mapping[str, Sequence[str]]  # names of pictures by class, the classes in their order
 WHOLE = re.compile("-?[0-9]{1,18}")
+MISSING = frozenset(("nan", "nat", "null", "n/a", "#n/a", "<na>"))  # how programs write that there is no value
 
 
 def no_classes(labels: Labels | None, *, of: str) -> bool:
@@ -93,26 +95,52 @@ def _one_spelling(rows: Collection[Row], path: Path) -> tuple[dict[str, str], tu
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.label, row)
-    floats = [label for label in first if re.fullmatch(r"-?[0-9]{1,18}\.0*", label)]
-    if floats and all(re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", label) for label in first):
-        whole = {label: str(int(label.partition(".")[0])) for label in first}
-        return whole, (f"labels such as {floats[0]} in {path} are taken as the whole numbers that they are",)
+    whole, told = whole_numbers(first, where=str(path))
+    if told:
+        return whole, (told,)
+    if twice := one_number(first):
+        other, label = twice
+        raise InputError(
+            f"{path}, line {first[label].line}: expected every number written in one way, "
+            f"got {label} and, in line {first[other].line}, {other}"
+        )
     spelled: dict[str, str] = {}
-    labels = {label: spelled.setdefault(plain(label), label) for label in first}
-    _refuse_two_ways(first, path)
-    return labels, ()
+    return {label: spelled.setdefault(plain(label), label) for label in first}, ()
 
 
-def _refuse_two_ways(first: Mapping[str, Row], path: Path) -> None:
-    """Raise `InputError` where two labels are the same number, such as 7 and 007: one class, or two?"""
-    numbers: dict[int, str] = {}
-    for label in filter(WHOLE.fullmatch, first):
-        other = numbers.setdefault(int(label), label)
-        if other != label:
-            raise InputError(
-                f"{path}, line {first[label].line}: expected every number written in one way, "
-                f"got {label} and, in line {first[other].line}, {other}"
-            )
+def whole_numbers(labels: Collection[str], *, where: str) -> tuple[dict[str, str], str]:
+    """Each label as a whole number, and a sentence that says so; empty unless all are and some are written as 1.0."""
+    floats = [label for label in labels if re.fullmatch(r"-?[0-9]{1,18}\.0*", label)]
+    if not floats or not all(re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", label) for label in labels):
+        return {}, ""
+    whole = {label: str(int(label.partition(".")[0])) for label in labels}
+    return whole, f"labels such as {floats[0]} in {where} are taken as the whole numbers that they are"
+
+
+def one_number(labels: Iterable[str]) -> tuple[str, str] | None:
+    """Two labels that are the same number, such as 7 and 007 or 1 and 1e0: one class, or two?"""
+    numbers: dict[Decimal, str] = {}
+    for label in labels:
+        number = _number(label)
+        if number is not None and (other := numbers.setdefault(number, label)) != label:
+            return other, label
+    return None
+
+
+def _number(label: str) -> Decimal | None:
+    try:
+        number = Decimal(label)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def check_label(label: str, *, where: str) -> None:
+    """Raise `InputError` for what stands for no label, and for bytes that are none."""
+    if label.casefold() in MISSING:
+        raise InputError(f"{where}: expected a label, got {label}, which is how a missing one is written")
+    if "\0" in label:
+        raise InputError(f"{where}: expected a label in text, got the bytes {label[:20]!r}")
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -120,8 +148,7 @@ def _rows(path: Path) -> Iterator[Row]:
         where = f"{path}, line {line}"
         if not file or not label:
             raise InputError(f"{where}: expected a file and a label, got {f'{file},{label}'[:60]!r}")
-        if label.casefold() == "nan":
-            raise InputError(f"{where}: expected a label, got {label}, which is how a missing one is written")
         if not label.isprintable():
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
+        check_label(label, where=where)
         yield Row(file=file, label=label, line=line)

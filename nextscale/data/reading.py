@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from nextscale import images
 from nextscale.data.captions import Captions
+from nextscale.data.labels import WHOLE
 from nextscale.data.listing import Item, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
 from nextscale.errors import InputError, printable
@@ -27,6 +29,8 @@ Broken = Callable[[str, str], None]  # called with the name of an unreadable pic
 
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
+GONE = "gone"
+SHOWN = 4  # groups of names in a note
 
 _Result = TypeVar("_Result")
 
@@ -139,13 +143,13 @@ def load(
         report(name, why)
     _refuse_too_many(told, listing, max_broken=max_broken)
 
-    def split(name: str, items: Sequence[Item]) -> Split:
-        on_demand = OnDemand(items=items, size=size, report=report)
-        fetch: Fetch = on_demand if decoded is None else from_memory([decoded[item.name] for item in items])
-        captions = _captions(items, listing, on_demand.stand_ins)
-        return _split(name, items, listing=listing, size=size, fetch=fetch, captions=captions)
+    def split(name: str, side: Side) -> Split:
+        on_demand = OnDemand(items=side.items, size=size, report=report)
+        fetch: Fetch = on_demand if decoded is None else from_memory([decoded[item.name] for item in side.items])
+        captions = _captions(side.items, listing, on_demand.stand_ins)
+        return _split(name, side, listing=listing, size=size, fetch=fetch, captions=captions)
 
-    train, validation = _two_sides(good, listing)
+    train, validation = (Side.of(items) for items in _two_sides(good, listing))
     return DataSet(
         train=split("train", train),
         validation=split("validation", validation),
@@ -153,7 +157,7 @@ def load(
         unreadable=unreadable,
         held_out=listing.held_out,
         left_out=listing.left_out,
-        notes=listing.notes,
+        notes=(*listing.notes, *_alike(listing.classes), *_copies(train, validation)),
     )
 
 
@@ -191,6 +195,44 @@ def _two_sides(good: list[Item], listing: Listing) -> tuple[list[Item], list[Ite
     return train, validation
 
 
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """The pictures of one split, each with its mark (`_mark`)."""
+
+    items: Sequence[Item]
+    marks: Sequence[str]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Side:
+        """Opens every file."""
+        return cls(items=items, marks=list(in_threads(_mark, items)))
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """That classes are the same word but for case, blanks or leading zeros, if some are."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        word = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(str(int(word)) if WHOLE.fullmatch(word) else word, []).append(name)
+    twice = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    more = f", and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
+    return [f"classes that differ in spelling alone: {', '.join(twice[:SHOWN])}{more}"] if twice else []
+
+
+def _copies(train: Side, validation: Side) -> list[str]:
+    """That held-out pictures are trained on as well, if some are: by a link, or as a copy."""
+    held_out = {mark: item.name for item, mark in zip(validation.items, validation.marks, strict=True) if mark != GONE}
+    known = {mark: item.name for item, mark in zip(train.items, train.marks, strict=True) if mark in held_out}
+    if not known:
+        return []
+    count = sum(mark in known for mark in validation.marks)
+    mark, name = next(iter(known.items()))
+    return [
+        f"{count} of {len(validation.items)} held-out pictures look like copies of some that are trained on (length, "
+        f"first and last 4 KiB are the same), such as {printable(held_out[mark])} of {printable(name)}"
+    ]
+
+
 def _captions(items: Sequence[Item], listing: Listing, stand_ins: Mapping[int, int]) -> Captions | None:
     """Those of some items of a listing."""
     if listing.captions is None:
@@ -199,17 +241,14 @@ def _captions(items: Sequence[Item], listing: Listing, stand_ins: Mapping[int, i
     return listing.captions.chosen((places[item.name] for item in items), stand_ins=stand_ins)
 
 
-def _split(
-    name: str, items: Sequence[Item], *, listing: Listing, size: Size, fetch: Fetch, captions: Captions | None
-) -> Split:
-    names = tuple(item.name for item in items)
-    labels = [item.label for item in items]
-    marks = in_threads(_mark, items)
+def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch, captions: Captions | None) -> Split:
+    names = tuple(item.name for item in side.items)
+    labels = [item.label for item in side.items]
     return Split(
         classes=listing.classes,
         labels=torch.tensor(labels, dtype=torch.int64),
         names=tuple(map(printable, names)),
-        fingerprint=fingerprint([listing.kind, name, size, MARGIN, *listing.classes, *names, *labels, *marks]),
+        fingerprint=fingerprint([listing.kind, name, size, MARGIN, *listing.classes, *names, *labels, *side.marks]),
         fetch=fetch,
         height=size.height,
         width=size.width,
@@ -227,4 +266,4 @@ def _mark(item: Item) -> str:
             stream.seek(max(0, length - 4096))
             return fingerprint([length, start, stream.read(4096)])
     except OSError:
-        return "gone"  # since it was listed; a batch that wants it finds that too, and names it
+        return GONE  # since it was listed; a batch that wants it finds that too, and names it

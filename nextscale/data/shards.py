@@ -26,7 +26,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -45,10 +45,10 @@ from nextscale.data.captions import (
     of_name,
     told,
 )
-from nextscale.data.labels import Labels, no_classes
+from nextscale.data.labels import Labels, check_label, no_classes, one_number, whole_numbers
 from nextscale.data.listing import BY_KEY, Listing, hold_out, told_apart
 from nextscale.data.pictures import Progress, in_threads
-from nextscale.data.splits import role_of_word, words_of
+from nextscale.data.splits import role_of_word, roles_of_folders, words_of
 from nextscale.data.tar import Member, members
 from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
 from nextscale.errors import InputError
@@ -305,12 +305,14 @@ def survey(
         chosen = set(range(len(train), len(found)))
     else:
         found, chosen = train, hold_out([sample.key for sample in train], root=shards.root)
-    classes, numbers = _labels(found, train, root=shards.root)
+    found, notes = _one_spelling(found, root=shards.root)
+    classes, numbers = _labels(found, found[: len(train)], root=shards.root)
     samples = [
         Sample(name=sample.name, label=label, held_out=index in chosen, picture=sample.picture)
         for index, (sample, label) in enumerate(zip(found, numbers, strict=True))
     ]
     every = None if how is None else Captions(sample.captions for sample in found)
+    of_captions = () if every is None else told(every, left, root=shards.root, how=str(how))
     return Listing(
         kind="shards",
         root=shards.root,
@@ -318,7 +320,7 @@ def survey(
         classes=told_apart(classes),
         held_out=sides.told,
         left_out=LeftOut(left),
-        notes=() if every is None else told(every, left, root=shards.root, how=str(how)),
+        notes=(*notes, *_folders_inside(found), *of_captions),
         captions=every,
     )
 
@@ -483,7 +485,8 @@ def _class(value: Any, member: Member) -> Class:
             raise InputError(
                 f"expected a class of at most {LONGEST} characters in {member.name} of {member.tar}, got {len(name):,}"
             )
-        return int(name) if re.fullmatch(r"-?[0-9]+", name) else name
+        check_label(name, where=f"{member.name} of {member.tar}")
+        return int(name) if re.fullmatch(r"[+-]?[0-9]+", name) else name
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise InputError(f"expected a class, a whole number or a name, in {member.name} of {member.tar}, got {value!r}")
@@ -506,6 +509,42 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise InputError(f"expected JSON, got {where}, which is something else") from None
+
+
+def _one_spelling(found: list[Found], *, root: Path) -> tuple[list[Found], tuple[str, ...]]:
+    """The samples with each class in one spelling: 1.0 is 1 where all are whole numbers, which is said.
+
+    Raises `InputError` where a number is written in two ways.
+    """
+    first: dict[str, Found] = {}
+    for sample in found:
+        if sample.stated is not None:
+            first.setdefault(str(sample.stated), sample)
+    whole, told = whole_numbers(first, where=str(root))
+    if told:
+        return [replace(sample, stated=_whole(sample.stated, whole)) for sample in found], (told,)
+    if twice := one_number(first):
+        one, other = twice
+        raise InputError(
+            f"expected every number written in one way, got {other} in {first[other].name} and {one} in "
+            f"{first[one].name}"
+        )
+    return found, ()
+
+
+def _whole(stated: Class | None, whole: Mapping[str, str]) -> Class | None:
+    return None if stated is None else int(whole[str(stated)])
+
+
+def _folders_inside(found: Sequence[Found]) -> tuple[str, ...]:
+    """That the folders inside shards mean nothing, if they look as if they did."""
+    folders = {sample.key.partition("/")[0] for sample in found if "/" in sample.key}
+    classless = bool(folders) and all(sample.stated is None for sample in found)
+    splits = len(set(roles_of_folders(folders).values())) > 1
+    if not classless and not splits:
+        return ()
+    some = " and ".join(f"{folder}/" for folder in sorted(folders)[:2])
+    return (f"folders inside the shards, such as {some}, are neither classes nor splits: .cls or .json tells a class",)
 
 
 def _labels(found: Sequence[Found], train: Sequence[Found], *, root: Path) -> tuple[tuple[str, ...], list[int]]:
@@ -547,9 +586,9 @@ def _listed(root: Path) -> tuple[str, ...] | None:
         if (root / name).is_file():
             try:
                 names = read((root / name).read_text(encoding="utf-8-sig"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 names = ()
-            if not names or not all(isinstance(entry, str) for entry in names):
+            if not names or not all(isinstance(entry, str) and entry for entry in names):
                 raise InputError(f"expected the names of the classes, one for each number from 0 on, in {root / name}")
             return names
     return None

@@ -49,6 +49,12 @@ def roles_of_folders(names: Iterable[str]) -> dict[str, Role]:
     return {name: role for name in called if name in free for role in roles_of(name)}
 
 
+def tells_no_class(folder: str) -> bool:
+    """Whether a folder is called like what holds pictures of any class, such as `images`."""
+    words = words_of(folder)
+    return bool(words) and all(map(_is_about_splits, words))
+
+
 def _is_about_splits(word: str) -> bool:
     return role_of_word(word) is not None or re.fullmatch(_AROUND, word) is not None
 

@@ -23,6 +23,18 @@ SAMPLE = re.compile(r"\d+-(?:.*-)?seed-?\d+(?:-\d+)?(?:-growing)?\.png")  # as `
 COMPANIONS = frozenset(  # what usually lies beside pictures, none of it one
     (".txt", ".json", ".jsonl", ".cls", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".db", ".npy", ".npz")
 )
+SYSTEM = frozenset(  # folders that network disks and systems put among others, some of them full of small copies
+    (
+        "@eaDir",
+        "#recycle",
+        "#snapshot",
+        "@Recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+        "__MACOSX",
+    )
+)
 SHOWN = 4  # suffixes that are told one by one
 _SUFFIXES = frozenset(SUFFIXES)
 
@@ -93,7 +105,10 @@ def _put(
         if entry.is_file():
             (pictures if is_picture(entry.name) else others).append(entry.name)
         elif entry.is_dir():
-            folders.append(entry.name)
+            if entry.name in SYSTEM:
+                gone["folder{s} of the system"] += 1
+            else:
+                folders.append(entry.name)
         else:
             gone["link{s} to nothing" if entry.is_symlink() else "special file{s}"] += 1
     except OSError as error:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import InputError
-from nextscale.files.durable import beside, settle, write_beside
+from nextscale.files.durable import beside, remove_abandoned, settle, write_beside
 
 CONFIG = "config.json"
 WEIGHTS = "weights"  # in config.json: the fingerprint of each file
@@ -74,11 +74,13 @@ def save(directory: str | Path, config: dict[str, Any], files: Mapping[str, Mapp
     """Write config.json and each of `files` (name -> tensors), which are a model together.
 
     Whenever this is interrupted, what is there is the old model or the new one: the files are written under names of
-    their own, config.json is replaced, which names them by their fingerprints, and then they take their places.
+    their own, config.json is replaced, which names them by their fingerprints, and then they take their places. What
+    saves that were killed have left is removed.
     """
     place = Path(directory)
     sums = {name: {tensor: checksum(values) for tensor, values in files[name].items()} for name in files}
     prints = {name: _fingerprint_of(sums[name]) for name in files}
+    remove_abandoned(place)
     try:
         with ExitStack() as renames:
             for name, tensors in files.items():
@@ -324,7 +326,10 @@ def _check_finite(what: str, name: str, tensor: Tensor) -> None:
     """
     if tensor.is_meta or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
         return
-    raise InputError(f"weights of the {what}: expected finite numbers, got {name} with values that are not")
+    raise InputError(
+        f"weights of the {what}: expected finite numbers, got {name} with values that are not, in "
+        f"{str(tensor.dtype).removeprefix('torch.')}"
+    )
 
 
 def check_fit(what: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,8 @@
 A file is written in a directory of its own beside its place, flushed to the disk and renamed, and the directory that
 now names it is flushed, too, before the call returns: only then may what it replaces be removed. The directory is
 called `.nextscale-WORD-…`, where WORD is 64 random bits of this process. Two hosts or containers never share one, and
-whoever knows the word of a process that was killed (see `lock`) can remove what that left, and nothing else.
+whoever knows the word of a process that was killed (see `lock`) can remove what that left, and nothing else. It is
+locked as long as it is written to: whoever finds one without its lock (`remove_abandoned`) knows as much.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from nextscale.errors import InputError
 
 WORD = secrets.token_hex(8)
 PREFIX = ".nextscale-"
+OWN = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}-[0-9]+-[0-9]+")  # as `own_name` makes them
 NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # file systems that flush files but not directories
 
 _numbers = itertools.count(1)
@@ -51,22 +56,36 @@ def whole(path: Path) -> Iterator[Path]:
     if _is_special(path):
         yield path
         return
-    private = path.with_name(own_name(PREFIX))
-    written = private / path.name
     try:
         make_directory(path.parent)
-        private.mkdir()
-        written.touch()
-        mode = written.stat().st_mode  # as the umask wants it: safetensors makes files that their owner alone can read
-        yield written
-        written.chmod(mode)
-        os.replace(written, path)
+        with _private_directory(path) as private:
+            written = private / path.name
+            written.touch()
+            mode = written.stat().st_mode  # the umask's; safetensors makes files that their owner alone can read
+            yield written
+            written.chmod(mode)
+            os.replace(written, path)
     except OSError as error:
         if not _is_about(error.filename, path):
             raise  # of something else that the caller does on the way
         raise _cannot_write(path, error) from None
+
+
+@contextmanager
+def _private_directory(path: Path) -> Iterator[Path]:
+    """A new directory beside `path`, locked, which goes again. Raises `OSError`."""
+    while True:
+        private = path.with_name(own_name(PREFIX))
+        private.mkdir()
+        with suppress(BlockingIOError, FileNotFoundError):  # taken for abandoned before it was locked
+            lock = _lock(private)
+            break
+    try:
+        yield private
     finally:
         shutil.rmtree(private, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
@@ -143,6 +162,39 @@ def flush_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _lock(directory: Path) -> int | None:
+    """The descriptor of a locked directory; None where there are no such locks, as on Windows and some network disks.
+
+    Raises `BlockingIOError` while another process holds it, `FileNotFoundError` when one has removed it.
+    """
+    if os.name == "nt":
+        return None
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        if not lock_descriptor(descriptor, blocking=False):
+            raise BlockingIOError
+        directory.stat()
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove what processes were writing directly in `directory` when they were killed; nothing without locks."""
+    for private in directory.glob(f"{PREFIX}*"):
+        if not OWN.fullmatch(private.name) or private.is_symlink() or not private.is_dir():
+            continue
+        with suppress(OSError):
+            lock = _lock(private)
+            if lock is not None:
+                shutil.rmtree(private, ignore_errors=True)
+                os.close(lock)
 
 
 def remove_unfinished(directory: Path, words: Collection[str]) -> None:

@@ -37,12 +37,22 @@ class SideData:
         pass
 
 
+def _entries(*given: object) -> dict[Any, Any]:
+    """Stands for `defaultdict`: its entries follow, and what would make others is left out."""
+    return {}
+
+
 NUMPY = [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
 PATHS = [
     f"pathlib{room}.{name}Path" for room in ("", "._local") for name in ("Posix", "PurePosix", "Windows", "PureWindows")
 ]
-OTHERS = ["numpy.dtype", "numpy.ndarray", "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime"]
-PLACEHOLDERS: list[tuple[Callable[..., Any], str]] = [(SideData, name) for name in (*NUMPY, *PATHS, *OTHERS)]
+TIMES = [f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")]
+BUILTINS = [f"builtins.{name}" for name in ("frozenset", "slice", "range", "int", "float", "str", "list", "dict")]
+OTHERS = ["numpy.dtype", "numpy.ndarray", "argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "uuid.UUID"]
+PLACEHOLDERS: list[tuple[Callable[..., Any], str]] = [
+    (_entries, "collections.defaultdict"),
+    *((SideData, name) for name in (*NUMPY, *PATHS, *TIMES, *BUILTINS, *OTHERS)),
+]
 
 
 def write(content: Any, path: Path) -> None:

@@ -31,7 +31,11 @@ def read(path: Path, count: int) -> list[str]:
         names = _from_json(path, checkpoint.read_json(path))
     else:
         lines = _text(path).splitlines()
-        names = _from_table(path, lines) if path.suffix.lower() == ".csv" else [_first_word(line) for line in lines]
+        names = (
+            _from_table(path, lines)
+            if path.suffix.lower() == ".csv"
+            else [_first_word(line) for line in _unnumbered(lines)]
+        )
     names = [name.strip() for name in names]
     if len(names) != count:
         raise InputError(f"{path}: expected the names of {count} classes, got {len(names)}")
@@ -53,6 +57,12 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: expected names of classes in UTF-8, got other bytes") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _unnumbered(lines: Sequence[str]) -> Sequence[str]:
+    """What follows the numbers, where every line begins with its own, from 0: `0: cat`, `1 dog`."""
+    found = [re.fullmatch(rf"\s*{number}(?:\s*[:,]\s*|\s+)(.*\S)\s*", line) for number, line in enumerate(lines)]
+    return [match[1] for match in found if match] if all(found) else lines
 
 
 def _first_word(line: str) -> str:

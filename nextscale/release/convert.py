@@ -301,6 +301,7 @@ def _transformer_config(
     tensors: Mapping[str, Tensor], num_heads: int | None, scales: Sizes | None
 ) -> TransformerConfig:
     get = _Tensors("transformer", tensors)
+    get("blocks.0.attn.proj.weight", 2)  # else there is a part of a model, or blocks are counted in another way
     width, code_channels = get("word_embed.weight", 2).shape
     told = "blocks.0.attn.scale_mul_1H11"
     return TransformerConfig(

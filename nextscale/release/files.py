@@ -153,7 +153,7 @@ def _reader(source: str | Path | State) -> Any:
     if path.suffix == ".safetensors":
         return lambda: checkpoint.read_tensors(path)
     if not path.is_file():
-        raise InputError(f"expected a file {path}, found none")
+        raise InputError(f"expected a file {path}, {'got a folder' if path.is_dir() else 'found none'}")
     if zipfile.is_zipfile(path):
         return pickles.reader(path, mmap=True)
     whole = pickles.read(path)  # torch's format before 1.6 cannot be mapped

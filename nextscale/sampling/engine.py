@@ -9,11 +9,12 @@ It is made on the first picture and made anew when weights have changed.
 from __future__ import annotations
 
 import hashlib
+import operator
 import threading
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.files.checkpoint import checksum
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -63,8 +64,9 @@ class Engines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
-        self._seen: Seen | None = None
-        self._fingerprint: str | None = None
+        self._copied: Seen | None = None
+        self._others: Seen | None = None
+        self._fingerprint = ""
 
     def __reduce__(self) -> tuple[type[Engines], tuple[()]]:
         return Engines, ()
@@ -72,30 +74,35 @@ class Engines:
     def of(self, tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> Engine:
         """The engine for these models; whoever asks while it is being made waits for it."""
         with self._lock:
-            if self._engine is None or self._seen is None or not self._seen.still(tokenizer, transformer):
-                self._engine = self._fingerprint = None  # not two at a time
-                self._seen = look(tokenizer, transformer)
-                self._engine = make_engine(tokenizer, transformer, dtype)
-            return self._engine
+            return self._of(tokenizer, transformer, dtype)
 
-    def fingerprint(self, tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> str:
-        """`fingerprint` of these models, computed once as long as their weights stay."""
-        self.of(tokenizer, transformer, dtype)
+    def named(self, tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> tuple[Engine, str]:
+        """The engine and the `fingerprint` of these models, computed once as long as all of their weights stay."""
         with self._lock:
-            if self._fingerprint is None:
+            engine, others = self._of(tokenizer, transformer, dtype), (tokenizer,)
+            if self._others is None or not self._others.still(others, but=tokenizer.decoder):
+                self._others = look(others, but=tokenizer.decoder)
                 self._fingerprint = fingerprint(tokenizer, transformer)
-            return self._fingerprint
+            return engine, self._fingerprint
+
+    def _of(self, tokenizer: MultiScaleVQVAE, transformer: VAR, dtype: torch.dtype) -> Engine:
+        copied = (tokenizer.decoder, transformer)
+        if self._engine is None or self._copied is None or not self._copied.still(copied):
+            self._engine = self._others = None  # not two at a time
+            self._copied = look(copied)
+            self._engine = make_engine(tokenizer, transformer, dtype)
+        return self._engine
 
     def drop(self) -> None:
         """Drop the engine; the next picture makes a new one."""
         with self._lock:
-            self._engine = self._seen = self._fingerprint = None
+            self._engine = self._copied = self._others = None
 
 
 class Seen(NamedTuple):
-    """The weights that an engine was made of, as far as a look at them tells."""
+    """The weights of some modules at a time, as far as a look at them tells."""
 
-    models: tuple[MultiScaleVQVAE, VAR]
+    modules: tuple[nn.Module, ...]
     places: list[tuple[int, int]]
     """Address and version of each weight: torch counts most writes, and what is replaced is elsewhere."""
     views: list[Tensor]
@@ -104,24 +111,30 @@ class Seen(NamedTuple):
     """(n,) int32, what those values were."""
 
     @torch.no_grad()
-    def still(self, tokenizer: MultiScaleVQVAE, transformer: VAR) -> bool:
-        """Whether these are the models, and unchanged. Waits for the device."""
-        same = self.models[0] is tokenizer and self.models[1] is transformer
-        same = same and self.places == places(weights(tokenizer, transformer))
+    def still(self, modules: tuple[nn.Module, ...], *, but: nn.Module | None = None) -> bool:
+        """Whether these are the modules, and unchanged. Waits for the device."""
+        same = all(map(operator.is_, self.modules, modules))
+        same = same and self.places == places(weights(modules, but=but))
         return same and (self.bits.is_meta or torch.equal(self.bits, bits(self.views)))
 
 
 @torch.no_grad()
-def look(tokenizer: MultiScaleVQVAE, transformer: VAR) -> Seen:
-    """A look at the models' weights as they are now."""
-    watched = weights(tokenizer, transformer)
+def look(modules: tuple[nn.Module, ...], *, but: nn.Module | None = None) -> Seen:
+    """A look at the weights of modules as they are now, those of one of their parts left out."""
+    watched = weights(modules, but=but)
     views = [sampled(weight) for weight in watched]
-    return Seen((tokenizer, transformer), places(watched), views, bits(views))
+    return Seen(modules, places(watched), views, bits(views))
 
 
-def weights(tokenizer: MultiScaleVQVAE, transformer: VAR) -> list[Tensor]:
-    """All of both: engines hold copies of some, and the fingerprint tells of all."""
-    return [*tokenizer.parameters(), *transformer.parameters()]
+def weights(modules: tuple[nn.Module, ...], *, but: nn.Module | None = None) -> list[Tensor]:
+    """All their parameters, in some order: `Module.parameters` makes their names too, which takes as long as a look."""
+    found, waiting = list[Tensor](), list[nn.Module | None](modules)
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module is not but:
+            found += [weight for weight in module._parameters.values() if weight is not None]
+            waiting += module._modules.values()
+    return found
 
 
 def places(weights: list[Tensor]) -> list[tuple[int, int]]:

@@ -202,13 +202,3 @@ def _descend(logits_nV: Tensor, targets_n1: Tensor, weights_n1: Tensor, smoothin
 
 def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, count, size))
-
-
-def unigram_entropy(tokens_NL: Tensor, codes: int) -> Tensor:
-    """-sum p ln p of the tokens at each position over N images, (L,) float64 in nats: what position alone tells.
-
-    The plug-in estimate, which is too low for few images, so that beating it means something.
-    """
-    counts_LV = torch.zeros(tokens_NL.shape[1], codes, dtype=torch.float64)
-    counts_LV.scatter_add_(1, tokens_NL.T, torch.ones_like(tokens_NL.T, dtype=torch.float64))
-    return torch.special.entr(counts_LV / len(tokens_NL)).sum(dim=1)

@@ -170,6 +170,7 @@ def test_a_bug_keeps_its_traceback(nextscale, monkeypatch: pytest.MonkeyPatch) -
         ("${PLACE}/pictures", "PLACE/pictures"),
         ("a/$PLACE", "a/PLACE"),
         ("$NOWHERE/pictures", "$NOWHERE/pictures"),
+        ("$EMPTY", "$EMPTY"),
         ("pictures~", "pictures~"),
         ("cost 5$", "cost 5$"),
     ],
@@ -182,6 +183,7 @@ def test_homes_and_variables_in_paths_are_expanded(
     for name in ("HOME", "PLACE"):
         monkeypatch.setenv(name, name)
     monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.setenv("EMPTY", "")
     sample = parse(["sample", f"--out={typed}", "--model", typed, "--label", "3"])
     assert (str(sample.out), sample.model, sample.label) == (meant, (meant,), ("3",))
     assert str(parse(["encode", typed, "--tokenizer", typed]).tokenizer) == meant

@@ -376,7 +376,33 @@ def test_a_folder_around_everything_changes_no_class(tmp_path: Path, around: str
     listing = survey(root)
     assert listing.classes == ("Cat", "Dog")
     assert {item.name for item in listing.items} == {f"{around}/Cat/1.png", f"{around}/Dog/2.png"}
-    assert str(listing.left_out) == "1 folder without pictures, 1 other file"
+    assert str(listing.left_out) == "1 folder of the system, 1 other file"
+
+
+def test_folders_that_systems_put_among_the_others_are_left_out(tmp_path: Path) -> None:
+    """Thumbnails of a network disk, and what was deleted: at any depth they are neither classes nor pictures."""
+    names = ("a/1.png", "a/@eaDir/1.png/thumb.jpg", "@eaDir/x.png", "$RECYCLE.BIN/2.png", "b/3.png")
+    listing = survey(empty(tmp_path, *names))
+    assert [item.name for item in listing.items] == ["a/1.png", "b/3.png"]
+    assert str(listing.left_out) == "3 folders of the system"
+
+
+def test_a_class_with_splits_of_its_own_is_refused(tmp_path: Path) -> None:
+    """It would be trained on, held-out pictures and all."""
+    root = empty(tmp_path / "d", "data/train/a/1.png", "data/valid/a/2.png", "docs/figure.png")
+    with pytest.raises(
+        InputError, match=r"folders of classes in .*, got data/ with the splits train/ and valid/ in it"
+    ):
+        survey(root)
+    assert survey(empty(tmp_path / "e", "a/train/1.png", "b/2.png")).classes == ("a", "b")
+
+
+def test_held_out_pictures_in_one_folder_of_no_class_are_not_used(tmp_path: Path) -> None:
+    """As Tiny ImageNet has `val/images`; a class that is called so is one."""
+    tiny = survey(empty(tmp_path / "t", "train/n1/images/1.png", "train/n2/images/2.png", "val/images/3.png"))
+    assert tiny.classes == ("n1", "n2")
+    assert tiny.held_out == "5 % of train/ by hash of the name; val/ has no folders of classes and is not used"
+    assert survey(empty(tmp_path / "u", "train/images/1.png", "train/n2/2.png", "val/images/3.png")).held_out == "val/"
 
 
 def test_splits_in_a_folder_around_them_are_splits(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from nextscale.errors import InputError
 
 def put(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
     """A small file of noise; `size` is (width, height) like Pillow's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     return path
@@ -163,3 +167,48 @@ def test_crops_of_a_very_long_picture_are_its_middle(
     ends = split.batch([0, 0], views=torch.tensor([[0.5, 0.0, 0.0], [0.5, 0.999, 0.0]]))[0]
     torch.testing.assert_close(centre[0], images.read(tmp_path / "a.png", height=16, width=16), atol=0.02, rtol=0)
     assert ends[0].mean() < centre.mean() < ends[1].mean()
+
+
+# ---- what is said of a data set --------------------------------------------------------------------------------------
+
+
+def test_held_out_pictures_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
+    """Through a link, or as copies; pictures that are only of one size are none."""
+    for number in range(3):
+        put(tmp_path / f"d/train/a/{number}.bmp", seed=number)
+    os.symlink("train", tmp_path / "d/val")
+    told = data.load(tmp_path / "d", height=8, width=8).told
+    assert told[1].startswith("3 of 3 held-out pictures look like copies of some that are trained on")
+    assert told[1].endswith("such as val/a/0.bmp of train/a/0.bmp")
+    os.unlink(tmp_path / "d/val")
+    shutil.copytree(tmp_path / "d/train", tmp_path / "d/val")
+    put(tmp_path / "d/val/a/0.bmp", seed=7)
+    assert "2 of 3 held-out pictures look like copies" in data.load(tmp_path / "d", height=8, width=8).told[1]
+    for number in range(3):
+        put(tmp_path / f"d/val/a/{number}.bmp", seed=number + 10)
+    assert data.load(tmp_path / "d", height=8, width=8).told == ["held out: val/"]
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("cat", "cat "), ("7", "07"), ("a", "\uff41")])
+def test_classes_that_differ_in_spelling_alone_are_told(names: tuple[str, str], tmp_path: Path) -> None:
+    """They are classes of their own; whoever did not mean that reads it."""
+    for name in names:
+        put(tmp_path / "d" / name / "0.bmp")
+    loaded = data.load(tmp_path / "d", height=8, width=8)
+    assert sorted(loaded.classes) == sorted(names)
+    assert any(note.startswith("classes that differ in spelling alone: ") for note in loaded.told)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 10**6}, r"a picture size from 1 to 16,384 pixels a side, got 8×1000000"),
+        ({"max_broken": float("nan")}, "max_broken: expected a share from 0 to 1, got nan"),
+        ({"source": "s3://pets/train"}, "on this machine, got the address s3://pets/train"),
+    ],
+)
+def test_what_no_data_set_can_be_is_one_line(wrong: dict[str, Any], message: str) -> None:
+    """Before anything is looked at."""
+    given = {"source": "nowhere", "height": 8, "width": 8, **wrong}
+    with pytest.raises(InputError, match=message):
+        data.load(given.pop("source"), **given)

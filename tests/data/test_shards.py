@@ -657,3 +657,69 @@ def test_a_sample_without_a_picture_is_called_so(tmp_path: Path) -> None:
     put(tmp_path / "a.tar", [*samples(range(3)), ("9.cls", b"cat"), ("9.left.png", picture(9))])
     with pytest.raises(InputError, match="got 1 of 4 .*: a.tar/9; the first: a sample without a picture of its own"):
         load(tmp_path)
+
+
+# ---- spellings, and what is often there instead ----------------------------------------------------------------------
+
+
+def stated(root: Path, *classes: str) -> Path:
+    """A sample of each class."""
+    put(root / "x.tar", [entry for index, name in enumerate(classes) for entry in sample(index, name)])
+    return root
+
+
+def test_whole_numbers_with_a_point_are_whole_numbers(tmp_path: Path) -> None:
+    """As in tables, and as it is said there; +1 is 1 as 007 is 7. Beside other numbers they stay names."""
+    loaded = load(stated(tmp_path / "a", "0.0", "1.0", "10.0", "+1"))
+    assert loaded.classes == ("0", "1", "10")
+    assert any("taken as the whole numbers" in line for line in loaded.told)
+    assert load(stated(tmp_path / "b", "0.5", "1.0", "2")).classes == ("2", "0.5", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("1", "1e0"), r"every number written in one way, got 1e0 in x.tar/0001.png and 1 in x.tar/0000.png"),
+        (("1", "nan"), r"0001.cls of .*x.tar: expected a label, got nan"),
+        (("\3\0\0\0", "a"), r"0000.cls of .*x.tar: expected a label in text, got the bytes"),
+    ],
+)
+def test_what_stands_for_no_class_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    """A number in two ways, a missing value, a number in binary."""
+    with pytest.raises(InputError, match=message):
+        load(stated(tmp_path, *classes))
+
+
+def test_folders_inside_shards_that_look_like_classes_are_told(tmp_path: Path) -> None:
+    """Of samples without a class, and of splits; folders beside stated classes are a matter of the names alone."""
+    put(tmp_path / "a" / "x.tar", [*sample(0, key="cat/0"), *sample(1, key="dog/1")])
+    assert load(tmp_path / "a").told[1].startswith("folders inside the shards, such as cat/ and dog/, are neither")
+    put(tmp_path / "b" / "x.tar", [*sample(0, "cat", key="train/0"), *sample(1, "cat", key="val/1")])
+    assert load(tmp_path / "b").told[1].startswith("folders inside the shards, such as train/ and val/, are neither")
+    put(tmp_path / "c" / "x.tar", [*sample(0, "cat", key="a/0"), *sample(1, "cat", key="b/1")])
+    assert load(tmp_path / "c").told == ["held out: 5 % by hash of the key"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git-LFS pointer"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"PK\3\4", "a zip archive"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_often_there_instead_of_a_shard_is_named(content: bytes, told: str, tmp_path: Path) -> None:
+    """What a checkout without Git LFS leaves, what a failed download leaves, and other archives."""
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(InputError, match=rf"expected a whole, uncompressed tar, got .*x.tar: {told}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("classes.json", "[" * 3000), ("classes.txt", "cat\n\ndog")])
+def test_a_list_of_classes_that_is_none_is_one_line(name: str, content: str, tmp_path: Path) -> None:
+    """Brackets by the thousand, and a class without a name."""
+    (stated(tmp_path, "0", "1") / name).write_text(content)
+    with pytest.raises(InputError, match=f"expected the names of the classes, one for each number .*{name}"):
+        load(tmp_path)

@@ -155,6 +155,54 @@ def test_only_what_a_known_process_left_is_removed(tmp_path: Path) -> None:
     assert left == theirs
 
 
+def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    """By its lock, which goes with a process; what only looks like it stays, and what is there under another name."""
+    others = [tmp_path / name for name in (".nextscale-mine", ".nextscale-0123456789abcdef-1-1.txt", "model")]
+    for other in others:
+        other.mkdir()
+    killed = tmp_path / durable.own_name(durable.PREFIX)  # whose lock went with the process
+    killed.mkdir()
+    (killed / "a").write_text("half")
+    with durable.whole(tmp_path / "b") as written:
+        durable.remove_abandoned(tmp_path)
+        assert {path for path in tmp_path.iterdir() if path not in others} == {written.parent}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["b", *(other.name for other in others)])
+
+
+def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it may be alive; writing goes on as before."""
+    abandoned = tmp_path / durable.own_name(durable.PREFIX)
+    abandoned.mkdir()
+
+    def none(descriptor: int, *, blocking: bool) -> bool:
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "lock_descriptor", none)
+        durable.write_beside(tmp_path / "a", lambda path: path.write_text("new"))
+        durable.remove_abandoned(tmp_path)
+    assert abandoned.is_dir()
+    durable.remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_taken_for_abandoned_before_it_was_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our two calls another process may hold it, or have removed it."""
+    lock, outcomes = durable._lock, iter([BlockingIOError, FileNotFoundError, None])
+
+    def raced(directory: Path) -> int | None:
+        if (outcome := next(outcomes)) is not None:
+            directory.rmdir()
+            raise outcome
+        return lock(directory)
+
+    monkeypatch.setattr(durable, "_lock", raced)
+    durable.write_beside(tmp_path / "a", lambda path: path.write_text("new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_link_to_another_place_is_not_followed(tmp_path: Path) -> None:
     """What it leads to is the user's."""
     (tmp_path / "run").mkdir()

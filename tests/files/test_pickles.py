@@ -6,6 +6,9 @@ import argparse
 import pickle
 import resource
 import zipfile
+from collections import defaultdict
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,16 @@ def test_side_data_becomes_placeholders(tmp_path: Path) -> None:
         read = pickles.read(tmp_path / "a.pth")
         assert torch.equal(read["a"], torch.arange(3))
         assert [type(value) for value in read["b"]] == [pickles.SideData] * 5
+
+
+def test_values_of_the_standard_library_are_no_obstacle(tmp_path: Path) -> None:
+    """Times, ranges and types become placeholders; of a defaultdict the entries stay, without what makes others."""
+    values = [timedelta(1), range(3), frozenset([1]), int, Decimal("1.5")]
+    torch.save({"a": defaultdict(int, x=torch.arange(3)), "b": values}, tmp_path / "a.pth")
+    read = pickles.read(tmp_path / "a.pth")
+    assert type(read["a"]) is dict
+    assert torch.equal(read["a"]["x"], torch.arange(3))
+    assert all(value is pickles.SideData or type(value) is pickles.SideData for value in read["b"])
 
 
 def bombs() -> dict[str, bytes]:

@@ -40,6 +40,14 @@ def test_words_alone_are_names(tmp_path: Path) -> None:
     assert classes.read(tmp_path / "a.txt", 3) == ["great white shark", "Katze", "\u732b"]
 
 
+def test_the_lines_own_numbers_are_no_names(tmp_path: Path) -> None:
+    """If all have theirs, from 0 on; a name may well begin with a number."""
+    (tmp_path / "a.txt").write_text("0: great white shark\n1 Katze\n 2,7 up\n", encoding="utf-8")
+    assert classes.read(tmp_path / "a.txt", 3) == ["great white shark", "Katze", "7 up"]
+    (tmp_path / "a.txt").write_text("0 cat\n2 dogs\n", encoding="utf-8")
+    assert classes.read(tmp_path / "a.txt", 2) == ["0 cat", "2 dogs"]
+
+
 WRONG: dict[str, tuple[str | bytes, str]] = {
     "twice.txt": ("crane\nbee\ncrane", "expected every name once, got 'crane' for classes 0 and 2"),
     "few.txt": ("a\nb", "expected the names of 3 classes, got 2"),

@@ -207,6 +207,26 @@ def test_numbers_too_large_for_float32_are_not_finite_there() -> None:
     assert "expected finite numbers, got head.bias" in complaint(vae, var)
 
 
+def test_numbers_too_large_for_the_precision_asked_for_are_told_with_it() -> None:
+    """They are finite in the file."""
+    vae, var = golden.states()
+    var["blocks.0.ffn.fc1.weight"][0, 0] = 1e30
+    with pytest.raises(InputError, match=r"got blocks.0.ffn.fc1.weight with values that are not, in float16"):
+        official.load(vae, var, precision="fp16")
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
+    """And it is not missing."""
+    assert f"expected a file {tmp_path}, got a folder" in complaint(tmp_path, golden.states()[1])
+
+
+def test_blocks_that_are_counted_in_another_way_are_told() -> None:
+    """Rather than what is missing because of it."""
+    vae, var = golden.states()
+    moved = {name.replace("blocks.0.", "blocks.7."): tensor for name, tensor in var.items()}
+    assert complaint(vae, moved).endswith("got weights without blocks.0.attn.proj.weight")
+
+
 def test_finite_numbers_whose_sum_is_not_are_finite() -> None:
     """The sum is only a quick look."""
     vae, var = golden.states()

@@ -216,6 +216,22 @@ def test_the_engine_is_made_once(make_tokenizer: Callable, make_transformer: Cal
     assert pipe.engine() is pipe.engine()
 
 
+def test_what_the_engine_holds_no_copy_of_changes_the_fingerprint_alone(
+    make_tokenizer: Callable, make_transformer: Callable
+) -> None:
+    """Encoder and codebook: each has its look, and the engine is not made anew; what it copied changes both."""
+    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="bf16")
+    for part in (pipe.tokenizer.encoder, pipe.tokenizer.quantizer, pipe.tokenizer.post_quantizer):
+        made, known = pipe.engine(), pipe.fingerprint
+        next(part.parameters()).data.mul_(1.5)
+        assert pipe.engine() is made
+        assert pipe.fingerprint != known
+        assert pipe.generate([0]).requests[0].model == pipe.fingerprint
+    pipe.transformer.head.weight.data.neg_()
+    assert pipe.engine() is not made
+    assert pipe.fingerprint != known
+
+
 def test_a_saved_pipeline_knows_nothing_of_the_engine(
     make_tokenizer: Callable, make_transformer: Callable, tmp_path
 ) -> None:

@@ -19,7 +19,6 @@ from nextscale.training.losses import (
     l1,
     l2,
     lecam,
-    unigram_entropy,
 )
 
 
@@ -240,15 +239,6 @@ def test_chunked_cross_entropy_of_nothing_that_learns_is_the_same() -> None:
     loss, loss_BL, _ = chunked_cross_entropy(h, weight, bias, tokens, weights)
     torch.testing.assert_close(loss, loss_BL[:, :3].mean())
     torch.testing.assert_close(loss_BL, cross_entropy(F.linear(h, weight, bias), tokens))
-
-
-def test_unigram_entropy_of_known_positions() -> None:
-    """Always the same: 0. Two codes, half each: ln 2. Four codes: ln 4. Three to one: 0.5623."""
-    tokens = torch.tensor([[7, 0, 0, 1], [7, 1, 1, 1], [7, 0, 2, 1], [7, 1, 3, 0]])
-    three_to_one = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    torch.testing.assert_close(
-        unigram_entropy(tokens, 8), torch.tensor([0, math.log(2), math.log(4), three_to_one], dtype=torch.float64)
-    )
 
 
 def test_a_second_derivative_of_the_chunked_cross_entropy_is_refused() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tiny import TOKENIZER
 from torch import Tensor, nn
 
-from nextscale import VAR, MultiScaleVQVAE, Scales
+from nextscale import VAR, MultiScaleVQVAE
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
 from nextscale.data.captions import Captions
@@ -24,18 +25,6 @@ from nextscale.training import recipes
 from nextscale.training.recipes import Reading, Recipe, TokenizerRecipe, TransformerRecipe
 from nextscale.training.tokenizer.stage import TokenizerStage
 from nextscale.training.transformer.stage import TransformerStage
-
-TOKENIZER = TokenizerConfig(
-    scales=Scales([1, 2, 3, 4]),
-    codebook_size=64,
-    code_channels=8,
-    channels=32,
-    multipliers=(1, 1),
-    residual_blocks=1,
-    phi_sharing="partial",
-    phi_count=4,
-    distance="euclidean",
-)
 
 RECIPE = Recipe(
     batch=4,

@@ -26,7 +26,6 @@ from nextscale.pipeline import Pipeline
 from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.loop import Health
-from nextscale.training.losses import unigram_entropy
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
 from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import Reading, TransformerRecipe
@@ -333,13 +332,6 @@ class TransformerStage:
             table.append(health.expectation(config, config.parameters, self.frequencies.images))
         told = health.warnings(config.scales, validation, figures, history, clip=clip)
         return Health(tuple(table), tuple(told))
-
-    def unigram(self) -> float:
-        """Entropy of the training tokens when only their position is known, averaged over positions, in nats."""
-        count = len(self.data.train)
-        parts = [torch.arange(count)[start : start + UNLEARNED] for start in range(0, count, UNLEARNED)]
-        seen = torch.cat([self.data.train.batch(part)[0].cpu() for part in parts])
-        return float(unigram_entropy(seen, self.model.config.codebook_size).mean())
 
     def pipeline(self) -> Pipeline:
         """The two models as they are now, sharing their weights."""
