@@ -28,7 +28,7 @@ from nextscale.training import recipes
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.transformer.stage import TransformerStage
 
-WORDS = "red blue green round square heart cat face smiling open big small star moon flag in the style of noto".split()
+WORDS = ["red", "blue", "round", "square", "heart", "cat", "face", "smiling", "open", "big", "star", "moon", "noto"]
 CPU = torch.device("cpu")
 
 
