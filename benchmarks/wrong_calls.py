@@ -95,7 +95,11 @@ def doors() -> list[Door]:
         Door("Pipeline.reconstruct", pipe.reconstruct, {"images": images, "through": 2}),
         Door("Pipeline.label", pipe.label, {"name": "bee"}),
         Door("Generated.save", pipe.generate([0]).save, {"directory": "new"}),
-        Door("data.load", data.load, {"source": "pictures", "height": 8, "width": 8, "labels": "none"}),
+        Door(
+            "data.load",
+            data.load,
+            {"source": "pictures", "height": 8, "width": 8, "labels": "none", "captions": "names"},
+        ),
         Door("Pictures.batch", data.load("pictures", height=8, width=8).train.batch, {"indices": [0], "views": None}),
         Door("features.load", features.load, {"name_or_path": "text.pth", "device": "cpu"}),
         Door("features.read_heads", features.read_heads, {"path": "text.pth"}),

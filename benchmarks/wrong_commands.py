@@ -100,6 +100,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "backbone": NETWORK,
     "pictures": (*PLACE, "cut.png", "pictures", "picture.png text.txt"),
     "labels": (*PLACE, "labels-long.csv", "labels-short.csv", "labels-bytes.csv", "None"),
+    "captions": (*PLACE, "labels-long.csv", "captions-short.csv", "labels-bytes.csv", "own", "None"),
     "classes": (*PLACE, "labels-bytes.csv", "classes.txt"),
     "size": ("4x4", "0x0", "8", "8x8x8", "-8x8", "7x9", "99999999x99999999", "x", "8X8", ""),
     "scales": ("0", "4 2", "1 2 x", "1 2 4x", "99999", "1x1x1", "-1", ""),
@@ -287,6 +288,7 @@ def _data() -> None:
     Path("samples/0-ant-seed0.png").write_bytes(Path("picture.png").read_bytes())
     for name, told in (("long", f"{LONG}.png,1"), ("short", "0.png"), ("bytes", "\udcff.png,1")):
         Path(f"labels-{name}.csv").write_bytes(f"file,label\n{told}\n".encode("utf-8", "surrogateescape"))
+    Path("captions-short.csv").write_text("file,caption\n0.png\n")
     _tar("classless.tar", {"0.png": b"no picture", "0.cls": b""})
     _tar("digits.tar", {f"{n}.{kind}": b"1" * 5000 for n in range(4) for kind in ("png", "cls")})
     Path("cut.tar").write_bytes(Path("digits.tar").read_bytes()[:3000])

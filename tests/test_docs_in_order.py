@@ -30,7 +30,10 @@ from nextscale.features import efficientnet
 from nextscale.release import convert, files
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("tokenizer", "token-cache", "transformer", "sampling", "editing", "evaluation", "release", "training-speed")
+ORDER = (
+    *("tokenizer", "token-cache", "transformer", "text", "sampling", "editing", "evaluation", "release"),
+    "training-speed",
+)
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
 NEEDS = {  # what stands in a line that is not run here, and why
     "make ": "the repository itself; what `make demo` leaves is there",
@@ -41,6 +44,8 @@ NEEDS = {  # what stands in a line that is not run here, and why
     "python benchmarks/": "minutes; each program has a test of its own, or is one",
     "nextscale bench": "the hardware, which is what is measured; tests/cli/test_bench.py runs the commands",
     "--nnodes 2": "two machines",
+    "make_icon_pack": "public packages; tests/data/test_icon_pack.py runs it on small ones",
+    " icons ": "what that makes",
     "nextscale web": "a server that stays; tests/web runs it, and what docs/studio.md says",
 }
 SHORT = {  # options that are made short, and those that are put in to make a command short
@@ -146,6 +151,7 @@ def bring_along() -> None:
     Path("pets.csv").write_text(f"file,label\n{table}")
     rows = [path.relative_to("pictures").as_posix() for path in sorted(Path("pictures").rglob("*.jpg"))]
     Path("labels.csv").write_text("file,label\n" + "".join(f"{row},{row.split('/')[1]}\n" for row in rows))
+    Path("captions.csv").write_text("file,caption\n" + "".join(f"{row},a {row.split('/')[1]}\n" for row in rows))
     Path("shards").mkdir()
     for number in range(100):
         with tarfile.open(f"shards/train-{number:03}.tar", "w") as tar:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nextscale.data import DataSet
 
 Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE.csv|none", help_behavior_hint="")]
+Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE.csv", help_behavior_hint="")]
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
@@ -29,15 +30,24 @@ def load_data(
     height: int,
     width: int,
     labels: str | None = None,
+    captions: str | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
 ) -> DataSet:
     """The data set, its classes from `labels` if given (a CSV file, or "none"); says what was found.
 
+    `captions` are those of `nextscale.data.load`.
     `list_broken` is a file for the names of unreadable pictures, those included that turn out so later.
     """
-    size = {"height": height, "width": width}
-    found = read_data(source, **size, labels=labels, max_broken=max_broken, list_broken=list_broken)
+    found = read_data(
+        source,
+        height=height,
+        width=width,
+        labels=labels,
+        captions=captions,
+        max_broken=max_broken,
+        list_broken=list_broken,
+    )
     classes = "no classes" if labels == "none" else _told_of(found.classes, labels)
     say(
         f"data: {printable(source)} at {height}x{width}, {len(found.train)} pictures to train on, "
@@ -67,6 +77,7 @@ def read_data(
     height: int,
     width: int,
     labels: str | None = None,
+    captions: str | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
 ) -> DataSet:
@@ -81,6 +92,7 @@ def read_data(
             height=height,
             width=width,
             labels=labels,
+            captions=captions,
             max_broken=max_broken,
             broken=None if list_broken is None else written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
+from nextscale.cli.data import BROKEN, Captioned, Labelling, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import Count, Directory, Precision, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, at_most, directory, progress, say
 from nextscale.cli.training import together
@@ -37,9 +37,13 @@ class Encode:
     """
 
     data: Data = "emoji"
-    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
+    WebDataset shards."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
+    captions: Captioned = None
+    """What pictures show, in words: what comes with them (own: .txt files beside them, .txt and .json in shards), the
+    words of their file names (names), or a CSV file with the columns file and caption (default: none)."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
@@ -85,6 +89,7 @@ class Encode:
             height=tokenizer.config.height,
             width=tokenizer.config.width,
             labels=self.labels,
+            captions=self.captions,
             max_broken=self.max_broken,
             list_broken=self.list_broken,
         )
@@ -123,6 +128,7 @@ class Encode:
             flip=self.flip,
             seed=self.seed,
             shard=SHARD if self.shard is None else self.shard,
+            captions=_fingerprint(data),
         )
 
     def _write(self, data: DataSet, encode: Encoding, meta: Meta) -> tuple[int, float]:
@@ -165,6 +171,15 @@ class Encode:
             say(f"encode: {len(cache.broken)} pictures cannot be read; {tokens.INDEX} in {self.out} names them")
         command = ["nextscale", "train", "transformer", "--data", str(self.out), "--tokenizer", str(self.tokenizer)]
         print(shlex.join([*command, *(["--scales", *self.scales] if self.scales else [])]))
+
+
+def _fingerprint(data: DataSet) -> str | None:
+    """Of the captions of both splits."""
+    from nextscale.data.pictures import fingerprint
+
+    both = (data.train.captions, data.validation.captions)
+    known = [captions.fingerprint for captions in both if captions is not None]
+    return fingerprint(known) if known else None
 
 
 def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:

@@ -68,8 +68,10 @@ def read(
     Raises `InputError` for data without captions, and for changes of captions whose states are made once.
     """
     if data.train.captions is None:
-        told = "for a model that reads text, got none; --text none trains one that reads none"
-        raise InputError(f"--data {source}: expected captions, {told}")
+        raise InputError(
+            f"--data {source}: expected captions, for a model that reads text, got none; --captions own reads those "
+            "that come with the pictures, --text none trains a model that reads none"
+        )
     captions = [caption for every in data.train.captions for caption in every]
     frozen = reader if isinstance(reader, FrozenEncoder) else None
     if reader is None:

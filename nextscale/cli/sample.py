@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -28,7 +28,7 @@ COLUMNS = 8  # of the grid, unless each class has its own row
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Painting):
-    """Images from a model, of up to 16 classes unless told which, and a grid."""
+    """Images of prompts, of named classes, or of up to 16 classes, and a grid."""
 
     prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """More prompts, one a line; blank lines and lines that begin with # are left out."""
@@ -78,7 +78,7 @@ class Sample(Painting):
             raise InputError(
                 f"expected --prompt or --prompts-file, got both ({self.prompt[0]!r} and {self.prompts_file})"
             )
-        told = {"model", "depth", "text_encoder", "device", "precision", "out", "no_metadata", "like"}
+        told = {"model", "depth", "device", "precision", "out", "no_metadata", "like"}
         others = [name for name in changed(self) if name not in told] if self.like else []
         if others:
             raise InputError(f"--like: expected the settings in {self.like} alone, got --{others[0].replace('_', '-')}")
@@ -91,7 +91,7 @@ class Sample(Painting):
         try:
             request = Request.from_notes(images.notes(picture))
             precision = SHORT.get(request.precision, "auto") if self.precision == "auto" else self.precision
-            pipe = replace(self, precision=precision).pipeline()
+            pipe = models.load(self.model, self.depth, device=self.device, precision=precision)
             (painted,) = pipe.repeat(request).pil()
         except InputError as error:
             raise InputError(f"--like {picture}: {error}") from None

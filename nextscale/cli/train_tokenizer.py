@@ -48,7 +48,8 @@ class TrainTokenizer:
     """
 
     data: str = "emoji"
-    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
+    WebDataset shards."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None

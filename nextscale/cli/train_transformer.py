@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.data import BROKEN, Labelling, ListBroken, MaxBroken, check_outside, load_data
+from nextscale.cli.data import BROKEN, Captioned, Labelling, ListBroken, MaxBroken, check_outside, load_data
 from nextscale.cli.options import (
     Count,
     Directory,
@@ -50,10 +50,13 @@ class TrainTransformer:
     """
 
     data: str = "emoji"
-    """emoji (embedded), a folder of pictures (DIR/class/picture or flat) or of WebDataset shards, or a token cache that
-    nextscale encode made."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
+    WebDataset shards, or a token cache that nextscale encode made."""
     labels: Labelling = None
     """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
+    captions: Captioned = None
+    """What pictures show, in words: what comes with them (own: .txt files beside them, .txt and .json in shards), the
+    words of their file names (names), or a CSV file with the columns file and caption (default: none)."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
@@ -191,11 +194,14 @@ class TrainTransformer:
                 height=tokenizer.config.height,
                 width=tokenizer.config.width,
                 labels=self.labels,
+                captions=self.captions,
                 max_broken=self.max_broken,
                 list_broken=self.list_broken,
             )
         if self.labels is not None:
             raise InputError(f"--labels: expected pictures, got a token cache, {self.data}, which has its classes")
+        if self.captions is not None:
+            raise InputError(f"--captions: expected pictures, got a token cache, {self.data}, which has its captions")
         if self.list_broken is not None or self.max_broken != BROKEN:
             raise InputError(f"--list-broken, --max-broken: expected pictures, got a token cache, {self.data}")
         with progress() as bar:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nextscale.checks import checked
-from nextscale.data import emoji, folder, reading, shards
+from nextscale.data import emoji, figures, folder, reading, shards
+from nextscale.data.captions import Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
@@ -17,7 +18,7 @@ from nextscale.errors import InputError
 
 LARGEST = 1 << 14  # pixels a side: scaled to cover 1 × 16,384, a square picture takes a gigabyte
 
-__all__ = ["DataSet", "Labels", "Pictures", "Progress", "load"]
+__all__ = ["Captions", "DataSet", "Labels", "Pictures", "Progress", "load"]
 
 
 @checked
@@ -27,13 +28,15 @@ def load(
     height: int,
     width: int,
     labels: Labels | None = None,
+    captions: Captioning | None = None,
     max_broken: float = 0.01,
     broken: Broken | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
     """The data set called `source`, at one size in pixels.
 
-    `"emoji"` is the embedded set (`./emoji` is a folder of that name). A folder of pictures is read as
+    `"emoji"` is the embedded set, `"figures"` are drawn as `nextscale.data.figures` says, with the extra `[figures]`
+    (`./emoji` and `./figures` are folders of those names). A folder of pictures is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
     `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
     Unreadable pictures are left out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before
@@ -43,9 +46,15 @@ def load(
     `labels` is the path of a CSV file with the columns `file,label` (`nextscale.data.labels`) that tells the classes of
     a folder's pictures; or `"none"`: one class, for data of any kind. None leaves it to folders and shards.
 
+    `captions` is `"own"` (what comes with the pictures: text files beside them, `.txt` and `.json` in shards, the names
+    of the emoji), `"names"` (the words of file names), or the path of a CSV file with the columns `file,caption`, any
+    number of rows a picture of a folder (`nextscale.data.captions`). With None none are read, and `Pictures.captions`
+    is None. Fingerprints of splits do not depend on it. Captions of no use (empty, not UTF-8, longer than 10,000
+    characters) are counted in `DataSet.told`, as is how many there are.
+
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
-    pictures, labels that do not fit the pictures, a size below one pixel or above 16,384, or a larger share of
-    unreadable pictures than `max_broken`.
+    pictures, labels or captions that do not fit the pictures, no captions where some are wanted, a size below one
+    pixel or above 16,384, or a larger share of unreadable pictures than `max_broken`.
     """
     if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
         raise InputError(f"expected a picture size from 1 to {LARGEST:,} pixels a side, got {height}×{width}")
@@ -54,10 +63,14 @@ def load(
     if "://" in str(source):
         raise InputError(f"expected a folder of pictures or .tar shards on this machine, got the address {source}")
     if source == "emoji":
-        return emoji.load(height=height, width=width, labels=labels)
+        return emoji.load(height=height, width=width, labels=labels, captions=captions)
+    if source == "figures":
+        if Path(source).is_dir():
+            raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
+        return figures.load(height=height, width=width, labels=labels, captions=captions)
     found = shards.find(source)
     if found is None:
-        listing = folder.survey(Path(source), labels=labels, progress=progress)
+        listing = folder.survey(Path(source), labels=labels, captions=captions, progress=progress)
     else:
-        listing = shards.survey(found, labels=labels, progress=progress)
+        listing = shards.survey(found, labels=labels, captions=captions, progress=progress)
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)

@@ -1,16 +1,78 @@
-"""What is said about the pictures of a split: for each none, one or several captions."""
+"""Captions of pictures: where they are found, which ones are no use, and how those of a million pictures are kept.
+
+A caption is one line of text, any language; a picture may have several, or none. Sources: `own`, what comes with the
+pictures (`cat.txt` beside `cat.jpg`, a caption a line; `.txt`, or `.json` with "caption", a text or a list, in shards;
+the names of the embedded emoji); `names`, the words of file names; or a CSV table with the columns `file,caption`, any
+number of rows a picture. A caption that is no use is left out and counted: it costs no picture. Opens no picture.
+
+Letters of shapes: N pictures, C captions of all of them, B bytes of these in UTF-8.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import overload
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from nextscale.data import tables
+from nextscale.data.walk import LeftOut, in_number
+from nextscale.errors import InputError
+
+OWN, NAMES = "own", "names"  # `./own` is a file of that name
+LONGEST = 10_000  # characters of a caption
+MOST_BYTES = 2**20  # of a file with captions
+
+Captioning = str | Path
+
+EMPTY, LONG, NO_TEXT = (
+    "empty caption{s}",
+    f"caption{{s}} of more than {LONGEST:,} characters",
+    "caption{s} not in UTF-8",
+)
+OTHER, GONE = "caption{s} other than text", "unreadable file{s} of captions"
+BAD = (EMPTY, LONG, NO_TEXT, OTHER, GONE)
 
 
 class Captions(Sequence[tuple[str, ...]]):
-    """For picture i its captions, in order; an empty tuple where it has none."""
+    """For each picture its captions, in their order; an empty tuple where it has none.
 
-    def __init__(self, captions: Iterable[Iterable[str]]) -> None:
-        self._captions = tuple(map(tuple, captions))
+    Kept as bytes and offsets, which may be mapped from files: `text_B` uint8, `ends_C` int64 (where each caption ends
+    in `text_B`), `firsts_N` (N + 1,) int64 (each picture's first caption, and C). `stand_ins` gives by index the
+    picture that is shown in place of one that turned out unreadable, whose captions are then given, too.
+    """
+
+    def __init__(self, captions: Iterable[Iterable[str]], *, stand_ins: Mapping[int, int] | None = None) -> None:
+        """Those of each picture, put together."""
+        pieces: list[bytes] = []
+        counts = [0]
+        for those in captions:
+            pieces += [caption.encode() for caption in those]
+            counts.append(len(pieces))
+        self.text_B = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        self.ends_C = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        self.firsts_N = np.array(counts, dtype=np.int64)
+        self.stand_ins: Mapping[int, int] = {} if stand_ins is None else stand_ins
+
+    @classmethod
+    def mapped(cls, text_B: np.ndarray, ends_C: np.ndarray, firsts_N: np.ndarray) -> Captions:
+        """Those in arrays, which are not copied. Raises `ValueError` for offsets that do not fit."""
+        rising = bool((np.diff(ends_C) > 0).all() and (np.diff(firsts_N) >= 0).all())
+        whole = len(firsts_N) > 0 and firsts_N[0] == 0 and firsts_N[-1] == len(ends_C)
+        if not rising or not whole or len(text_B) != (ends_C[-1] if len(ends_C) else 0):
+            raise ValueError("expected offsets of captions that rise and end where the text does")
+        captions = cls(())
+        captions.text_B, captions.ends_C, captions.firsts_N = text_B, ends_C, firsts_N
+        return captions
+
+    def __len__(self) -> int:
+        return len(self.firsts_N) - 1
 
     @overload
     def __getitem__(self, index: int) -> tuple[str, ...]: ...
@@ -20,8 +82,133 @@ class Captions(Sequence[tuple[str, ...]]):
 
     def __getitem__(self, index: int | slice) -> tuple[str, ...] | Captions:
         if isinstance(index, slice):
-            return Captions(self._captions[index])
-        return self._captions[index]
+            return self.chosen(range(*index.indices(len(self))))
+        place = range(len(self))[index]  # raises IndexError, and counts from the end
+        place = self.stand_ins.get(place, place)
+        first, behind = int(self.firsts_N[place]), int(self.firsts_N[place + 1])
+        return tuple(self._caption(number) for number in range(first, behind))
 
-    def __len__(self) -> int:
-        return len(self._captions)
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return (self[place] for place in range(len(self)))
+
+    def _caption(self, number: int) -> str:
+        start = int(self.ends_C[number - 1]) if number else 0
+        return bytes(self.text_B[start : int(self.ends_C[number])]).decode()
+
+    def chosen(self, indices: Iterable[int], *, stand_ins: Mapping[int, int] | None = None) -> Captions:
+        """Those of some pictures."""
+        return Captions((self[index] for index in indices), stand_ins=stand_ins)
+
+    @property
+    def total(self) -> int:
+        """C."""
+        return len(self.ends_C)
+
+    @property
+    def captioned(self) -> int:
+        """How many pictures have one or more."""
+        return int((np.diff(self.firsts_N) > 0).sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hex string of 16 digits that changes with any caption or with the order of the pictures."""
+        digest = hashlib.sha256()
+        for array in (self.firsts_N, self.ends_C, self.text_B):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+
+# ---- which are of use ------------------------------------------------------------------------------------------------
+
+
+def cleaned(texts: Iterable[object], bad: Counter[str]) -> tuple[str, ...]:
+    """Captions in one line each, each once; those of no use are counted in `bad` by what is wrong."""
+    found: dict[str, None] = {}
+    for text in texts:
+        line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split()) if isinstance(text, str) else ""
+        if why := _why_not(text, line):
+            bad[why] += 1
+        else:
+            found[line] = None
+    return tuple(found)
+
+
+def _why_not(text: object, line: str) -> str | None:
+    if not isinstance(text, str):
+        return OTHER
+    if len(line) > LONGEST:
+        return LONG
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return NO_TEXT  # half of a pair, as JSON may spell it
+    return None if line else EMPTY
+
+
+def of_lines(content: bytes, bad: Counter[str]) -> tuple[str, ...]:
+    """The captions in a text file, a line each; lines without anything are none."""
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        bad[NO_TEXT] += 1
+        return ()
+    return cleaned([line for line in lines if line.strip()] or [""], bad)
+
+
+def of_json(content: bytes, bad: Counter[str]) -> tuple[str, ...]:
+    """What a JSON file holds under "caption": a text or a list of texts; nothing if there is none."""
+    try:
+        entries: Any = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        bad[NO_TEXT] += 1
+        return ()
+    except (ValueError, RecursionError):
+        bad[GONE] += 1
+        return ()
+    given = entries.get("caption") if isinstance(entries, dict) else None
+    return () if given is None else cleaned(given if isinstance(given, list) else [given], bad)
+
+
+def of_name(name: str) -> tuple[str, ...]:
+    """The words of a file name without its folder, its suffix and a number at its end: `a-cat_12.jpg` is `a cat`."""
+    stem = name.rpartition("/")[2].partition(".")[0]
+    words = " ".join(re.split(r"[\s_+-]+", stem)).strip()
+    return cleaned([words] if (words := re.sub(r"\s*\d+$", "", words)) else [], Counter())
+
+
+# ---- where they are --------------------------------------------------------------------------------------------------
+
+
+def no_table(captions: Captioning | None, *, of: str) -> str | None:
+    """`own`, `names` or None, where no table can be had. Raises `InputError` for one."""
+    if captions is not None and captions not in {OWN, NAMES}:
+        raise InputError(f"expected {OWN} or {NAMES} as captions of {of}, which no table can name, got {captions}")
+    return None if captions is None else str(captions)
+
+
+def captions_in(path: Path, root: Path, bad: Counter[str]) -> Mapping[str, tuple[str, ...]]:
+    """The captions of each picture below `root`, by its name there as `tables.plain` gives it.
+
+    Raises `InputError`, naming file and line, for what `tables` refuses, rows without a file, and a row whose picture
+    is not there; captions of no use are counted in `bad`.
+    """
+    texts: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
+    for file, caption, line in tables.read(
+        path, column="caption", expected=f"{OWN}, {NAMES} or a CSV file of captions"
+    ):
+        if not file:
+            raise InputError(f"{path}, line {line}: expected a file and a caption, got no file")
+        texts.setdefault(tables.plain(file), []).append(caption)
+        lines.setdefault(file, line)
+    tables.check_pictures(lines.items(), path, root)
+    return {file: cleaned(those, bad) for file, those in texts.items()}
+
+
+def told(captions: Captions, bad: Counter[str], *, root: Path, how: Captioning) -> tuple[str, ...]:
+    """What should be known of the captions of a listing. Raises `InputError` where there are none at all."""
+    if not captions.total:
+        why = f" ({LeftOut(some)})" if (some := Counter({kind: bad[kind] for kind in BAD if bad[kind]})) else ""
+        raise InputError(f"expected captions ({how}) of the pictures in {root}, found none{why}")
+    count = in_number(f"{captions.total:,} caption{{s}}", captions.total)
+    return (f"{count} of {captions.captioned:,} of {len(captions):,} pictures",)

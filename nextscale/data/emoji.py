@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import images
+from nextscale.data.captions import Captioning, Captions, no_table
 from nextscale.data.labels import NONE, Labels, no_classes
 from nextscale.data.pictures import DataSet, Split, fingerprint, from_memory, in_threads
 
@@ -38,6 +39,11 @@ class Entry:
     split: str
     bytes: int
 
+    def captions(self) -> tuple[str, str]:
+        """What the picture shows, and in which style; a second drawing has the captions of the first."""
+        shown = self.name.removesuffix(")").rpartition(" (")[0]
+        return shown, f"{shown}, in the style of {self.style}"
+
 
 @cache
 def entries() -> tuple[Entry, ...]:
@@ -55,22 +61,30 @@ def classes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.group for entry in entries()))
 
 
-def load(*, height: int, width: int, labels: Labels | None = None) -> DataSet:
+def load(*, height: int, width: int, labels: Labels | None = None, captions: Captioning | None = None) -> DataSet:
     """The embedded pictures at any size; where that is not square, the picture stands in the middle of white.
 
-    `labels` may be "none": one class instead of the groups.
+    `labels` may be "none": one class instead of the groups. `captions`, "own" or "names", are what each picture shows,
+    by itself and in the words of its style.
     """
     alike = no_classes(labels, of="the embedded emoji")
+    captioned = no_table(captions, of="the embedded emoji") is not None
     stored = decoded(height, width)
     train, validation = (_split(name, stored, height=height, width=width) for name in ("train", "validation"))
     if alike:
         train, validation = _in_one_class(train), _in_one_class(validation)
+    if captioned:
+        train, validation = _with_captions(train, "train"), _with_captions(validation, "validation")
     return DataSet(train=train, validation=validation, classes=train.classes, unreadable=[], held_out=SPLIT)
 
 
 def _in_one_class(split: Split) -> Split:
     labels = torch.zeros_like(split.labels)
     return replace(split, classes=("emoji",), labels=labels, fingerprint=fingerprint([split.fingerprint, NONE]))
+
+
+def _with_captions(split: Split, name: str) -> Split:
+    return replace(split, captions=Captions(entry.captions() for entry in entries() if entry.split == name))
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.data.captions import Captions
 from nextscale.data.pictures import CENTRED, DataSet, Pictures, Progress, fingerprint
 from nextscale.data.tokens import INDEX, SPLITS, Meta
 from nextscale.data.walk import visible
@@ -67,6 +68,8 @@ class Record:
     unreadable: list[str]
     settings: str
     """Fingerprint of what the cache is made of."""
+    stand_ins: dict[str, int] = dataclasses.field(default_factory=dict)
+    """By number the picture that was shown in place of one that could not be read."""
 
 
 def write(
@@ -185,8 +188,9 @@ def _is_finished(directory: Path) -> bool:
     try:
         index = read_json(directory / INDEX)
         for split in SPLITS:
-            if Stamp(**index["files"][split][0]).fault_inside(directory):
-                return False
+            for stamp in (index["files"][split][0], *index.get("captions", {}).get(split, [])):
+                if Stamp(**stamp).fault_inside(directory):
+                    return False
     except (InputError, LookupError, TypeError):
         return False
     return index.get("finished") is True
@@ -209,8 +213,21 @@ def _write_part(directory: Path, part: Part, data: DataSet, encode: Encode, meta
     tokens_nVL = tokens_RL.reshape(len(part.pictures), part.views, -1)
     stamp = _write_array(directory, f"{part.name}.npy", tokens_nVL)
     unreadable = sorted(set(data.unreadable[known:]))
-    record = Record(stamp=stamp, labels=labels.tolist(), unreadable=unreadable, settings=_settings(meta))
+    record = Record(
+        stamp=stamp,
+        labels=labels.tolist(),
+        unreadable=unreadable,
+        settings=_settings(meta),
+        stand_ins=_stand_ins(part, data),
+    )
     write_json(directory / PARTS / f"{part.name}.json", dataclasses.asdict(record))
+
+
+def _stand_ins(part: Part, data: DataSet) -> dict[str, int]:
+    """Which other pictures were shown in a part; needed, and known, where there are captions."""
+    captions = _pictures(data, part.split).captions
+    known = {} if captions is None else captions.stand_ins
+    return {str(index): known[index] for index in part.pictures if index in known}
 
 
 def _batches(part: Part, pictures: Pictures, meta: Meta, batch: int) -> Iterator[tuple[range, Tensor, Tensor]]:
@@ -279,8 +296,9 @@ def _in_step(work: Iterator[int]) -> Iterator[int]:
 
 
 def _finish(directory: Path, parts: Sequence[Part], data: DataSet, meta: Meta) -> None:
-    """Write the labels and, as the last thing, that the cache is finished."""
+    """Write labels and captions and, as the last thing, that the cache is finished."""
     files: dict[str, list[dict[str, Any]]] = {}
+    captions: dict[str, list[dict[str, Any]]] = {}
     unreadable = set(data.unreadable)
     for split in SPLITS:
         records = [_record(directory, part, meta) for part in parts if part.split == split]
@@ -291,5 +309,19 @@ def _finish(directory: Path, parts: Sequence[Part], data: DataSet, meta: Meta) -
         stamps = [_write_array(directory, f"{split}-labels.npy", labels), *(record.stamp for record in whole)]
         files[split] = [dataclasses.asdict(stamp) for stamp in stamps]
         unreadable |= {name for record in whole for name in record.unreadable}
-    index = {"settings": meta.to_json(), "finished": True, "classes": list(data.classes)}
+        if (own := _pictures(data, split).captions) is not None:
+            captions[split] = [dataclasses.asdict(stamp) for stamp in _write_captions(directory, split, own, whole)]
+    index: dict[str, Any] = {"settings": meta.to_json(), "finished": True, "classes": list(data.classes)}
+    index |= {"captions": captions} if captions else {}
     write_json(directory / INDEX, {**index, "unreadable": sorted(unreadable), "files": files})
+
+
+def _write_captions(directory: Path, split: str, captions: Captions, records: Sequence[Record]) -> Iterator[Stamp]:
+    """Those of the pictures that were encoded: where another one stood in, its captions."""
+    shown = np.arange(len(captions))
+    for record in records:
+        for index, other in record.stand_ins.items():
+            shown[int(index)] = other
+    told = captions.chosen(shown.tolist())
+    for name, array in (("captions", told.text_B), ("caption-ends", told.ends_C), ("caption-firsts", told.firsts_N)):
+        yield _write_array(directory, f"{split}-{name}.npy", array)

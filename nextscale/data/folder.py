@@ -15,16 +15,31 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, count, islice, repeat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, plain, read_table
+from nextscale.data.captions import (
+    GONE,
+    LONG,
+    MOST_BYTES,
+    NAMES,
+    OWN,
+    Captioning,
+    Captions,
+    captions_in,
+    of_lines,
+    of_name,
+    told,
+)
+from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, read_table
 from nextscale.data.listing import BY_HASH, Listing, hold_out, told_apart
-from nextscale.data.pictures import Progress
+from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.splits import Role, first_choice, roles_of_folders, tells_no_class
-from nextscale.data.walk import OURS, LeftOut, Tree
+from nextscale.data.tables import plain
+from nextscale.data.walk import OURS, LeftOut, Tree, kind_of
 from nextscale.errors import InputError
 from nextscale.images import KINDS
 
@@ -78,17 +93,25 @@ class Sides:
     unused: tuple[str, ...]
 
 
-def survey(root: Path, *, labels: Labels | None = None, progress: Progress | None = None) -> Listing:
-    """The picture files below `root`, in the order of their classes and names; `labels` as `nextscale.data.load` tells.
+def survey(
+    root: Path,
+    *,
+    labels: Labels | None = None,
+    captions: Captioning | None = None,
+    progress: Progress | None = None,
+) -> Listing:
+    """The picture files below `root`, in the order of their classes and names.
 
-    Raises `InputError` unless it is a folder with pictures in one of the layouts, and for labels that do not fit them.
+    `labels` and `captions` are those of `nextscale.data.load`. Raises `InputError` unless it is a folder with pictures
+    in one of the layouts, and for labels and captions that do not fit them.
     """
     if not os.path.exists(root):  # unlike `Path.exists`, also of names that are too long
         raise InputError(f"expected a folder of pictures, found nothing at {root}; .tar shards would do as well")
     if not root.is_dir():
         raise InputError(f"expected a folder of pictures, got the file {root}; .tar shards would do as well")
     with _without_collection():
-        return _survey(root, labels, progress)
+        listing = _survey(root, labels, progress)
+    return listing if captions is None else _captioned(listing, captions, progress)
 
 
 @contextmanager
@@ -111,6 +134,47 @@ def _survey(root: Path, labels: Labels | None, progress: Progress | None) -> Lis
     place = _unwrapped(tree, "")
     sides = _sides(tree, place, by_folder=labels is None)
     return _one_folder(root, read("")) if sides is None else _two_folders(tree, root, place, sides, read)
+
+
+# ---- which captions --------------------------------------------------------------------------------------------------
+
+
+def _captioned(listing: Listing, captions: Captioning, progress: Progress | None) -> Listing:
+    """The listing with captions; files that hold them are no longer counted among what is left out."""
+    left = Counter(listing.left_out.counts)
+    names = [item.name for item in listing.items]
+    if captions == OWN:
+        found = []
+        for those, gone in in_threads(partial(_beside, listing.root), names, progress=progress):
+            found.append(those)
+            left.update(gone)
+    elif captions == NAMES:
+        found = [of_name(name) for name in names]
+    else:
+        table = captions_in(Path(captions), listing.root, left)
+        found = [table.get(plain(name), ()) for name in names]
+    every = Captions(found)
+    notes = (*listing.notes, *told(every, left, root=listing.root, how=captions))
+    return replace(listing, captions=every, left_out=LeftOut(+left), notes=notes)
+
+
+def _beside(root: Path, name: str) -> tuple[tuple[str, ...], Counter[str]]:
+    """The captions in the text file beside a picture, and what that changes in the count of what is left out."""
+    left: Counter[str] = Counter()
+    path = f"{root}/{name[: name.rfind('.')]}.txt"
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return (), left
+    except OSError:
+        left[GONE] += 1
+        return (), left
+    left[kind_of(path)] -= 1
+    if len(content) > MOST_BYTES:
+        left[LONG] += 1
+        return (), left
+    return of_lines(content, left), left
 
 
 # ---- which classes ---------------------------------------------------------------------------------------------------

@@ -1,28 +1,22 @@
 """Classes that do not come from folders: from a table, or none at all. Opens no picture.
 
-The table is a CSV file in UTF-8 whose first line names its columns; `file` (a picture's path below the folder, with
-forward slashes) and `label` must be among them, others are not looked at. Every picture has one row. Classes are sorted
-by name, whole numbers as numbers and before other names.
+The table (`nextscale.data.tables`) has the columns `file` and `label`. Every picture has one row. Classes are sorted by
+name, whole numbers as numbers and before other names.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from nextscale.data.walk import Tree, is_picture
+from nextscale.data import tables
+from nextscale.data.tables import plain
 from nextscale.errors import InputError
-from nextscale.images import KINDS
 
 NONE = "none"  # one class; `./none` is a file of that name
-COLUMNS = ("file", "label")
 
 Labels = str | Path
 Groups = Mapping[str, Sequence[str]]  # names of pictures by class, the classes in their order
@@ -35,11 +29,6 @@ def no_classes(labels: Labels | None, *, of: str) -> bool:
     if labels is not None and labels != NONE:
         raise InputError(f"expected {NONE} as labels of {of}, which no table can name, got {labels}")
     return labels == NONE
-
-
-def plain(name: str) -> str:
-    """A name as names are compared: macOS writes the é of a file name as two characters (NFD), keyboards as one."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +77,7 @@ def read_table(path: Path, root: Path) -> Table:
     missing, a row without file or label, a second row for a file, and a row whose picture is not there.
     """
     rows: dict[str, Row] = {}
-    for row in _rows(path, _text(path)):
+    for row in _rows(path):
         if (before := rows.get(plain(row.file))) is not None:
             raise InputError(
                 f"{path}, line {row.line}: expected every picture once, got {row.file!r} as in line {before.line}"
@@ -96,7 +85,7 @@ def read_table(path: Path, root: Path) -> Table:
         rows[plain(row.file)] = row
     if not rows:
         raise InputError(f"{path}: expected a row for each picture, found none")
-    _check_pictures(rows, path, root)
+    tables.check_pictures(((row.file, row.line) for row in rows.values()), path, root)
     labels, notes = _one_spelling(rows.values(), path)
     return Table(path=path, rows={key: replace(row, label=labels[row.label]) for key, row in rows.items()}, notes=notes)
 
@@ -154,64 +143,12 @@ def check_label(label: str, *, where: str) -> None:
         raise InputError(f"{where}: expected a label in text, got the bytes {label[:20]!r}")
 
 
-def _text(path: Path) -> str:
-    if not os.path.exists(path):  # unlike `Path.exists`, also of names that are too long
-        raise InputError(f"expected {NONE} or a CSV file of labels, found nothing at {path}")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"expected {NONE} or a CSV file of labels, cannot read {path}: {error.strerror}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: expected text in UTF-8, got other bytes") from None
-
-
-def _rows(path: Path, text: str) -> Iterator[Row]:
-    lines = _lines(path, text)
-    _, header = next(lines, (0, []))
-    if not set(COLUMNS) <= set(header):
-        got = ",".join(header)[:60]
-        raise InputError(f"{path}: expected a first line with the columns {','.join(COLUMNS)}, got {got!r}")
-    if twice := next((column for column in COLUMNS if header.count(column) > 1), None):
-        raise InputError(f"{path}: expected one column {twice}, got {header.count(twice)}")
-    places = [header.index(column) for column in COLUMNS]
-    for line, cells in lines:
+def _rows(path: Path) -> Iterator[Row]:
+    for file, label, line in tables.read(path, column="label", expected=f"{NONE} or a CSV file of labels"):
         where = f"{path}, line {line}"
-        if len(cells) != len(header):
-            raise InputError(f"{where}: expected {len(header)} columns, got {len(cells)}")
-        file, label = cells[places[0]], " ".join(cells[places[1]].split())
         if not file or not label:
-            raise InputError(f"{where}: expected a file and a label, got {','.join(cells)[:60]!r}")
+            raise InputError(f"{where}: expected a file and a label, got {f'{file},{label}'[:60]!r}")
         if not label.isprintable():
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
         check_label(label, where=where)
-        yield Row(file=PurePosixPath(file).as_posix(), label=label, line=line)
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, with their numbers, as cells without the blanks around them."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for cells in reader:
-            if cells:
-                yield reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV, got something else ({error})") from None
-
-
-def _check_pictures(rows: Mapping[str, Row], path: Path, root: Path) -> None:
-    """Refuse rows that no picture below `root` can belong to."""
-    known: set[str] | None = None
-    for row in rows.values():
-        where, inside = f"{path}, line {row.line}", PurePosixPath(row.file)
-        if inside.is_absolute() or ".." in inside.parts:
-            raise InputError(f"{where}: expected a path below {root}, got {row.file!r}")
-        if not is_picture(inside.name):
-            raise InputError(f"{where}: expected a picture ({KINDS}), got {row.file!r}")
-        if os.path.isfile(f"{root}/{row.file}"):
-            continue
-        known = {plain(name) for name in Tree(root).names()[0]} if known is None else known
-        if plain(row.file) not in known:
-            raise InputError(f"{where}: expected a picture below {root}, found nothing at {row.file!r}")
+        yield Row(file=file, label=label, line=line)

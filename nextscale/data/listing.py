@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from nextscale.data.captions import Captions
 from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError, printable
 
@@ -50,7 +51,9 @@ class Listing:
     """How the held-out part came about."""
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
-    """What else should be known of the classes, a sentence each."""
+    """What else should be known of classes and captions, a sentence each."""
+    captions: Captions | None = None
+    """Of the items in their order; None where none are wanted."""
 
 
 def hold_out(names: Sequence[str], *, root: Path) -> set[int]:

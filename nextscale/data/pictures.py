@@ -40,8 +40,9 @@ _CHUNK = 1024  # items handed to the threads at a time: a million waiting jobs w
 class Pictures(Protocol):
     """One split of a data set at one size.
 
-    `labels` is (N,) int64, `names` one name a picture, `captions` what is said about each, None where the data set has
-    none; `fingerprint` is a hex string that changes when the pictures, their size or the split change.
+    `labels` is (N,) int64, `names` one name a picture; `fingerprint` is a hex string that changes when the pictures,
+    their size or the split change. `captions` are those of each picture, None for a data set without any; `fingerprint`
+    does not depend on them, they have their own.
     """
 
     @property
@@ -54,10 +55,10 @@ class Pictures(Protocol):
     def names(self) -> tuple[str, ...]: ...
 
     @property
-    def captions(self) -> Captions | None: ...
+    def fingerprint(self) -> str: ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def captions(self) -> Captions | None: ...
 
     def __len__(self) -> int: ...
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
+from nextscale.data.captions import Captions
 from nextscale.data.labels import WHOLE
 from nextscale.data.listing import Item, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
@@ -77,6 +78,8 @@ class OnDemand:
     size: Size
     report: Broken
     failed: set[int] = field(default_factory=set)
+    stand_ins: dict[int, int] = field(default_factory=dict)
+    """The index that is shown in place of each that failed, as far as is known by now."""
 
     def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
         """See `nextscale.data.pictures.Fetch`. Raises `InputError` when the whole split has become unreadable."""
@@ -94,6 +97,7 @@ class OnDemand:
             if candidate not in self.failed:
                 picture = self.size.decode(self.items[candidate])
                 if isinstance(picture, Tensor):
+                    self.stand_ins[index] = candidate
                     return candidate, picture
                 self._report(candidate, picture)
         raise InputError(f"expected a readable picture among {len(self.items)} such as {self.items[0].name}, got none")
@@ -142,7 +146,8 @@ def load(
     def split(name: str, side: Side) -> Split:
         on_demand = OnDemand(items=side.items, size=size, report=report)
         fetch: Fetch = on_demand if decoded is None else from_memory([decoded[item.name] for item in side.items])
-        return _split(name, side, listing=listing, size=size, fetch=fetch)
+        captions = _captions(side.items, listing, on_demand.stand_ins)
+        return _split(name, side, listing=listing, size=size, fetch=fetch, captions=captions)
 
     train, validation = (Side.of(items) for items in _two_sides(good, listing))
     return DataSet(
@@ -228,7 +233,15 @@ def _copies(train: Side, validation: Side) -> list[str]:
     ]
 
 
-def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch) -> Split:
+def _captions(items: Sequence[Item], listing: Listing, stand_ins: Mapping[int, int]) -> Captions | None:
+    """Those of some items of a listing."""
+    if listing.captions is None:
+        return None
+    places = {item.name: place for place, item in enumerate(listing.items)}
+    return listing.captions.chosen((places[item.name] for item in items), stand_ins=stand_ins)
+
+
+def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch, captions: Captions | None) -> Split:
     names = tuple(item.name for item in side.items)
     labels = [item.label for item in side.items]
     return Split(
@@ -239,6 +252,7 @@ def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch)
         fetch=fetch,
         height=size.height,
         width=size.width,
+        captions=captions,
     )
 
 

@@ -9,7 +9,8 @@ The key is the name up to the first dot of its last part, the folder in front in
 The class is the text of `.cls`, or else what `.json` holds under "label", "class" or "cls" (the first that is there): a
 whole number or a name; without any there is one class, named as the folder. `classes.txt` (a name a line) or
 `classes.json` (a list, or an object from numbers to names) beside the shards names the numbers and fixes the order;
-without it numbers are their own names, sorted as such before other names.
+without it numbers are their own names, sorted as such before other names. Captions, where they are wanted, are the
+lines of `.txt` and what `.json` holds under "caption".
 
 Shards called `train` and `val` or `test` (as a word: `train-000.tar`, `photos-val.tar`, `train/000.tar`; other usual
 names in `nextscale.data.splits`) are the splits, and others beside them are not read; otherwise 5 % of the samples, at
@@ -31,6 +32,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from nextscale.data.captions import (
+    LONG,
+    MOST_BYTES,
+    NAMES,
+    OWN,
+    Captioning,
+    Captions,
+    no_table,
+    of_json,
+    of_lines,
+    of_name,
+    told,
+)
 from nextscale.data.labels import Labels, check_label, no_classes, one_number, whole_numbers
 from nextscale.data.listing import BY_KEY, Listing, hold_out, told_apart
 from nextscale.data.pictures import Progress, in_threads
@@ -42,6 +56,7 @@ from nextscale.images import KINDS, SUFFIXES
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 STATED = (".cls", ".json")  # the files that may state a class
+CAPTIONED = (".txt", ".json")  # those that may hold captions
 LONGEST = 255  # characters of a class
 MOST_TEXT = 2**24  # bytes of a file that states one
 LABEL_KEYS = ("label", "class", "cls")
@@ -69,6 +84,7 @@ class Found:
     name: str
     picture: Member
     stated: Class | None
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,18 +278,26 @@ def _compressed(name: str) -> InputError:
 # ---- which samples ---------------------------------------------------------------------------------------------------
 
 
-def survey(shards: Shards, *, labels: Labels | None = None, progress: Progress | None = None) -> Listing:
+def survey(
+    shards: Shards,
+    *,
+    labels: Labels | None = None,
+    captions: Captioning | None = None,
+    progress: Progress | None = None,
+) -> Listing:
     """The samples of the shards in the order they lie there; `progress` runs through the shards.
 
-    `labels` may be "none": one class, whatever the samples say.
+    `labels` may be "none": one class, whatever the samples say. `captions` may be "own", what `.txt` and `.json` hold,
+    or "names", the words of the keys.
 
     Raises `InputError` for a damaged shard, a key with the same file twice or with two pictures, shards without
-    samples, classes that are missing, unknown or no class, and a table of labels.
+    samples, classes that are missing, unknown or no class, no captions where some are wanted, and tables.
     """
     alike = no_classes(labels, of=f"the shards in {shards.root}")
-    suffixes = SUFFIXES if alike else (*SUFFIXES, *STATED)
+    how = no_table(captions, of=f"the shards in {shards.root}")
+    wanted = Wanted(root=shards.root, classes=not alike, captions=how)
     left = Counter(shards.left)
-    read = partial(_read, root=shards.root, suffixes=suffixes, left=left, progress=progress)
+    read = partial(_read, wanted=wanted, left=left, progress=progress)
     sides = _sides(shards)
     train = read(sides.train)
     if sides.held_out:
@@ -287,6 +311,8 @@ def survey(shards: Shards, *, labels: Labels | None = None, progress: Progress |
         Sample(name=sample.name, label=label, held_out=index in chosen, picture=sample.picture)
         for index, (sample, label) in enumerate(zip(found, numbers, strict=True))
     ]
+    every = None if how is None else Captions(sample.captions for sample in found)
+    of_captions = () if every is None else told(every, left, root=shards.root, how=str(how))
     return Listing(
         kind="shards",
         root=shards.root,
@@ -294,7 +320,8 @@ def survey(shards: Shards, *, labels: Labels | None = None, progress: Progress |
         classes=told_apart(classes),
         held_out=sides.told,
         left_out=LeftOut(left),
-        notes=(*notes, *_folders_inside(found)),
+        notes=(*notes, *_folders_inside(found), *of_captions),
+        captions=every,
     )
 
 
@@ -332,11 +359,24 @@ def _counted(paths: Sequence[Path], root: Path) -> str:
     return f"{_name(paths[0], root)}{more}"
 
 
-def _read(
-    paths: Sequence[Path], *, root: Path, suffixes: tuple[str, ...], left: Counter[str], progress: Progress | None
-) -> list[Found]:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is read of samples beside the places of their pictures; `captions` is "own", "names" or None."""
+
+    root: Path
+    classes: bool
+    captions: str | None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of files that are looked at."""
+        stated = STATED if self.classes else ()
+        return tuple(dict.fromkeys((*SUFFIXES, *stated, *(CAPTIONED if self.captions == OWN else ()))))
+
+
+def _read(paths: Sequence[Path], *, wanted: Wanted, left: Counter[str], progress: Progress | None) -> list[Found]:
     found: list[Found] = []
-    for samples, gone in in_threads(partial(_samples, root=root, suffixes=suffixes), paths, progress=progress):
+    for samples, gone in in_threads(partial(_samples, wanted=wanted), paths, progress=progress):
         found += samples
         left.update(gone)
     if not any(sample.picture.size > 0 for sample in found):
@@ -346,7 +386,8 @@ def _read(
     return found
 
 
-def _samples(path: Path, *, root: Path, suffixes: tuple[str, ...]) -> tuple[list[Found], Counter[str]]:
+def _samples(path: Path, *, wanted: Wanted) -> tuple[list[Found], Counter[str]]:
+    suffixes = wanted.suffixes
     groups: dict[str, dict[str, Member]] = {}
     named: list[str] = []  # keys of fields with names
     left: Counter[str] = Counter()
@@ -362,7 +403,7 @@ def _samples(path: Path, *, root: Path, suffixes: tuple[str, ...]) -> tuple[list
         elif suffix and suffix not in STATED:
             left[kind_of(member.name)] += 1
     _count_named(named, groups, left)
-    return [_found(key, files, path=path, shard=_name(path, root)) for key, files in groups.items()], left
+    return [_found(key, files, left, path=path, wanted=wanted) for key, files in groups.items()], left
 
 
 def _count_named(named: Sequence[str], groups: Mapping[str, Mapping[str, Member]], left: Counter[str]) -> None:
@@ -379,16 +420,48 @@ def _split(name: str) -> tuple[str, str]:
     return above + slash + stem, (dot + rest).lower() if stem else ""
 
 
-def _found(key: str, files: dict[str, Member], *, path: Path, shard: str) -> Found:
+def _found(key: str, files: dict[str, Member], left: Counter[str], *, path: Path, wanted: Wanted) -> Found:
     pictures = [files[suffix] for suffix in SUFFIXES if suffix in files]
     if len(pictures) > 1:
         raise InputError(f"expected one picture a key in {path}, got {pictures[0].name} and {pictures[1].name}")
     picture = pictures[0] if pictures else Member(path, key, 0, -1)  # nothing to read, and so unreadable
-    return Found(key=key, name=f"{shard}/{picture.name}", picture=picture, stated=_stated(files))
+    return Found(
+        key=key,
+        name=f"{_name(path, wanted.root)}/{picture.name}",
+        picture=picture,
+        stated=_stated(files) if wanted.classes else None,
+        captions=_captions(key, files, left, how=wanted.captions),
+    )
 
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
+
+
+# ---- which captions --------------------------------------------------------------------------------------------------
+
+
+def _captions(key: str, files: Mapping[str, Member], left: Counter[str], *, how: str | None) -> tuple[str, ...]:
+    """What `.txt` and `.json` say of a sample, or its key; what is of no use is counted."""
+    if how is None:
+        return ()
+    if how == NAMES:
+        return of_name(key)
+    found: dict[str, None] = {}
+    for suffix, of in ((".txt", of_lines), (".json", of_json)):
+        if suffix in files:
+            found |= dict.fromkeys(_of_member(files[suffix], of, left))
+    return tuple(found)
+
+
+def _of_member(
+    member: Member, of: Callable[[bytes, Counter[str]], tuple[str, ...]], left: Counter[str]
+) -> tuple[str, ...]:
+    if member.size > MOST_BYTES:
+        left[LONG] += 1
+        return ()
+    with member.open() as stream:
+        return of(stream.read(), left)
 
 
 # ---- which class -----------------------------------------------------------------------------------------------------

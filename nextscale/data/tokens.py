@@ -4,6 +4,7 @@ tokens.json            what the cache was made of, and a checksum of every file 
 train-00000.npy, ...   (n, V, L) uint16: n pictures of the split, each in V views; mapped into memory, never read whole
 train-labels.npy       (N,) int64
 validation-...         the held-out split, in one view
+train-captions.npy     (B,) uint8, and -caption-ends.npy, -caption-firsts.npy: `Captions`, of a data set with captions
 parts/                 what `nextscale.data.encoding`, which writes all of this, remembers of each file
 
 Nothing here knows the tokenizer but by its fingerprint. Shapes: N pictures of a split, n of a batch or of a file, V
@@ -38,8 +39,8 @@ CODES = 2**16  # that uint16 can tell apart
 class Tokens(Protocol):
     """One split of a data set, as tokens.
 
-    `labels` is (N,) int64, `captions` what is said about each picture, None where the data set has none; `fingerprint`
-    is a hex string that changes when the tokens, the labels or the split change.
+    `labels` is (N,) int64; `fingerprint` is a hex string that changes when the tokens, the labels or the split change.
+    `captions` are those of each picture, None for a data set without any.
     """
 
     @property
@@ -49,10 +50,10 @@ class Tokens(Protocol):
     def labels(self) -> Tensor: ...
 
     @property
-    def captions(self) -> Captions | None: ...
+    def fingerprint(self) -> str: ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def captions(self) -> Captions | None: ...
 
     def __len__(self) -> int: ...
 
@@ -105,6 +106,8 @@ class Meta:
     """Of these views."""
     shard: int
     """Rows (a picture in one view) a file."""
+    captions: str | None = None
+    """Fingerprint of the captions of both splits; None where there are none."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.codebook_size <= CODES:
@@ -123,7 +126,10 @@ class Meta:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return dataclasses.asdict(self) | {"scales": self.scales.to_list()}
+        values = dataclasses.asdict(self) | {"scales": self.scales.to_list()}
+        if self.captions is None:
+            del values["captions"]  # so that caches without captions stay what they were
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Meta:
@@ -206,8 +212,8 @@ def load(
             f"{directory}: expected tokens of tokenizer {tokenizer}, got those of tokenizer {meta.tokenizer}; "
             "take that tokenizer, or encode the pictures with this one"
         )
-    stamps = {split: [Stamp(**stamp) for stamp in index["files"][split]] for split in SPLITS}
-    every = [stamp for split in SPLITS for stamp in stamps[split]]
+    stamps, captions = (_stamps(index, key) for key in ("files", "captions"))
+    every = [stamp for those in (stamps, captions) for split in those for stamp in those[split]]
     for stamp in every:
         _check(directory, stamp, stamp.fault(directory))
     if verify:
@@ -215,8 +221,16 @@ def load(
         for stamp, fault in zip(every, inside, strict=True):
             _check(directory, stamp, fault)
     classes = tuple(index["classes"])
-    train, validation = (_split(directory, split, stamps[split], meta, classes) for split in SPLITS)
+    train, validation = (
+        _split(directory, split, stamps[split], captions.get(split), meta=meta, classes=classes) for split in SPLITS
+    )
     return TokenCache(train=train, validation=validation, classes=classes, unreadable=index["unreadable"], meta=meta)
+
+
+def _stamps(index: Mapping[str, Any], key: str) -> dict[str, list[Stamp]]:
+    """The stamps of each split's files; none where there are no such files."""
+    given = index[key] if key == "files" else index.get(key, {})
+    return {split: [Stamp(**stamp) for stamp in given[split]] for split in given}
 
 
 def _read_index(directory: Path) -> tuple[dict[str, Any], Meta]:
@@ -229,14 +243,24 @@ def _read_index(directory: Path) -> tuple[dict[str, Any], Meta]:
         if not index["finished"]:
             raise InputError(f"{directory}: expected a finished token cache; the command that began it will finish it")
         for split in SPLITS:
-            [Stamp(**stamp) for stamp in index["files"][split]][1]  # at least the labels and one file of tokens
+            _stamps(index, "files")[split][1]  # at least the labels and one file of tokens
+            if meta.captions is not None:
+                _stamps(index, "captions")[split][2]
         index["classes"], index["unreadable"]
     except (LookupError, TypeError):
         raise InputError(f"{directory / INDEX}: expected what tells of a token cache, got something else") from None
     return index, meta
 
 
-def _split(directory: Path, split: str, stamps: Sequence[Stamp], meta: Meta, classes: tuple[str, ...]) -> CachedTokens:
+def _split(
+    directory: Path,
+    split: str,
+    stamps: Sequence[Stamp],
+    captions: Sequence[Stamp] | None,
+    *,
+    meta: Meta,
+    classes: tuple[str, ...],
+) -> CachedTokens:
     labels, *shards = (_mapped(directory / stamp.file) for stamp in stamps)
     row = (meta.views_of(split), meta.scales.total)
     fits = all(shard.dtype == np.uint16 and shard.shape[1:] == row for shard in shards)
@@ -248,7 +272,20 @@ def _split(directory: Path, split: str, stamps: Sequence[Stamp], meta: Meta, cla
         labels=torch.from_numpy(np.array(labels)),
         fingerprint=fingerprint([split, meta.to_json(), *classes, *(stamp.crc32 for stamp in stamps)]),
         shards=shards,
+        captions=None if captions is None else _captions(directory, captions, pictures=len(labels)),
     )
+
+
+def _captions(directory: Path, stamps: Sequence[Stamp], *, pictures: int) -> Captions:
+    paths = [directory / stamp.file for stamp in stamps]
+    text_B, ends_C, firsts_N = map(_mapped, paths)
+    try:
+        captions = Captions.mapped(text_B, ends_C, firsts_N)
+    except (ValueError, TypeError) as error:
+        raise _damaged(paths[0], f"got something else ({error})") from None
+    if len(captions) != pictures:
+        raise _damaged(paths[0], f"got captions of {len(captions)} pictures for {pictures}")
+    return captions
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -73,6 +73,22 @@ def test_the_options_are_what_it_was_made_of(nextscale, pictures: Path, run: Pat
     assert len(list((tmp_path / "c").glob("train-0*.npy"))) == 12
 
 
+def test_captions_come_along(nextscale, pictures: Path, run: Path, tmp_path: Path) -> None:
+    """With the pictures that they tell of; what trains on the cache finds them there."""
+    told = sorted(file.relative_to(pictures).as_posix() for file in pictures.rglob("*.png"))[:3]
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption\n" + "".join(f"{file},a {number}\n" for number, file in enumerate(told)))
+    out = tmp_path / "cache"
+    done = nextscale("encode", pictures, "--captions", table, "--tokenizer", run, "--out", out)
+    assert (done.status, done.errors) == (0, "")
+    assert "data: 3 captions of 3 of" in done.output
+    cache, loaded = tokens.load(out), data.load(pictures, height=8, width=8, captions=table)
+    for cached, split in ((cache.train, loaded.train), (cache.validation, loaded.validation)):
+        assert list(cached.captions or ()) == list(split.captions or ())
+    given = ("train", "transformer", "--data", out, "--tokenizer", run, "--out", tmp_path / "var")
+    is_a_mistake(nextscale(*given, "--captions", table), "--captions: expected pictures, got a token cache")
+
+
 def test_classes_may_come_from_a_table(nextscale, pictures: Path, run: Path, tmp_path: Path) -> None:
     """Or there may be none: the tokens are the same, in another order."""
     files = sorted(file.relative_to(pictures).as_posix() for file in pictures.rglob("*.png"))

@@ -111,6 +111,7 @@ class TransformerStage:
         self.recipe = recipe if reader is None else dataclasses.replace(recipe, text=self.reading)
         self.settings = known | {
             "reader": None if reader is None else reader.fingerprint,
+            "captions": None if reader is None or data.train.captions is None else data.train.captions.fingerprint,
             "data": self.data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
         }

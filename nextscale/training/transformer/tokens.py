@@ -38,12 +38,12 @@ class Encoded:
         return self.pictures.labels
 
     @property
-    def captions(self) -> Captions | None:
-        return self.pictures.captions
-
-    @property
     def fingerprint(self) -> str:
         return self.pictures.fingerprint
+
+    @property
+    def captions(self) -> Captions | None:
+        return self.pictures.captions
 
     def __len__(self) -> int:
         return len(self.pictures)
