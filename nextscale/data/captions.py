@@ -210,5 +210,15 @@ def told(captions: Captions, bad: Counter[str], *, root: Path, how: Captioning) 
     if not captions.total:
         why = f" ({LeftOut(some)})" if (some := Counter({kind: bad[kind] for kind in BAD if bad[kind]})) else ""
         raise InputError(f"expected captions ({how}) of the pictures in {root}, found none{why}")
-    count = in_number(f"{captions.total:,} caption{{s}}", captions.total)
-    return (f"{count} of {captions.captioned:,} of {len(captions):,} pictures",)
+    return counted(captions)
+
+
+def counted(*splits: Captions | None) -> tuple[str, ...]:
+    """How many captions there are, in a line; none without captions."""
+    known = [captions for captions in splits if captions is not None]
+    if not known:
+        return ()
+    total, captioned, pictures = (
+        sum(each) for each in zip(*((c.total, c.captioned, len(c)) for c in known), strict=True)
+    )
+    return (f"{in_number(f'{total:,} caption{{s}}', total)} of {captioned:,} of {pictures:,} pictures",)
