@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -50,14 +51,15 @@ class Captions(Sequence[tuple[str, ...]]):
 
     def __init__(self, captions: Iterable[Iterable[str]], *, stand_ins: Mapping[int, int] | None = None) -> None:
         """Those of each picture, put together."""
-        pieces: list[bytes] = []
-        counts = [0]
+        text, ends, firsts = bytearray(), array("q"), array("q", [0])  # a list of a million pieces takes a gigabyte
         for those in captions:
-            pieces += [caption.encode() for caption in those]
-            counts.append(len(pieces))
-        self.text_B = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-        self.ends_C = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        self.firsts_N = np.array(counts, dtype=np.int64)
+            for caption in those:
+                text += caption.encode()
+                ends.append(len(text))
+            firsts.append(len(ends))
+        self.text_B = np.frombuffer(text, dtype=np.uint8)
+        self.ends_C = np.frombuffer(ends, dtype=np.int64)
+        self.firsts_N = np.frombuffer(firsts, dtype=np.int64)
         self.stand_ins: Mapping[int, int] = {} if stand_ins is None else stand_ins
 
     @classmethod

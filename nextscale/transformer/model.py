@@ -286,7 +286,7 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("temperature"):
             parameter.fill_(math.log(4))
-        elif name.endswith(("bias", "cross_attention.gate", "pooled_text.weight")):
+        elif name.endswith(("bias", "cross_attention.out.weight", "pooled_text.weight")):
             parameter.zero_()
         elif name.startswith("text.") or "text_keys" in name or "cross_attention" in name:
             nn.init.trunc_normal_(parameter, std=math.sqrt(1 / (3 * parameter.shape[-1])), generator=generator)
@@ -300,8 +300,6 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
         assert isinstance(block, Block)
         block.attention.out.weight.div_(math.sqrt(2 * config.depth))
         block.feed_forward.down.weight.div_(math.sqrt(2 * config.depth))
-        if config.text is not None:
-            block.cross_attention.out.weight.div_(math.sqrt(2 * config.depth))
         if not config.shared_modulation:
             block.modulation.weight[2 * config.width :].mul_(0.5)
             block.modulation.weight[: 2 * config.width].mul_(gamma)
