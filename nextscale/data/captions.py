@@ -115,8 +115,8 @@ class Captions(Sequence[tuple[str, ...]]):
     def fingerprint(self) -> str:
         """A hex string of 16 digits that changes with any caption or with the order of the pictures."""
         digest = hashlib.sha256()
-        for array in (self.firsts_N, self.ends_C, self.text_B):
-            digest.update(array.tobytes())
+        for part in (self.firsts_N, self.ends_C, self.text_B):
+            digest.update(part.tobytes())
         return digest.hexdigest()[:16]
 
 
