@@ -360,7 +360,7 @@ class TransformerConfig:
         if self.text is None:
             return 0
         d, w, temperatures = self.width, self.text.width, self.text.heads if self.normalized_attention else 0
-        looking = 2 * w * w + 2 * w + (d + 1) * w + (w + 1) * d + d + temperatures
+        looking = 2 * w * w + 2 * w + (d + 1) * w + (w + 1) * d + temperatures
         return self.text.parameters + w * d + self.depth * looking
 
 

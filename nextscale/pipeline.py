@@ -37,6 +37,7 @@ from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
 from nextscale.sampling.loop import Choice, Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
+from nextscale.text.frozen import FrozenEncoder
 from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.text.vocabulary import Vocabulary
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -316,11 +317,20 @@ class Pipeline:
     @classmethod
     @checked
     def load(
-        cls, model: str | Path | None = None, *, device: str | torch.device = "cpu", precision: Precision = "auto"
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        text_encoder: str | Path | None = None,
     ) -> Pipeline:
         """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote; or on the hub.
 
         The blocks are held in `precision`: in half of the memory where that is bfloat16.
+
+        Arguments:
+            text_encoder: folder or hub name of the frozen text encoder that the model was trained with, where it is no
+                longer where it was then. Without this nothing of it is downloaded.
 
         Raises `InputError` when files are missing, damaged, or do not fit each other.
         """
@@ -331,7 +341,7 @@ class Pipeline:
         model = hub.directory(str(model)) if hub.is_name(model) else model
         config = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         models = MultiScaleVQVAE.load(model, device=device), VAR.load(model, device=device, precision=precision)
-        names, reader = _names(model, config["classes"]), _reader(config)
+        names, reader = _names(model, config["classes"]), _reader(config, text_encoder)
         return cls(*models, classes=names, device=device, precision=precision, reader=reader)
 
     @checked
@@ -553,8 +563,9 @@ class Pipeline:
     ) -> tuple[tuple[Request, ...], list[float], Engine]:
         """One an image, the weight of guidance at each scale, and what paints them."""
         labels, prompts, numbers = _aligned(asked, seeds)
-        words = [prompt for prompt in (*prompts, asked.negative) if prompt is not None]
-        self._check_words(words)
+        self._check_words(
+            [*(prompts if asked.prompts is not None else ()), *([asked.negative] if asked.negative else ())]
+        )
         weights = weights_of(guidance, len(self.transformer.config.scales))
         told = tuple(weights) if callable(guidance) else float(guidance)
         known = (*self.classes, NO_CLASS)
@@ -756,8 +767,12 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _reader(config: Mapping[str, Any]) -> Reader | None:
-    """What a model's config.json says of it."""
+def _reader(config: Mapping[str, Any], text_encoder: str | Path | None) -> Reader | None:
+    """What a model's config.json says of it, or a caller of where the encoder is."""
+    if "text_encoder" in config:
+        return FrozenEncoder.from_json(config["text_encoder"], text_encoder)
+    if text_encoder is not None:
+        raise InputError(f"text_encoder: expected none, as the model was trained with none, got {text_encoder}")
     return Vocabulary.from_json(config["vocabulary"]) if "vocabulary" in config else None
 
 

@@ -77,10 +77,14 @@ class EvaluateGeneration:
     folder that is taken whole, none)."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    prompts: Annotated[Literal["held-out"] | None, tyro.conf.arg(metavar="held-out", help_behavior_hint="")] = None
+    """Ask the model for captions of the reference instead, and whether each subject is recognised among 100."""
+    captions: Annotated[str, tyro.conf.arg(metavar="own|names|FILE.csv")] = "own"
+    """Where --prompts finds them: with the pictures, in their file names, or in a table."""
     per_class_count: Number = None
     """Pictures of each class."""
     count: Number = None
-    """Pictures in all, rounded up to as many of each class (default: 2000)."""
+    """Pictures in all, rounded up to as many of each class (default: 2000); of each kind of --prompts (300)."""
     seed: int = 0
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
     repeats: int = 1
@@ -144,18 +148,38 @@ class EvaluateGeneration:
             raise InputError(f"--rejection: expected a share above 0, at most 1, got {self.rejection:g}")
         if self.save_npz and self.out is None:
             raise InputError("--save-npz: expected --out, the directory to put it in, got none")
+        if self.prompts is not None:
+            self._check_prompts()
         for option in ("guidance", "top_k", "top_p", "temperature"):
             if not getattr(self, option):
                 raise InputError(f"--{option.replace('_', '-')}: expected at least one value, got none")
 
+    def _check_prompts(self) -> None:
+        """What goes with prompts."""
+        unused = ("split", "per_class_count", "rejection", "per_class", "save_npz")
+        for name in unused:
+            if getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')}: expected without --prompts, got both")
+        if self.repeats > 1:
+            raise InputError(f"--repeats: expected 1 with --prompts, got {self.repeats}")
+        for option in ("guidance", "top_k", "top_p", "temperature"):
+            if len(values := getattr(self, option)) > 1:
+                told = " ".join(map(str, values))
+                raise InputError(f"--{option.replace('_', '-')}: expected one value with --prompts, got {told}")
+
     # -- the work ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, device: str) -> None:
-        from nextscale.cli import generation_report
+        from nextscale.cli import evaluate_prompts, generation_report
         from nextscale.evaluation.generation import repeated, settings
         from nextscale.machine import distributed
 
         chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
+        if self.prompts is not None:
+            names = [field.name for field in dataclasses.fields(evaluate_prompts.Asking)]
+            asking = evaluate_prompts.Asking(**{name: getattr(self, name) for name in names})
+            evaluate_prompts.ask(asking, chosen, device)
+            return
         if self.save_npz and distributed.world() > 1:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
         parts = self._parts(chosen[0], device)

@@ -28,7 +28,7 @@ COLUMNS = 8  # of the grid, unless each class has its own row
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Painting):
-    """Images from a model, of up to 16 classes unless some are named or prompts given, and a grid."""
+    """Images of prompts, of named classes, or of up to 16 classes, and a grid."""
 
     prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """More prompts, one a line; blank lines and lines that begin with # are left out."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -28,7 +28,7 @@ from nextscale.cli.training import length, together, watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from nextscale.config import TextConfig, TransformerConfig
+    from nextscale.config import TransformerConfig
     from nextscale.data import DataSet
     from nextscale.data.tokens import TokenSet
     from nextscale.pipeline import Pipeline
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from nextscale.training.recipes import TransformerRecipe
 
 Named = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the tokenizer's)")]
-Text = Annotated[Literal["none", "embedded"] | None, tyro.conf.arg(help_behavior_hint="")]
-VOCABULARY = 4096  # pieces that captions are read in, unless the preset says
+Text = Annotated[str | None, tyro.conf.arg(metavar="embedded|none|DIR|HUB", help_behavior_hint="")]
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
 
 
@@ -73,7 +72,7 @@ class TrainTransformer:
     """Blocks; the paper's one dial, with width = 64 * depth and depth heads."""
     text: Text = None
     """What reads the captions of the data: embedded is an encoder that learns with the transformer, none leaves them
-    unread (default: as the preset or --init does)."""
+    unread, anything else is a frozen encoder of the transformers library (default: as the preset or --init does)."""
     init: Start = None
     """Trained model to begin from, of whose size the new one is; classes and scales may be others."""
     out: Directory = Path("runs/transformer")
@@ -91,7 +90,8 @@ class TrainTransformer:
     batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
     set: Settings = ()
-    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4."""
+    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4; architecture.groups=2,2,2
+    predicts the tokens of fixed codes in these digits."""
     shard: bool = False
     """Of several processes each holds a share of the model (FSDP2) instead of a copy (DDP): for models that do not fit
     one device."""
@@ -115,6 +115,7 @@ class TrainTransformer:
 
     def _train(self, device: str) -> None:
         from nextscale import presets
+        from nextscale.cli import reading
         from nextscale.training.loop import Length, Rhythm, train
         from nextscale.training.transformer.stage import TransformerStage, fitted
         from nextscale.transformer.adapted import adapted, kept
@@ -125,12 +126,14 @@ class TrainTransformer:
         tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         preset = chosen or self._of(tokenizer)
         first = self._begin(tokenizer)
-        architecture = self._architecture(preset, first)
-        recipe, steps = self._recipe(preset, reads=architecture.text is not None)
+        reader = reading.reader_before(self.text, first)
+        architecture = reading.with_text(self._architecture(preset, first), self.text, reader)
+        recipe, steps = self._recipe(preset, reader, reads=architecture.text is not None)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         data = self._data(tokenizer)
-        reader, text = self._reader(architecture.text, data, first)
-        config = fitted(architecture, tokenizer, classes=len(data.classes), text=text)
+        if architecture.text is not None:
+            reader, architecture = reading.read(architecture, reader, recipe, data, self.data)
+        config = self._cut(fitted(architecture, tokenizer, classes=len(data.classes)))
         if first:
             known = kept(first.classes, data.classes)
             say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
@@ -165,53 +168,32 @@ class TrainTransformer:
         say(f"preset: {preset.name}, {which} in {self.tokenizer}; --preset takes another")
         return preset
 
-    def _recipe(self, preset: Preset, *, reads: bool) -> tuple[TransformerRecipe, int]:
+    def _recipe(self, preset: Preset, reader: Reader | None, *, reads: bool) -> tuple[TransformerRecipe, int]:
         """The preset's with the changes asked for, and its number of steps."""
+        from nextscale.cli.reading import recipe_of
         from nextscale.training import recipes
 
         recipe, steps = recipes.for_transformer(preset.name)
-        recipe = replace(recipe, text=recipes.Reading()) if reads else recipe
+        recipe = recipe_of(recipe, reader) if reads else recipe
         batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
-        return recipes.changed(recipe, [*self.set, *batch]), steps
+        settings = [setting for setting in self.set if not _is_cut(setting)]
+        return recipes.changed(recipe, [*settings, *batch]), steps
+
+    def _cut(self, config: TransformerConfig) -> TransformerConfig:
+        """The same, predicting tokens in the groups asked for."""
+        from nextscale.training import recipes
+
+        return recipes.changed(config, [setting for setting in self.set if _is_cut(setting)], "architecture.")
 
     def _architecture(self, preset: Preset, first: Pipeline | None) -> TransformerConfig:
-        """That of the model to begin from, or the preset's at the depth asked for; with text if it is to be read."""
+        """That of the model to begin from, or the preset's at the depth asked for."""
         config = first.transformer.config if first else preset.transformer
-        config = config if self.depth is None else config.of_depth(self.depth)
-        if self.text == "none":
-            if first is not None and first.reader is not None:
-                raise InputError(f"--text none: expected a model of classes alone as --init, got {self.init}")
-            return replace(config, text=None)
-        return config.reading(vocabulary=VOCABULARY) if self.text is not None and config.text is None else config
-
-    def _reader(
-        self, text: TextConfig | None, data: DataSet | TokenSet, first: Pipeline | None
-    ) -> tuple[Reader | None, TextConfig | None]:
-        """What reads captions, that of the model to begin from or one learned from them; says which and how."""
-        from nextscale.text.vocabulary import Vocabulary
-
-        if text is None:
-            return None, None
-        if data.train.captions is None:
-            raise InputError(
-                f"--data {self.data}: expected captions, for a model that reads text, got none; --captions own "
-                "reads those that come with pictures, --text none trains a model of classes alone"
-            )
-        captions = [caption for every in data.train.captions for caption in every]
-        if first is not None and first.reader is not None:
-            reader: Reader = first.reader
-        else:
-            reader = vocabulary = Vocabulary.learned(captions, size=text.vocabulary, tokens=text.tokens)
-            text = replace(text, vocabulary=vocabulary.size)
-            say(f"text: {vocabulary.size} pieces, learned from {len(captions)} captions of the training pictures")
-        cut = sum(length > reader.tokens for length in reader.lengths(captions))
-        if cut:
-            say(f"text: {cut} captions are longer than {reader.tokens} pieces, their ends are not read")
-        return reader, text
+        return config if self.depth is None else config.of_depth(self.depth)
 
     def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:
         """Pictures or cached tokens; says what was found."""
         from nextscale.data import tokens
+        from nextscale.data.captions import counted
         from nextscale.files.checkpoint import fingerprint
         from nextscale.machine import distributed
 
@@ -243,6 +225,8 @@ class TrainTransformer:
             f"data: token cache {self.data}, {len(found.train)} pictures to train on, {len(found.validation)} held "
             f"out, {len(found.classes)} classes"
         )
+        for line in counted(found.train.captions, found.validation.captions):
+            say(f"data: {line}")
         return found
 
     def _begin(self, tokenizer: MultiScaleVQVAE) -> Pipeline | None:
@@ -258,6 +242,11 @@ class TrainTransformer:
                 f"--tokenizer {self.init} is its own tokenizer"
             )
         return begin
+
+
+def _is_cut(setting: str) -> bool:
+    """Whether it is about how tokens are predicted, of the only part of the architecture that is free."""
+    return setting.partition("=")[0].strip() == "architecture.groups"
 
 
 def _same_codes(one: MultiScaleVQVAE, other: MultiScaleVQVAE) -> bool:

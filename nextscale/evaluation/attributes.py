@@ -1,15 +1,16 @@
 """Attribute accuracy: whether generated figures have what was asked for, read off by a classifier of real ones.
 
-The reader is a small convolutional network trained on the figures that transformers are trained on (`data.figures`),
-with an answer for each attribute of each kind. How well it reads real held-out figures bounds what can be read off
-generated ones, so that both stand side by side, apart for pairs of colour and part that were trained on and for unseen
-ones. Knows no generator: what paints is a function from prompts and seeds to pictures.
+The reader is a small convolutional network with an answer for each attribute of each kind of `data.figures`, trained on
+figures of its own: of all pairs of colour and part, for it is to judge the unseen ones, but without the attributes of a
+held-out figure. How well it reads these bounds what can be read off generated ones, so both stand side by side. Knows
+no generator: what paints is a function from prompts and seeds to pictures.
 
 Letters of shapes: N pictures, n of a batch, D features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.data import Pictures, Progress
-from nextscale.data.figures import KINDS, Figure, of_name
+from nextscale.data.figures import KINDS, Drawing, Figure, of_name, others
+from nextscale.data.pictures import windows
+from nextscale.data.reading import MARGIN
 from nextscale.errors import InputError
 from nextscale.evaluation.intervals import Interval, interval
 
 KIND, ALL = "kind", "all"
 CHANNELS = (32, 64, 128, 128)
 STEPS, BATCH, RATE = 600, 64, 2e-3
+COUNT = 6000  # figures that a reader learns from
 
 # prompts, seeds -> images (n, 3, H, W) in [-1, 1]
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -69,24 +73,30 @@ class Reader(nn.Module):
 
 
 def learn(
-    pictures: Pictures, *, steps: int = STEPS, seed: int = 0, device: str = "cpu", progress: Progress | None = None
+    *,
+    height: int,
+    width: int,
+    steps: int = STEPS,
+    count: int = COUNT,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Reader:
-    """A reader of figures, trained on a split of them for minutes; the same on one machine for the same seed.
-
-    Raises `InputError` for pictures that are no figures.
-    """
-    targets = _targets([of_name(name) for name in pictures.names], device)
+    """A reader of figures of one size, trained on `count` of them for minutes; one seed makes one reader."""
+    figures = others(count)
+    fetch = Drawing(figures=figures, side=math.ceil(MARGIN * max(height, width)))
+    targets = _targets(figures, device)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = Reader().to(device)
-        reader(pictures.batch([0])[0].to(device))
+        reader(torch.zeros(1, 3, height, width, device=device))
     optimizer = torch.optim.AdamW(reader.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=steps)
     for step in range(steps):
-        index_n = torch.randint(len(pictures), (BATCH,), generator=generator)
+        index_n = torch.randint(count, (BATCH,), generator=generator)
         views = torch.rand((BATCH, 3), generator=generator)
-        images, _ = pictures.batch(index_n, views=views * torch.tensor([1, 1, 0]))  # an "F" has no mirror image
+        images = windows(fetch(index_n.tolist())[1], views, height=height, width=width)
         loss = _loss(reader(images.to(device)), {name: target[index_n] for name, target in targets.items()})
         optimizer.zero_grad()
         loss.backward()

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from nextscale.errors import InputError
 
 ENOUGH = 50_000  # pictures, the number that published Fréchet distances are made from
+ENOUGH_PROMPTS = 200
 INCEPTION = "Inception-2015"  # the one network whose figures are called FID, sFID, KID and IS
 UNEVEN = 1.5  # times as many pictures of one class as of another
 
@@ -192,7 +193,8 @@ class Protocol:
 
     def lines(self) -> list[str]:
         """For people; each line is a name and what is to be known, not yet broken where a terminal ends."""
-        return [*self._own_lines(), *_shared_lines(self)]
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [*self._own_lines(), _features_line(self.network), *self._kept_lines(), f"versions   {versions}"]
 
     def warnings(self) -> list[str]:
         """What to keep in mind when the figures are compared with others, in plain words; none of it is an error."""
@@ -200,6 +202,9 @@ class Protocol:
 
     def _own_lines(self) -> Iterator[str]:
         raise NotImplementedError
+
+    def _kept_lines(self) -> Iterator[str]:
+        yield f"kept       {min(self.kept, self.pictures):,} features a set, for all but Fréchet distances"
 
     def _mistakes(self) -> Iterator[str]:
         for check in (_few, _singular, _squeezed):
@@ -249,6 +254,44 @@ class Card(Protocol):
     def _mistakes(self) -> Iterator[str]:
         yield from super()._mistakes()
         for check in (_uneven, _other_size, _unguided, _partial):
+            yield from check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentCard(Protocol):
+    """Which prompts were painted, and among which pictures their subjects were looked for."""
+
+    model: Model
+    setting: Setting
+    first_seed: int
+    """Prompt i has this seed + i."""
+    prompts: dict[str, int]
+    """How many of each kind."""
+    among: int
+    """Subjects, of which one is right."""
+    draws: int
+    """Of the others, a prompt."""
+
+    @property
+    def pictures(self) -> int:
+        return sum(self.prompts.values())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.model.height, self.model.width
+
+    @property
+    def sets(self) -> dict[str, int | None]:
+        return {}
+
+    def _own_lines(self) -> Iterator[str]:
+        return _alignment_lines(self)
+
+    def _kept_lines(self) -> Iterator[str]:
+        return iter(())  # all of them
+
+    def _mistakes(self) -> Iterator[str]:
+        for check in (_few_prompts, _squeezed):
             yield from check(self)
 
 
@@ -342,6 +385,26 @@ def _generation_lines(card: Card) -> Iterator[str]:
         yield "intervals  95 %, bootstrapped over pictures; the reference is taken as given"
 
 
+def _alignment_lines(card: AlignmentCard) -> Iterator[str]:
+    model, reference = card.model, card.reference
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in card.prompts.items())
+    yield f"prompts    {card.pictures:,} captions ({counts}), a picture each, rounded to 8 bits"
+    yield f"sampling   {card.setting}, seeds {card.first_seed} .. {card.first_seed + card.pictures - 1}"
+    yield (
+        f"model      {model.name} ({model.fingerprint}), {size(model.height, model.width)}, "
+        f"{model.precision} on {model.device}"
+    )
+    yield (
+        f"reference  {reference.name} ({reference.fingerprint}), {reference.pictures:,} pictures of "
+        f"{size(reference.height, reference.width)}"
+    )
+    yield (
+        f"retrieval  the right subject among {card.among}, by one real picture each, of other classes than the "
+        f"prompt's; mean of {card.draws} draws"
+    )
+    yield "intervals  95 %, bootstrapped over prompts; the reference is taken as given"
+
+
 def _reconstruction_lines(card: ReconstructionCard) -> Iterator[str]:
     tokenizer, reference, perceptual = card.tokenizer, card.reference, card.perceptual
     yield (
@@ -360,14 +423,11 @@ def _reconstruction_lines(card: ReconstructionCard) -> Iterator[str]:
     yield "intervals  95 %, bootstrapped over pictures, each together with its reconstruction"
 
 
-def _shared_lines(card: Protocol) -> Iterator[str]:
-    network = card.network
-    yield (
+def _features_line(network: NetworkUsed) -> str:
+    return (
         f"features   {network.name} ({network.fingerprint}), {network.dimensions:,} of {network.side}x{network.side} "
         f"pixels, {network.resize}"
     )
-    yield f"kept       {min(card.kept, card.pictures):,} features a set, for all but Fréchet distances"
-    yield f"versions   {', '.join(f'{name} {version}' for name, version in card.versions.items())}"
 
 
 # ---- known mistakes --------------------------------------------------------------------------------------------------
@@ -380,6 +440,11 @@ def _few(card: Protocol) -> Iterator[str]:
             f"{name} is made from {card.pictures:,} pictures, fewer than {ENOUGH:,}: it falls as pictures are added, "
             "and compares only with figures from as many"
         )
+
+
+def _few_prompts(card: AlignmentCard) -> Iterator[str]:
+    if few := [f"{count:,} {kind}" for kind, count in card.prompts.items() if count < ENOUGH_PROMPTS]:
+        yield f"{' and '.join(few)}: fewer than {ENOUGH_PROMPTS} prompts, whose figures move by several hundredths"
 
 
 def _singular(card: Protocol) -> Iterator[str]:

@@ -47,6 +47,8 @@ class Plan:
     """Class of each."""
     seeds: tuple[int, ...]
     """Likewise."""
+    prompts: tuple[str, ...] | None = None
+    """Likewise; None: no words."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +56,8 @@ class Plan:
     def chosen(self, indices: Iterable[int]) -> Plan:
         """Some of them, in the order given."""
         indices = list(indices)
-        return Plan(tuple(self.labels[i] for i in indices), tuple(self.seeds[i] for i in indices))
+        prompts = None if self.prompts is None else tuple(self.prompts[i] for i in indices)
+        return Plan(tuple(self.labels[i] for i in indices), tuple(self.seeds[i] for i in indices), prompts)
 
 
 # label(i) = i mod C,  seed(i) = first seed + i
@@ -104,6 +107,7 @@ def paint(
         made = pipe.generate(
             plan.labels[part.start : part.stop],
             plan.seeds[part.start : part.stop],
+            prompts=None if plan.prompts is None else plan.prompts[part.start : part.stop],
             guidance=setting.guidance,
             top_k=setting.top_k,
             top_p=setting.top_p,

@@ -215,8 +215,10 @@ class VAR(nn.Module):
         return self.blocks[0].get_parameter("feed_forward.up.weight").dtype
 
     def lower_precision(self, dtype: torch.dtype) -> VAR:
-        """Hold the blocks in `dtype`, in place; embeddings and the head stay as they are."""
+        """Hold the blocks and the text's layers in `dtype`, in place; embeddings and the head stay as they are."""
         self.blocks.to(dtype)
+        if self.text is not None:
+            self.text.layers.to(dtype)
         if self.shared_modulation is not None:
             self.shared_modulation.to(dtype)
         return self
@@ -288,7 +290,7 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("temperature"):
             parameter.fill_(math.log(4))
-        elif name.endswith(("bias", "cross_attention.gate", "pooled_text.weight")):
+        elif name.endswith(("bias", "cross_attention.out.weight", "pooled_text.weight")):
             parameter.zero_()
         elif name.startswith("text.") or "text_keys" in name or "cross_attention" in name:
             nn.init.trunc_normal_(parameter, std=math.sqrt(1 / (3 * parameter.shape[-1])), generator=generator)
@@ -302,8 +304,6 @@ def initialize(model: VAR, generator: torch.Generator) -> None:
         assert isinstance(block, Block)
         block.attention.out.weight.div_(math.sqrt(2 * config.depth))
         block.feed_forward.down.weight.div_(math.sqrt(2 * config.depth))
-        if config.text is not None:
-            block.cross_attention.out.weight.div_(math.sqrt(2 * config.depth))
         if not config.shared_modulation:
             block.modulation.weight[2 * config.width :].mul_(0.5)
             block.modulation.weight[: 2 * config.width].mul_(gamma)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
-from nextscale.config import TextConfig, TransformerConfig, check_pair, to_json
+from nextscale.config import TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenCache, TokenSet
 from nextscale.errors import InputError
@@ -385,19 +385,18 @@ def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
             raise InputError(f"labels: expected 0 .. {config.classes - 1}, got {int(labels_N[outside_N][0])}")
 
 
-def fitted(
-    config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int, text: TextConfig | None = None
-) -> TransformerConfig:
-    """`config` with the scales and codes of `tokenizer`, so many classes, and an encoder of text or none.
+def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int) -> TransformerConfig:
+    """`config` with the scales and codes of `tokenizer` and so many classes.
 
-    Codes of several digits are predicted digit by digit.
+    Codes of several digits are predicted digit by digit, if the config does not say how already.
     """
+    codes = tokenizer.config.codebook_size
+    cut = bool(config.groups) and config.codebook_size == codes
     return dataclasses.replace(
         config,
         scales=tokenizer.config.scales,
-        codebook_size=tokenizer.config.codebook_size,
+        codebook_size=codes,
         code_channels=tokenizer.config.code_channels,
-        groups=tokenizer.config.digits,
+        groups=config.groups if cut else tokenizer.config.digits,
         classes=classes,
-        text=text,
     )

@@ -102,7 +102,7 @@ def test_a_run_that_reads_continues_bit_for_bit(tmp_path: Path, left_behind) -> 
 
 
 def test_every_parameter_learns() -> None:
-    """Gates and the pooled projection at once, what they hide a step later."""
+    """The projections that carry text at once, what they hide a step later."""
     stage = toys.text_stage(batch=16)
     for step in range(3):
         stage.update(step, 100)
@@ -126,22 +126,23 @@ def written(count: int) -> CachedTokens:
 
 def test_words_are_learned() -> None:
     """The right ones tell all, none leave two to choose from; the class, which says nothing, is never told."""
-    reader = Vocabulary.learned(["a dark one", "a light one"], size=270, tokens=4)
+    dark, light = "a dark one", "a light one"
+    reader = Vocabulary.learned([dark, light], size=270, tokens=4)
     config = toys.TRANSFORMER.reading(vocabulary=reader.size, tokens=4)
     data = TokenSet(train=written(40), validation=written(20), classes=("picture",), unreadable=[])
     stage = TransformerStage(
         dataclasses.replace(config, classes=1),
         MultiScaleVQVAE(toys.TOKENIZER, seed=3),
         data,
-        recipe=TransformerRecipe(optimization=dataclasses.replace(toys.RECIPE, batch=16, learning_rate=1e-2)),
+        recipe=TransformerRecipe(optimization=dataclasses.replace(toys.RECIPE, batch=16, learning_rate=3e-3)),
         precision="fp32",
         reader=reader,
     )
-    for step in range(40):
-        stage.update(step, 40)
+    for step in range(70):
+        stage.update(step, 70)
     tokens, _ = data.validation.batch(range(20))
     inputs, costs = stage.tokenizer.teacher_inputs(tokens), {}
-    for name, words in (("right", ("dark", "light")), ("wrong", ("light", "dark")), ("none", ("", ""))):
+    for name, words in (("right", (dark, light)), ("wrong", (light, dark)), ("none", ("", ""))):
         prompts = stage.reader.read([words[place % 2] for place in range(20)])
         with torch.no_grad():
             logits = stage.model(torch.ones(20, dtype=torch.int64), inputs, prompts=prompts)
