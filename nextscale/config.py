@@ -139,6 +139,11 @@ class TokenizerConfig:
         return self.codebook_size <= COUNTABLE or not self.digits
 
     @property
+    def counted(self) -> tuple[int, ...]:
+        """Sizes of what is counted of tokens: of all codes together, or of their digits where codes are too many."""
+        return (self.codebook_size,) if self.countable else self.digits
+
+    @property
     def picture_bits(self) -> float:
         """sum_k l_k log2 V: what the tokens of a picture can tell."""
         return self.scales.total * math.log2(self.codebook_size)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,11 @@ def split(tokens: Tensor, sizes: Sequence[int]) -> Tensor:
 def joined(digits: Tensor, sizes: Sequence[int]) -> Tensor:
     """The reverse of `split`: (..., G) int64 -> (...) int64."""
     return (digits * _places(sizes, digits.device)).sum(dim=-1)
+
+
+def columns(tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Where the values of digits lie among all values of all digits, one after the other: (..., G) int64."""
+    return split(tokens, sizes) + torch.tensor([0, *accumulate(sizes)][:-1], device=tokens.device)
 
 
 def _places(sizes: Sequence[int], device: torch.device) -> Tensor:

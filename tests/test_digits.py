@@ -44,3 +44,8 @@ def test_neighbours_of_one_size_are_one_run() -> None:
     assert (first.digits, first.columns, first.shape) == (slice(0, 1), slice(0, 8), (1, 8))
     assert (second.digits, second.columns, second.shape) == (slice(1, 3), slice(8, 18), (2, 5))
     assert (third.digits, third.columns, third.shape) == (slice(3, 4), slice(18, 21), (1, 3))
+
+
+def test_every_value_of_every_digit_has_a_column() -> None:
+    """Those of the first digit come first."""
+    assert digits.columns(torch.tensor([0, 1, 5]), (2, 3)).tolist() == [[0, 2], [1, 2], [1, 4]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -39,8 +38,7 @@ class Frequencies:
         self.scales, self.groups = scales, tuple(groups) or (codes,)
         self.counts_KV = torch.zeros(len(scales), sum(self.groups), dtype=torch.int64, device=device)
         self._own_KV = torch.zeros_like(self.counts_KV)  # of this process, since they were last gathered
-        columns_G = torch.tensor([0, *accumulate(self.groups)][:-1], device=device)
-        self._first_LG = scales.level_ids().to(device)[:, None] * sum(self.groups) + columns_G
+        self._first_L1 = scales.level_ids().to(device)[:, None] * sum(self.groups)
 
     @property
     def images(self) -> int:
@@ -69,7 +67,7 @@ class Frequencies:
 
     def _places(self, tokens_BL: Tensor) -> Tensor:
         """(B, L, G) int64: where each digit is counted, among all counts."""
-        return self._first_LG + digits.split(tokens_BL, self.groups)
+        return self._first_L1 + digits.columns(tokens_BL, self.groups)
 
     def _seen(self) -> Tensor:
         return self.counts_KV + self._own_KV
