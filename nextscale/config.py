@@ -108,7 +108,7 @@ class TokenizerConfig:
         _require(self.quantizer in options, told)
         _require(
             bool(self.levels) == (self.quantizer == "fsq"),
-            f"tokenizer levels: expected for quantizer fsq and for no other, got {self.levels} for {self.quantizer}",
+            f"tokenizer levels: expected for quantizer fsq and for no other, got {reprlib.repr(self.levels)} for {self.quantizer}",
         )
         _require(
             bool(self.bits) == (self.quantizer == "bsq"),
@@ -120,7 +120,7 @@ class TokenizerConfig:
         )
         _require(
             all(3 <= level <= COUNTABLE for level in self.levels),
-            f"tokenizer levels: expected 3 .. {COUNTABLE} each (for two, take bsq), got {self.levels}",
+            f"tokenizer levels: expected 3 .. {COUNTABLE} each (for two, take bsq), got {reprlib.repr(self.levels)}",
         )
         _require(0 <= self.bits <= MOST_BITS, f"tokenizer bits: expected at most {MOST_BITS}, got {self.bits}")
         _require_digits("tokenizer levels", self.digits)
@@ -304,11 +304,14 @@ class TransformerConfig:
 
     def _check_groups(self) -> None:
         for size in self.groups:
-            _require(2 <= size <= LARGEST, f"transformer groups: expected 2 .. {LARGEST} each, got {self.groups}")
+            _require(
+                2 <= size <= LARGEST,
+                f"transformer groups: expected 2 .. {LARGEST} each, got {reprlib.repr(self.groups)}",
+            )
         _require_digits("transformer groups", self.groups)
         _require(
             not self.groups or math.prod(self.groups) == self.codebook_size,
-            f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {self.groups}",
+            f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {reprlib.repr(self.groups)}",
         )
 
     @property

@@ -16,6 +16,7 @@ from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline
 from nextscale import digits as numbers
 from nextscale.config import TransformerConfig, check_pair, from_json, to_json
 from nextscale.release import convert
+from nextscale.sampling.engine import fingerprint
 from nextscale.sampling.guidance import linear_guidance
 from nextscale.sampling.loop import Choice, Painted, choose, digit_keys, generate, random_keys
 from nextscale.training.losses import chunked_cross_entropy, cross_entropy
@@ -261,3 +262,14 @@ def test_a_logits_processor_that_rules_out_a_whole_digit_is_told(pair: tuple[Mul
 
     with pytest.raises(InputError, match="expected a finite largest logit of every token, got others at scale 0"):
         walk(pair, [0], [0], process=process)
+
+
+def test_a_fingerprint_changes_with_gains_levels_and_groups(
+    make_tokenizer: Callable[..., MultiScaleVQVAE], make_transformer: Callable[..., VAR]
+) -> None:
+    """As with every weight: pictures carry it, to be painted again."""
+    transformer, cut = (make_transformer(code_channels=2, groups=groups) for groups in ((8, 8), (8, 2, 4)))
+    tokenizer, other = (make_tokenizer(quantizer="fsq", levels=levels) for levels in ((8, 8), (4, 16)))
+    told = {fingerprint(tokenizer, transformer), fingerprint(other, transformer), fingerprint(tokenizer, cut)}
+    tokenizer.quantizer.gain_K[1] = 0.5
+    assert len(told | {fingerprint(tokenizer, transformer)}) == 4
