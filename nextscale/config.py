@@ -103,30 +103,29 @@ class TokenizerConfig:
 
     def _settle_digits(self) -> None:
         """V and C of fixed codes are those of their levels or bits, whatever is given."""
-        options = typing.get_args(Quantizer)
+        self._check_digits()
+        if self.digits:
+            object.__setattr__(self, "codebook_size", math.prod(self.digits))
+            object.__setattr__(self, "code_channels", len(self.digits))
+
+    def _check_digits(self) -> None:
+        options, levels = typing.get_args(Quantizer), reprlib.repr(self.levels)
         told = f"tokenizer quantizer: expected one of {', '.join(options)}, got {reprlib.repr(self.quantizer)}"
         _require(self.quantizer in options, told)
-        _require(
-            bool(self.levels) == (self.quantizer == "fsq"),
-            f"tokenizer levels: expected for quantizer fsq and for no other, got {reprlib.repr(self.levels)} for {self.quantizer}",
-        )
-        _require(
-            bool(self.bits) == (self.quantizer == "bsq"),
-            f"tokenizer bits: expected for quantizer bsq and for no other, got {self.bits} for {self.quantizer}",
-        )
+        for name, kind in (("levels", "fsq"), ("bits", "bsq")):
+            told = f"tokenizer {name}: expected for quantizer {kind} and for no other"
+            got = f"got {reprlib.repr(getattr(self, name))} for {self.quantizer}"
+            _require(bool(getattr(self, name)) == (self.quantizer == kind), f"{told}, {got}")
         _require(
             not self.reparametrised or self.quantizer == "codebook",
             f"tokenizer reparametrised: expected of a codebook alone, got it for {self.quantizer}",
         )
         _require(
             all(3 <= level <= COUNTABLE for level in self.levels),
-            f"tokenizer levels: expected 3 .. {COUNTABLE} each (for two, take bsq), got {reprlib.repr(self.levels)}",
+            f"tokenizer levels: expected 3 .. {COUNTABLE} each (for two, take bsq), got {levels}",
         )
         _require(0 <= self.bits <= MOST_BITS, f"tokenizer bits: expected at most {MOST_BITS}, got {self.bits}")
         _require_digits("tokenizer levels", self.digits)
-        if self.digits:
-            object.__setattr__(self, "codebook_size", math.prod(self.digits))
-            object.__setattr__(self, "code_channels", len(self.digits))
 
     @property
     def digits(self) -> tuple[int, ...]:
@@ -303,15 +302,13 @@ class TransformerConfig:
         )
 
     def _check_groups(self) -> None:
-        for size in self.groups:
-            _require(
-                2 <= size <= LARGEST,
-                f"transformer groups: expected 2 .. {LARGEST} each, got {reprlib.repr(self.groups)}",
-            )
+        shown = reprlib.repr(self.groups)
+        sizes_fit = all(2 <= size <= LARGEST for size in self.groups)
+        _require(sizes_fit, f"transformer groups: expected 2 .. {LARGEST} each, got {shown}")
         _require_digits("transformer groups", self.groups)
         _require(
             not self.groups or math.prod(self.groups) == self.codebook_size,
-            f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {reprlib.repr(self.groups)}",
+            f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {shown}",
         )
 
     @property
