@@ -170,7 +170,7 @@ def test_data_without_captions_is_refused(nextscale, trained, tmp_path: Path) ->
     """In one line that says how to do without."""
     run = nextscale(*trained("--preset", "emoji-32", "--text", "embedded", "--out", tmp_path / "out"))
     assert run.status == 2
-    assert "expected captions, for a model that reads text, got none; --text none" in run.errors
+    assert "expected captions, for a model that reads text, got none; --captions own" in run.errors
 
 
 @pytest.mark.usefixtures("captioned")
