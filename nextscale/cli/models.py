@@ -18,15 +18,23 @@ if TYPE_CHECKING:
     from nextscale.tokenizer import MultiScaleVQVAE
 
 
-def load(model: Sequence[str], depth: int | None, *, device: str, precision: Precision) -> Pipeline:
-    """The pipeline that `--model` and `--depth` name; the embedded one when there is neither."""
+def load(
+    model: Sequence[str], depth: int | None, *, device: str, precision: Precision, text_encoder: str | None = None
+) -> Pipeline:
+    """The pipeline that `--model` and `--depth` name; the embedded one when there is neither.
+
+    Where its frozen text encoder has moved, `text_encoder` says whither.
+    """
     from nextscale import official
     from nextscale.pipeline import Pipeline
 
     with notes():
         if files := release_files(model, depth):
+            if text_encoder is not None:
+                raise InputError("--text-encoder: expected with a model that reads text, got the release's files")
             return official.load(*files, device=device, precision=precision)
-        return Pipeline.load(model[0] if model else None, device=device, precision=precision)
+        place = model[0] if model else None
+        return Pipeline.load(place, device=device, precision=precision, text_encoder=text_encoder)
 
 
 def load_tokenizer(

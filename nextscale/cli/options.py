@@ -24,6 +24,7 @@ TokenMaps = Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|HxW", help_behav
 Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Negative = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Encoder = Annotated[str | None, tyro.conf.arg(metavar="DIR|HUB", help_behavior_hint="")]
 Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]

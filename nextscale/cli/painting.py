@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Indices, Labels, Model, Negative, Precision, Prompts
+from nextscale.cli.options import Depth, Encoder, Indices, Labels, Model, Negative, Precision, Prompts
 from nextscale.cli.output import at_least, at_most
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Painting:
     """What to paint, in words, for models that read text; with --label, each class with each prompt."""
     negative_prompt: Negative = None
     """What guidance leads away from, in words, instead of from no text."""
+    text_encoder: Encoder = None
+    """The frozen text encoder that the model was trained with, where it is not in its old place."""
     count: int = 1
     """Pictures of each class or prompt."""
     seed: int = 0
@@ -66,7 +68,9 @@ class Painting:
 
     def pipeline(self) -> Pipeline:
         """The model."""
-        return models.load(self.model, self.depth, device=self.device, precision=self.precision)
+        return models.load(
+            self.model, self.depth, device=self.device, precision=self.precision, text_encoder=self.text_encoder
+        )
 
     def asked(self, pipe: Pipeline) -> list[int]:
         """The numbers of the classes that were named."""

@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """`Prompts` to `States`.
+    """`Prompts` to `States`; the layers compute in what their weights are held in.
 
     Weights are the transformer's to draw.
     """
@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
         """Float32 states. The layers run in the caller's autocast."""
         mask_BT = prompts.mask
         empty_B1 = ~mask_BT.any(dim=1, keepdim=True)
-        x_BTD = self._embedded(prompts)
+        x_BTD = self._embedded(prompts).to(self.compute_dtype)
         look_B11T = (mask_BT | empty_B1)[:, None, None]  # a row that looks at nothing would be NaN, and so its gradient
         for layer in self.layers:
             x_BTD = layer(x_BTD, look_B11T)
@@ -73,6 +73,11 @@ class TextEncoder(nn.Module):
         counted_BT = mask_BT | (empty_B1 & first_T)
         states_BTD = states_BTD.masked_fill(~counted_BT.unsqueeze(2), 0.0)
         return States(states_BTD, counted_BT, states_BTD.sum(dim=1) / counted_BT.sum(dim=1, keepdim=True))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the layers' weights are held in."""
+        return next((parameter.dtype for parameter in self.layers.parameters()), torch.float32)
 
     def _embedded(self, prompts: Prompts) -> Tensor:
         """Pieces, or projected states, with their positions: the n-th that counts has the n-th, wherever it stands."""

@@ -104,14 +104,20 @@ class FrozenEncoder:
         return Prompts(values_BTF, mask_BT)
 
     @torch.no_grad()
-    def _encoded(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    def _encoded(self, prompts: list[str], padding: str = "max_length") -> tuple[Tensor, Tensor]:
+        """States and mask; padded to T places, so that rounding does not depend on the others, or to the longest."""
         tokenizer, model = self._parts
-        given = tokenizer(prompts, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt")
+        given = tokenizer(prompts, padding=padding, truncation=True, max_length=self.tokens, return_tensors="pt")
         mask_BT = given["attention_mask"]
         with exact():
             states_BTF = model(input_ids=given["input_ids"], attention_mask=mask_BT).last_hidden_state.float()
         normal_BTF = F.layer_norm(states_BTF, states_BTF.shape[-1:]).half().float()
         return normal_BTF.masked_fill(mask_BT.unsqueeze(2) == 0, 0.0), mask_BT.bool()
+
+    def own(self, prompts: list[str]) -> list[Tensor]:
+        """(t, F) float16 of each prompt, without padding."""
+        pairs = zip(*self._encoded(prompts, "longest"), strict=True)
+        return [states_TF[mask_T].half() for states_TF, mask_T in pairs]
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -241,15 +247,11 @@ def kept(reader: FrozenEncoder, prompts: Sequence[str], *, file: Path | None = N
     if place is not None and place.is_file():
         tensors = read_tensors(place)
         return KeptStates(reader, dict(zip(once, tensors["states"].split(tensors["lengths"].tolist()), strict=True)))
-    states = [
-        part for start in range(0, len(once), TOGETHER) for part in _own(reader.read(once[start : start + TOGETHER]))
-    ]
+    by_length = sorted(once, key=len)
+    parts = (by_length[start : start + TOGETHER] for start in range(0, len(once), TOGETHER))
+    made = {prompt: states for part in parts for prompt, states in zip(part, reader.own(part), strict=True)}
+    states = [made[prompt] for prompt in once]
     if place is not None and states:
         lengths = torch.tensor([len(part) for part in states])
         write_tensors(place, {"states": torch.cat(states), "lengths": lengths})
     return KeptStates(reader, dict(zip(once, states, strict=True)))
-
-
-def _own(prompts: Prompts) -> list[Tensor]:
-    """(t, F) float16 of each prompt."""
-    return [values_TF[mask_T].half() for values_TF, mask_T in zip(*prompts, strict=True)]

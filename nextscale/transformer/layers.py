@@ -140,9 +140,20 @@ class CrossAttention(nn.Module):
         q = linear(h_BLD, self.query.weight, self.query.bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if self.temperature is not None:
             q = F.normalize(q, dim=-1) * self.temperature.clamp_max(MAX_TEMPERATURE).exp().to(q.dtype)
-        k, v, mask = words
-        h = F.scaled_dot_product_attention(q.to(v.dtype), k, v, attn_mask=mask, scale=self.scale)
+        h = attend_to_words(q.to(words.values.dtype), words, self.scale)
         return x_BLD + linear(h.transpose(1, 2).flatten(2), self.out.weight, self.out.bias)
+
+
+def attend_to_words(q_BHLd: Tensor, words: Words, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v over the places of the text that are there, (B, H, L, d).
+
+    In plain products, as the fused kernel is slower on CPUs where so few keys are masked.
+    """
+    k, v, mask = words
+    if q_BHLd.device.type != "cpu":
+        return F.scaled_dot_product_attention(q_BHLd, k, v, attn_mask=mask, scale=scale)
+    scores = (q_BHLd * scale if scale != 1 else q_BHLd) @ k.transpose(-1, -2)
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):

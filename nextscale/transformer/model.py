@@ -213,8 +213,10 @@ class VAR(nn.Module):
         return self.blocks[0].get_parameter("feed_forward.up.weight").dtype
 
     def lower_precision(self, dtype: torch.dtype) -> VAR:
-        """Hold the blocks in `dtype`, in place; embeddings and the head stay as they are."""
+        """Hold the blocks and the text's layers in `dtype`, in place; embeddings and the head stay as they are."""
         self.blocks.to(dtype)
+        if self.text is not None:
+            self.text.layers.to(dtype)
         if self.shared_modulation is not None:
             self.shared_modulation.to(dtype)
         return self

@@ -170,4 +170,26 @@ def test_data_without_captions_is_refused(nextscale, trained, tmp_path: Path) ->
     """In one line that says how to do without."""
     run = nextscale(*trained("--preset", "emoji-32", "--text", "embedded", "--out", tmp_path / "out"))
     assert run.status == 2
-    assert "expected captions, for a model that reads text, got none; --text none" in run.errors
+    assert "expected captions, for a model that reads text, got none; --captions own" in run.errors
+
+
+@pytest.mark.usefixtures("captioned")
+def test_a_frozen_encoder_reads_the_captions(nextscale, trained, tmp_path: Path) -> None:
+    """Which the model goes on with, also from a new place; its states are of captions as they are."""
+    pytest.importorskip("transformers")
+    from text.test_frozen import make
+
+    make(tmp_path / "encoder")
+    done = nextscale(*trained("--text", tmp_path / "encoder", "--out", tmp_path / "reads"))
+    assert done.status == 0, done.errors
+    assert "states of 2 captions by" in " ".join(done.output.split())
+    settings = json.loads((tmp_path / "reads" / "run.json").read_text())["settings"]
+    assert settings["recipe"]["text"] == {"alone": 0.5, "word_dropout": 0.0, "shuffle": False}
+    words = ["sample", "--model", tmp_path / "reads", "--prompt", "a red heart", "--out", tmp_path / "out"]
+    assert nextscale(*words).status == 0
+    (tmp_path / "encoder").rename(tmp_path / "moved")
+    refused(nextscale(*words), "no such folder; Pipeline.load(text_encoder=...)")
+    assert nextscale(*words, "--text-encoder", tmp_path / "moved").status == 0
+    run = nextscale(*trained("--text", tmp_path / "moved", "--set", "text.word_dropout=0.1", "--out", tmp_path / "no"))
+    assert run.status == 2
+    assert "expected text.word_dropout=0 and text.shuffle=false with a frozen encoder" in run.errors

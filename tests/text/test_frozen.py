@@ -159,7 +159,9 @@ def test_kept_states_are_those_that_are_read(
     other = encoder.read(["another"])
     calls: list[list[str]] = []
     encoded = FrozenEncoder._encoded
-    monkeypatch.setattr(FrozenEncoder, "_encoded", lambda self, words: calls.append(words) or encoded(self, words))
+    monkeypatch.setattr(
+        FrozenEncoder, "_encoded", lambda self, words, *how: calls.append(words) or encoded(self, words, *how)
+    )
     again = kept(encoder, CAPTIONS, file=tmp_path / "text" / "states.safetensors")
     values, mask = again.read([*CAPTIONS, ""])
     assert calls == []
@@ -178,7 +180,7 @@ def test_training_never_runs_the_encoder(
     words = [word for split in (data.train, data.validation) for each in split.captions for word in each]
     reader: KeptStates = kept(encoder, words)
     calls: list[int] = []
-    monkeypatch.setattr(FrozenEncoder, "_encoded", lambda self, words: calls.append(1))
+    monkeypatch.setattr(FrozenEncoder, "_encoded", lambda self, *given: calls.append(1))
     stage = TransformerStage(
         toys.TRANSFORMER.reading(frozen=encoder.channels, tokens=encoder.tokens),
         MultiScaleVQVAE(toys.TOKENIZER, seed=3),
