@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextscale.cli.output import bar, console, say, table, write_json
@@ -12,7 +14,6 @@ from nextscale.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nextscale.cli.evaluate_prompts import Asking
     from nextscale.evaluation.attributes import Judged, Share
     from nextscale.evaluation.card import Setting
     from nextscale.pipeline import Pipeline
@@ -20,14 +21,29 @@ if TYPE_CHECKING:
 EACH = 300  # prompts of seen and of unseen pairs when no number is given
 
 
-def ask(command: Asking, pipe: Pipeline, setting: Setting, device: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Painting:
+    """What is painted, and how it is told."""
+
+    pipe: Pipeline
+    name: str
+    """Of the model."""
+    setting: Setting
+    count: int | None
+    seed: int
+    batch: int
+    json: Path | None
+
+
+def ask(command: Painting, device: str) -> None:
     """Learn to read figures, have some painted, and tell how often each attribute is as asked for."""
     from nextscale import data
     from nextscale.evaluation import attributes
     from nextscale.machine import distributed
 
-    if distributed.world() > 1 or command.out is not None:
-        raise InputError("--reference figures: expected one process and no --out with --prompts, got others")
+    if distributed.world() > 1:
+        raise InputError(f"--reference figures: expected one process with --prompts, got {distributed.world()}")
+    pipe = command.pipe
     height, width = pipe.tokenizer.config.height, pipe.tokenizer.config.width
     held_out = data.load("figures", height=height, width=width).validation
     with bar("learning to read figures") as told:
@@ -35,15 +51,15 @@ def ask(command: Asking, pipe: Pipeline, setting: Setting, device: str) -> None:
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         seeds = [command.seed + seed for seed in seeds]
-        return pipe.generate(prompts=list(prompts), seeds=seeds, **dataclasses.asdict(setting)).images * 2 - 1
+        return pipe.generate(prompts=list(prompts), seeds=seeds, **dataclasses.asdict(command.setting)).images * 2 - 1
 
     count = command.count or EACH
     with bar("painting") as told:
         judged = attributes.judge(reader, held_out, paint=paint, count=count, batch=command.batch, progress=told)
-    _give(command, setting, judged)
+    _give(command, judged)
 
 
-def _give(command: Asking, setting: Setting, judged: Mapping[bool, Judged]) -> None:
+def _give(command: Painting, judged: Mapping[bool, Judged]) -> None:
     rows = [
         (pairs, whose, accuracy)
         for unseen, each in judged.items()
@@ -60,7 +76,8 @@ def _give(command: Asking, setting: Setting, judged: Mapping[bool, Judged]) -> N
             {"pairs": pairs, "whose": whose, "shares": {name: _plain(share) for name, share in accuracy.items()}}
             for pairs, whose, accuracy in rows
         ]
-        about = {"model": list(command.model), "setting": dataclasses.asdict(setting), "first_seed": command.seed}
+        setting = dataclasses.asdict(command.setting)
+        about = {"model": command.name, "setting": setting, "first_seed": command.seed}
         write_json(command.json, {"rows": shown, **about})
     if str(command.json) == "-":
         return
@@ -71,12 +88,13 @@ def _give(command: Asking, setting: Setting, judged: Mapping[bool, Judged]) -> N
     console().print(
         table("attribute accuracy, ± half of the interval", ("pairs", "pictures of"), names, told), "", sep="\n"
     )
-    say(f"{rows[0][2]['all'].count} prompts of either pairs, seeds from {command.seed}; {setting}")
+    say(f"{rows[0][2]['all'].count} prompts of either pairs, seeds from {command.seed}; {command.setting}")
 
 
 def _told(name: str, share: Share) -> str:
-    half = f" ±{(share.interval.high - share.interval.low) / 2:.3f}" if name == "all" else ""
-    return f"{share.share:.3f}{half}"
+    if name != "all":
+        return f"{share.share:.2f}"
+    return f"{share.share:.3f} ±{(share.interval.high - share.interval.low) / 2:.3f}"
 
 
 def _plain(share: Share) -> dict[str, float]:

@@ -60,7 +60,18 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     if pipe.reader is None:
         raise InputError(f"--prompts: expected a model that reads text, got {' '.join(command.model)}")
     if command.reference == "figures":
-        evaluate_attributes.ask(command, pipe, setting, device)
+        if command.out is not None:
+            raise InputError(f"--out: expected none with --prompts and --reference figures, got {command.out}")
+        painting = evaluate_attributes.Painting(
+            pipe=pipe,
+            name=" ".join(command.model),
+            setting=setting,
+            count=command.count,
+            seed=command.seed,
+            batch=command.batch,
+            json=command.json,
+        )
+        evaluate_attributes.ask(painting, device)
         return
     network = features.load(command.features, device=device)
     real = _real(command, pipe)

@@ -114,6 +114,7 @@ def test_figures_are_judged_by_their_attributes(
     done = nextscale(*given, "--json", file)
     assert (done.status, done.errors) == (0, "")
     assert max(map(len, done.output.splitlines())) <= 80
+    assert "…" not in done.output
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert [(row["pairs"], row["whose"]) for row in rows] == [
         (pairs, whose) for pairs in ("seen", "unseen") for whose in ("the model", "real figures", "other prompts")
