@@ -25,7 +25,8 @@ from PIL import Image
 from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales, features, presets
 from nextscale.cli import COMMANDS, main, memory
 from nextscale.config import TokenizerConfig, TransformerConfig
-from nextscale.data import emoji
+from nextscale.data import emoji, figures
+from nextscale.evaluation import attributes
 from nextscale.features import efficientnet
 from nextscale.release import convert, files
 
@@ -195,6 +196,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small = {"tokenizer": TOKENIZER, "transformer": TRANSFORMER}
     monkeypatch.setattr(presets, "get", lambda name: dataclasses.replace(get(name), **small))
     _fewer_emoji(monkeypatch)
+    train, held_out = figures.numbers()
+    monkeypatch.setattr(attributes.learn, "__kwdefaults__", attributes.learn.__kwdefaults__ | {"steps": 2, "count": 9})
+    monkeypatch.setattr(figures, "numbers", lambda: (train[:40], held_out[::100]))
     monkeypatch.setattr(features.FeatureNetwork, "side", 32)
     monkeypatch.setattr(efficientnet, "load", cache(efficientnet.load))
     monkeypatch.setattr(memory, "keep_freed", lambda: None)

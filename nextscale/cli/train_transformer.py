@@ -185,6 +185,7 @@ class TrainTransformer:
     def _data(self, tokenizer: MultiScaleVQVAE) -> DataSet | TokenSet:
         """Pictures or cached tokens; says what was found."""
         from nextscale.data import tokens
+        from nextscale.data.captions import counted
         from nextscale.files.checkpoint import fingerprint
         from nextscale.machine import distributed
 
@@ -216,6 +217,8 @@ class TrainTransformer:
             f"data: token cache {self.data}, {len(found.train)} pictures to train on, {len(found.validation)} held "
             f"out, {len(found.classes)} classes"
         )
+        for line in counted(found.train.captions, found.validation.captions):
+            say(f"data: {line}")
         return found
 
     def _begin(self, tokenizer: MultiScaleVQVAE) -> Pipeline | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -50,14 +51,15 @@ class Captions(Sequence[tuple[str, ...]]):
 
     def __init__(self, captions: Iterable[Iterable[str]], *, stand_ins: Mapping[int, int] | None = None) -> None:
         """Those of each picture, put together."""
-        pieces: list[bytes] = []
-        counts = [0]
+        text, ends, firsts = bytearray(), array("q"), array("q", [0])  # a list of a million pieces takes a gigabyte
         for those in captions:
-            pieces += [caption.encode() for caption in those]
-            counts.append(len(pieces))
-        self.text_B = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-        self.ends_C = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        self.firsts_N = np.array(counts, dtype=np.int64)
+            for caption in those:
+                text += caption.encode()
+                ends.append(len(text))
+            firsts.append(len(ends))
+        self.text_B = np.frombuffer(text, dtype=np.uint8)
+        self.ends_C = np.frombuffer(ends, dtype=np.int64)
+        self.firsts_N = np.frombuffer(firsts, dtype=np.int64)
         self.stand_ins: Mapping[int, int] = {} if stand_ins is None else stand_ins
 
     @classmethod
@@ -113,8 +115,8 @@ class Captions(Sequence[tuple[str, ...]]):
     def fingerprint(self) -> str:
         """A hex string of 16 digits that changes with any caption or with the order of the pictures."""
         digest = hashlib.sha256()
-        for array in (self.firsts_N, self.ends_C, self.text_B):
-            digest.update(array.tobytes())
+        for part in (self.firsts_N, self.ends_C, self.text_B):
+            digest.update(part.tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -210,5 +212,15 @@ def told(captions: Captions, bad: Counter[str], *, root: Path, how: Captioning) 
     if not captions.total:
         why = f" ({LeftOut(some)})" if (some := Counter({kind: bad[kind] for kind in BAD if bad[kind]})) else ""
         raise InputError(f"expected captions ({how}) of the pictures in {root}, found none{why}")
-    count = in_number(f"{captions.total:,} caption{{s}}", captions.total)
-    return (f"{count} of {captions.captioned:,} of {len(captions):,} pictures",)
+    return counted(captions)
+
+
+def counted(*splits: Captions | None) -> tuple[str, ...]:
+    """How many captions there are, in a line; none without captions."""
+    known = [captions for captions in splits if captions is not None]
+    if not known:
+        return ()
+    total, captioned, pictures = (
+        sum(each) for each in zip(*((c.total, c.captioned, len(c)) for c in known), strict=True)
+    )
+    return (f"{in_number(f'{total:,} caption{{s}}', total)} of {captioned:,} of {pictures:,} pictures",)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import images
-from nextscale.data.captions import Captioning, Captions, no_table
+from nextscale.data.captions import Captioning, Captions, counted, no_table
 from nextscale.data.labels import NONE, Labels, no_classes
 from nextscale.data.pictures import DataSet, Split, fingerprint, from_memory, in_threads
 
@@ -75,7 +75,14 @@ def load(*, height: int, width: int, labels: Labels | None = None, captions: Cap
         train, validation = _in_one_class(train), _in_one_class(validation)
     if captioned:
         train, validation = _with_captions(train, "train"), _with_captions(validation, "validation")
-    return DataSet(train=train, validation=validation, classes=train.classes, unreadable=[], held_out=SPLIT)
+    return DataSet(
+        train=train,
+        validation=validation,
+        classes=train.classes,
+        unreadable=[],
+        held_out=SPLIT,
+        notes=counted(train.captions, validation.captions),
+    )
 
 
 def _in_one_class(split: Split) -> Split:

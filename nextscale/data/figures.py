@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
-from nextscale.data.captions import Captioning, Captions, no_table
+from nextscale.data.captions import Captioning, Captions, counted, no_table
 from nextscale.data.labels import Labels, no_classes
 from nextscale.data.pictures import DataSet, Split, fingerprint, in_threads
 from nextscale.data.reading import MARGIN, MEMORY
@@ -300,7 +300,14 @@ def load(*, height: int, width: int, labels: Labels | None = None, captions: Cap
         )
         for name, figures in zip(("train", "validation"), numbers(), strict=True)
     )
-    return DataSet(train=train, validation=validation, classes=classes, unreadable=[], held_out=SPLIT)
+    return DataSet(
+        train=train,
+        validation=validation,
+        classes=classes,
+        unreadable=[],
+        held_out=SPLIT,
+        notes=counted(train.captions, validation.captions),
+    )
 
 
 def _versions() -> list[str]:

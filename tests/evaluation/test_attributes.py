@@ -80,6 +80,7 @@ def test_generated_figures_are_judged_beside_real_ones(held_out: data.Pictures) 
 
     for unseen, judged in attributes.judge(reader.eval(), held_out, paint=paint, count=5, batch=3).items():
         assert judged.generated == judged.real
+        assert judged.others is not None
         assert judged.real["all"].count == 5
         assert judged.real["all"].share <= judged.real["kind"].share
         names = [name for name in held_out.names if name.startswith("unseen") == unseen][:5]
