@@ -47,6 +47,7 @@ NEEDS = {  # what stands in a line that is not run here, and why
     "--nnodes 2": "two machines",
     "make_icon_pack": "public packages; tests/data/test_icon_pack.py runs it on small ones",
     " icons ": "what that makes",
+    "all-MiniLM": "an encoder of 90 MB; tests/text/test_frozen.py makes small ones",
     "nextscale web": "a server that stays; tests/web runs it, and what docs/studio.md says",
 }
 SHORT = {  # options that are made short, and those that are put in to make a command short
@@ -153,6 +154,7 @@ def bring_along() -> None:
     rows = [path.relative_to("pictures").as_posix() for path in sorted(Path("pictures").rglob("*.jpg"))]
     Path("labels.csv").write_text("file,label\n" + "".join(f"{row},{row.split('/')[1]}\n" for row in rows))
     Path("captions.csv").write_text("file,caption\n" + "".join(f"{row},a {row.split('/')[1]}\n" for row in rows))
+    Path("prompts.txt").write_text("# for docs/text.md\nred heart\n\nthumbs up\n")
     Path("shards").mkdir()
     for number in range(100):
         with tarfile.open(f"shards/train-{number:03}.tar", "w") as tar:
