@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
 from nextscale.config import TokenizerConfig, TransformerConfig
+from nextscale.text.vocabulary import Vocabulary
 
 TOKENIZER = TokenizerConfig(
     scales=Scales([1, 2, 4]),
@@ -40,3 +41,10 @@ def pipeline(classes: Sequence[str]) -> Pipeline:
     """Both, in float32."""
     models = MultiScaleVQVAE(TOKENIZER), VAR(transformer(classes=len(classes)))
     return Pipeline(*models, classes=classes, precision="fp32")
+
+
+def reading_pipeline(classes: Sequence[str]) -> Pipeline:
+    """The same, which reads prompts byte by byte."""
+    config, reader = transformer(classes=len(classes)), Vocabulary((), 8)
+    model = VAR(config.reading(vocabulary=reader.size, tokens=reader.tokens))
+    return Pipeline(MultiScaleVQVAE(TOKENIZER), model, classes=classes, precision="fp32", reader=reader)

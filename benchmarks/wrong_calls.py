@@ -59,6 +59,7 @@ def doors() -> list[Door]:
     """Of each public name, in a directory where they may write."""
     pipe, scales = pipeline(), Scales([1, 2, 4])
     tokenizer, transformer = pipe.tokenizer, pipe.transformer
+    reads = miniature.reading_pipeline(["ant", "bee", "cat"])
     pipe.save("model")
     images, tokens = torch.zeros(2, 3, 8, 8), torch.zeros(2, scales.total, dtype=torch.int64)
     vae, var = official.export(pipe)
@@ -89,6 +90,9 @@ def doors() -> list[Door]:
         Door("Pipeline.save", pipe.save, {"directory": "new"}),
         Door("Pipeline.to", copy.deepcopy(pipe).to, {"device": "cpu"}),
         Door("Pipeline.generate", pipe.generate, {"labels": [0, "bee"], "seeds": [0, 1], **drawn, "memory": 1e9}),
+        Door(
+            "Pipeline.generate of words", reads.generate, {"prompts": ["a", "b"], "labels": "bee", "seeds": 1, **drawn}
+        ),
         Door("Pipeline.stream", _streamed, {"labels": [0], "seeds": 3, **drawn}),
         Door("Pipeline.edit", pipe.edit, {"images": images, "mask": torch.ones(8, 8), "labels": [0, 1], **drawn}),
         Door("Pipeline.repeat", pipe.repeat, {"request": pipe.generate([0]).requests[0]}),

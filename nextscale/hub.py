@@ -20,6 +20,7 @@ from nextscale.transformer.model import WEIGHTS as TRANSFORMER
 
 RELEASE_TOKENIZER = "vae_ch160v4096z32.pth"
 RELEASE_TRANSFORMER = "var_d{depth}.pth"
+ENCODER = ("*.json", "*.txt", "*.model", "model*.safetensors", "pytorch_model.bin")  # files of a text encoder
 LONGEST = 96  # characters of a hub name
 FILES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".json", ".npz", ".tar", ".zip")  # no name ends like these
 PATIENCE = 5.0  # seconds for the hub to answer
@@ -54,6 +55,16 @@ def network(name: str) -> Path:
         return _file(name, "model.safetensors", offline=offline)
     except InputError:
         return _file(name, "pytorch_model.bin", offline=offline)
+
+
+def encoder(name: str) -> None:
+    """Fetch an encoder of the transformers library, which then finds it in the cache, if need be. Raises likewise."""
+    offline = not _answers(name, CONFIG)
+    _file(name, CONFIG, offline=offline)
+    if not offline:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(name, allow_patterns=list(ENCODER))
 
 
 def download(url: str, *, sha256: str) -> Path:

@@ -770,6 +770,8 @@ def _is_unicode(text: str) -> bool:
 def _reader(config: Mapping[str, Any], text_encoder: str | Path | None) -> Reader | None:
     """What a model's config.json says of it, or a caller of where the encoder is."""
     if "text_encoder" in config:
+        if text_encoder is not None and hub.is_name(text_encoder):
+            hub.encoder(str(text_encoder))
         return FrozenEncoder.from_json(config["text_encoder"], text_encoder)
     if text_encoder is not None:
         raise InputError(f"text_encoder: expected none, as the model was trained with none, got {text_encoder}")

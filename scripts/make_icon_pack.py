@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -593,20 +593,46 @@ def keys_of(icons: Sequence[Icon], places: Sequence[str]) -> list[str]:
     return keys
 
 
-def write_shards(out: Path, name: str, samples: Sequence[tuple[str, bytes, bytes]]) -> list[Path]:
-    """Tar files of (key, WebP, JSON) by key, with nothing in their headers that tells when or by whom."""
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A picture as it stands in a shard."""
+
+    key: str
+    side: str
+    webp: bytes = field(repr=False)
+    json: bytes = field(repr=False)
+    languages: tuple[str, ...]
+
+
+def samples_of(drawn: Sequence[tuple[Icon, Picture]], places: Sequence[str], names: Names) -> list[Sample]:
+    """The samples of drawn icons, by key."""
+    icons = [icon for icon, _ in drawn]
+    groups, samples = with_groups(icons), list[Sample]()
+    for (icon, picture), side, key in zip(drawn, places, keys_of(icons, places), strict=True):
+        group = groups.get(icon.emoji, icon.group)
+        captions = captions_of(icon, picture, names, group)
+        about = described(icon, picture, captions, side=side, group=group)
+        languages = tuple(language for language, _ in captions)
+        samples.append(Sample(key=key, side=side, webp=picture.webp, json=about, languages=languages))
+    return sorted(samples, key=lambda sample: sample.key)
+
+
+def write_shards(out: Path, name: str, samples: Sequence[Sample]) -> list[Path]:
+    """Tar files of the samples, with nothing in their headers that tells when or by whom."""
     paths = []
-    ordered = sorted(samples)
-    for start in range(0, len(ordered), PER_SHARD):
-        part = ordered[start : start + PER_SHARD]
+    for start in range(0, len(samples), PER_SHARD):
         paths.append(out / f"{name}-{start // PER_SHARD:03d}.tar")
         with tarfile.open(paths[-1], "w", format=tarfile.USTAR_FORMAT) as shard:
-            for key, webp, about in part:
-                for suffix, content in ((".json", about), (".webp", webp)):
-                    member = tarfile.TarInfo(f"{key}{suffix}")
-                    member.size, member.mode = len(content), 0o644
-                    shard.addfile(member, io.BytesIO(content))
+            for sample in samples[start : start + PER_SHARD]:
+                _add(shard, f"{sample.key}.json", sample.json)
+                _add(shard, f"{sample.key}.webp", sample.webp)
     return paths
+
+
+def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o644
+    shard.addfile(member, io.BytesIO(content))
 
 
 def attribution(collections: Mapping[str, Any], counts: Mapping[str, int], *, icons: str, names: str) -> str:
@@ -627,7 +653,7 @@ def attribution(collections: Mapping[str, Any], counts: Mapping[str, int], *, ic
         author = _linked(about["author"]["name"], about["author"].get("url"))
         licence = _linked(about["license"]["spdx"], about["license"].get("url"))
         lines.append(f"| {about['name']} (`{prefix}`) | {count:,} | {author} | {licence} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _linked(text: str, url: str | None) -> str:
@@ -666,42 +692,47 @@ def make(
     names = read_names(tables, languages)
     gathered = gather(collections, sets, names)
     every = draw_all(gathered, draw=draw, processes=processes)
-    visible = [index for index, picture in enumerate(every) if picture.ink >= LEAST_INK]
-    icons, pictures = [gathered[index] for index in visible], [every[index] for index in visible]
-    near = near_duplicates(pictures, [icon.style for icon in icons])
-    places, groups = sides(icons, near), with_groups(icons)
-    samples: dict[str, list[tuple[str, bytes, bytes]]] = {"train": [], "val": []}
-    languages_told: Counter[str] = Counter()
-    for icon, picture, place, key in zip(icons, pictures, places, keys_of(icons, places), strict=True):
-        group = groups.get(icon.emoji, icon.group)
-        captions = captions_of(icon, picture, names, group)
-        languages_told.update(language for language, _ in captions)
-        about = described(icon, picture, captions, side=place, group=group)
-        samples["train" if place == "seen" else "val"].append((key, picture.webp, about))
-    shards = [path for name, found in samples.items() for path in write_shards(out, name, found)]
-    (out / "classes.txt").write_text("\n".join(sorted({icon.style for icon in icons})) + "\n", encoding="utf-8")
-    credit = attribution(
-        collections, Counter(icon.source for icon in icons), icons=icons_version, names=_versions(tables)
-    )
-    (out / "ATTRIBUTION.md").write_text(credit, encoding="utf-8")
+    visible = [(icon, picture) for icon, picture in zip(gathered, every, strict=True) if picture.ink >= LEAST_INK]
+    icons = [icon for icon, _ in visible]
+    near = near_duplicates([picture for _, picture in visible], [icon.style for icon in icons])
+    samples = samples_of(visible, sides(icons, near), names)
+    shards = [
+        *write_shards(out, "train", [sample for sample in samples if sample.side == "seen"]),
+        *write_shards(out, "val", [sample for sample in samples if sample.side != "seen"]),
+    ]
+    counts = Counter(icon.source for icon in icons)
+    credit = attribution(collections, counts, icons=icons_version, names=_versions(tables))
     provenance = {
         "inputs": {path.name: sha256(path) for path in (package, *tables)},
-        "encoder": {"libwebp": features.version("webp"), "side": SIDE, "lossless": True},
+        "encoder": {"libwebp": features.version("webp"), "resvg_py": _resvg(), "side": SIDE, "lossless": True},
         "pictures": len(icons),
-        "blank": [
-            f"{gathered[index].source}:{gathered[index].name}" for index in sorted({*range(len(every))} - {*visible})
-        ],
+        "blank": sorted(
+            {f"{icon.source}:{icon.name}" for icon in gathered} - {f"{icon.source}:{icon.name}" for icon in icons}
+        ),
         "near_duplicates": len(near),
         "subjects": len({icon.subject for icon in icons}),
-        "sides": Counter(places),
-        "sets": Counter(icon.source for icon in icons),
+        "sides": Counter(sample.side for sample in samples),
+        "sets": counts,
         "styles": Counter(icon.style for icon in icons),
         "licences": Counter(icon.licence for icon in icons),
-        "captions": languages_told,
+        "captions": Counter(language for sample in samples for language in sample.languages),
         "outputs": {path.name: sha256(path) for path in shards},
     }
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(out / "classes.txt", "\n".join(sorted({icon.style for icon in icons})))
+    _write(out / "ATTRIBUTION.md", credit)
+    _write(out / "provenance.json", json.dumps(provenance, indent=2, ensure_ascii=False))
     return provenance
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _resvg() -> str | None:
+    try:
+        return version("resvg_py")
+    except PackageNotFoundError:
+        return None
 
 
 def _versions(tables: Sequence[Path]) -> str:
@@ -728,7 +759,7 @@ def main() -> None:
         languages=arguments.languages.split(","),
         processes=arguments.processes,
     )
-    print(json.dumps({**provenance, "resvg_py": version("resvg_py")}, indent=2, ensure_ascii=False))
+    print(json.dumps(provenance, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales, features, presets
 from nextscale.cli import COMMANDS, main, memory
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import emoji, figures
+from nextscale.evaluation import attributes
 from nextscale.features import efficientnet
 from nextscale.release import convert, files
 
@@ -46,6 +47,7 @@ NEEDS = {  # what stands in a line that is not run here, and why
     "--nnodes 2": "two machines",
     "make_icon_pack": "public packages; tests/data/test_icon_pack.py runs it on small ones",
     " icons ": "what that makes",
+    "all-MiniLM": "an encoder of 90 MB; tests/text/test_frozen.py makes small ones",
     "nextscale web": "a server that stays; tests/web runs it, and what docs/studio.md says",
 }
 SHORT = {  # options that are made short, and those that are put in to make a command short
@@ -152,6 +154,7 @@ def bring_along() -> None:
     rows = [path.relative_to("pictures").as_posix() for path in sorted(Path("pictures").rglob("*.jpg"))]
     Path("labels.csv").write_text("file,label\n" + "".join(f"{row},{row.split('/')[1]}\n" for row in rows))
     Path("captions.csv").write_text("file,caption\n" + "".join(f"{row},a {row.split('/')[1]}\n" for row in rows))
+    Path("prompts.txt").write_text("# for docs/text.md\nred heart\n\nthumbs up\n")
     Path("shards").mkdir()
     for number in range(100):
         with tarfile.open(f"shards/train-{number:03}.tar", "w") as tar:
@@ -194,6 +197,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(presets, "get", lambda name: dataclasses.replace(get(name), **small))
     _fewer_emoji(monkeypatch)
     train, held_out = figures.numbers()
+    monkeypatch.setattr(attributes.learn, "__kwdefaults__", attributes.learn.__kwdefaults__ | {"steps": 2, "count": 9})
     monkeypatch.setattr(figures, "numbers", lambda: (train[:40], held_out[::100]))
     monkeypatch.setattr(features.FeatureNetwork, "side", 32)
     monkeypatch.setattr(efficientnet, "load", cache(efficientnet.load))

@@ -78,7 +78,8 @@ class EvaluateGeneration:
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
     prompts: Annotated[Literal["held-out"] | None, tyro.conf.arg(metavar="held-out", help_behavior_hint="")] = None
-    """Ask the model for captions of the reference instead, and whether each subject is recognised among 100."""
+    """Ask the model for captions of the reference instead, and whether each subject is recognised among 100; of
+    --reference figures, whether each attribute is as asked for."""
     captions: Annotated[str, tyro.conf.arg(metavar="own|names|FILE.csv")] = "own"
     """Where --prompts finds them: with the pictures, in their file names, or in a table."""
     per_class_count: Number = None

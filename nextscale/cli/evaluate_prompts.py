@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextscale.cli import models
+from nextscale.cli import evaluate_attributes, models
 from nextscale.cli.data import written_to
 from nextscale.cli.figures import tell_card
 from nextscale.cli.options import Precision
@@ -59,6 +59,20 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     pipe = models.load(command.model, command.depth, device=device, precision=command.precision)
     if pipe.reader is None:
         raise InputError(f"--prompts: expected a model that reads text, got {' '.join(command.model)}")
+    if command.reference == "figures":
+        if command.out is not None:
+            raise InputError(f"--out: expected none with --prompts and --reference figures, got {command.out}")
+        painting = evaluate_attributes.Painting(
+            pipe=pipe,
+            name=" ".join(command.model),
+            setting=setting,
+            count=command.count,
+            seed=command.seed,
+            batch=command.batch,
+            json=command.json,
+        )
+        evaluate_attributes.ask(painting, device)
+        return
     network = features.load(command.features, device=device)
     real = _real(command, pipe)
     asked = alignment.questions(real, each=command.count or EACH, seed=command.seed)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextscale import hub
 from nextscale.cli.output import say
 from nextscale.errors import InputError
 from nextscale.text.frozen import FrozenEncoder, kept
@@ -36,6 +37,8 @@ def reader_before(text: str | None, first: Pipeline | None) -> Reader | None:
     own = first.reader if first is not None else None
     if text is None or (text == EMBEDDED and not isinstance(own, FrozenEncoder)) or (text == NONE and own is None):
         return own
+    if hub.is_name(text):
+        hub.encoder(text)
     found = FrozenEncoder.open(text) if text not in (NONE, EMBEDDED) else None
     if own is not None and (found is None or found.fingerprint != own.fingerprint):
         raise InputError(

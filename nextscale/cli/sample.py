@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -78,7 +78,7 @@ class Sample(Painting):
             raise InputError(
                 f"expected --prompt or --prompts-file, got both ({self.prompt[0]!r} and {self.prompts_file})"
             )
-        told = {"model", "depth", "device", "precision", "out", "no_metadata", "like"}
+        told = {"model", "depth", "text_encoder", "device", "precision", "out", "no_metadata", "like"}
         others = [name for name in changed(self) if name not in told] if self.like else []
         if others:
             raise InputError(f"--like: expected the settings in {self.like} alone, got --{others[0].replace('_', '-')}")
@@ -91,7 +91,7 @@ class Sample(Painting):
         try:
             request = Request.from_notes(images.notes(picture))
             precision = SHORT.get(request.precision, "auto") if self.precision == "auto" else self.precision
-            pipe = models.load(self.model, self.depth, device=self.device, precision=precision)
+            pipe = replace(self, precision=precision).pipeline()
             (painted,) = pipe.repeat(request).pil()
         except InputError as error:
             raise InputError(f"--like {picture}: {error}") from None

@@ -163,14 +163,23 @@ def _share(right_N: Tensor, generator: torch.Generator) -> Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Accuracy of one kind of pairs: of real figures, which bounds the other, and of generated ones."""
+    """Accuracy for one sort of pairs."""
 
     real: Accuracy
+    """Of real figures, which bounds that of generated ones."""
     generated: Accuracy | None = None
+    others: Accuracy | None = None
+    """Of generated ones, held against the prompt of another: what comes of not reading."""
 
 
 def judge(
-    reader: Reader, held_out: Pictures, *, paint: Paint | None = None, count: int | None = None, batch: int = 64
+    reader: Reader,
+    held_out: Pictures,
+    *,
+    paint: Paint | None = None,
+    count: int | None = None,
+    batch: int = 64,
+    progress: Progress | None = None,
 ) -> dict[bool, Judged]:
     """Accuracy on held-out figures, by whether their pair of colour and part is an unseen one.
 
@@ -180,10 +189,14 @@ def judge(
         count: of figures of either sort, the first ones; None takes all.
         batch: pictures at a time.
     """
-    judged = {}
-    for unseen in (False, True):
-        places = [place for place, name in enumerate(held_out.names) if of_name(name).is_unseen == unseen][:count]
-        wanted = [of_name(held_out.names[place]) for place in places]
+    figures = list(map(of_name, held_out.names))
+    sorts = {
+        unseen: [place for place, figure in enumerate(figures) if figure.is_unseen == unseen][:count]
+        for unseen in (False, True)
+    }
+    judged, total, done = {}, sum(map(len, sorts.values())), 0
+    for unseen, places in sorts.items():
+        wanted = [figures[place] for place in places]
         real, made = list[dict[str, str]](), list[dict[str, str]]()
         device = next(reader.parameters()).device
         for start in range(0, len(places), batch):
@@ -192,5 +205,12 @@ def judge(
             if paint is not None:
                 images = paint([figure.captions()[0] for figure in wanted[part]], places[part])
                 made += reader.read(images.to(device))
-        judged[unseen] = Judged(real=accuracy(real, wanted), generated=accuracy(made, wanted) if made else None)
+            done += len(places[part])
+            if progress is not None:
+                progress(done, total)
+        judged[unseen] = Judged(
+            real=accuracy(real, wanted),
+            generated=accuracy(made, wanted) if made else None,
+            others=accuracy(made, [*wanted[1:], *wanted[:1]]) if made else None,
+        )
     return judged

@@ -41,7 +41,8 @@ class Layer(nn.Module):
         q, k, v = self.inside(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         warm = self.temperature.clamp_max(MAX_TEMPERATURE).exp()
         q, k = F.normalize(q, dim=-1) * warm.to(q.dtype), F.normalize(k, dim=-1)
-        h_BHTd = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask_B11T, scale=1.0)
+        scores_BHTT = q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)  # a few dozen places: fused kernels are slower
+        h_BHTd = scores_BHTT.masked_fill(~mask_B11T, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
         return self.outside(h_BHTd.transpose(1, 2).flatten(2))
 
 

@@ -46,12 +46,12 @@ class FrozenEncoder:
 
     @classmethod
     def open(cls, source: str | Path, *, tokens: int = 32) -> FrozenEncoder:
-        """The encoder in a folder, or of a hub name, which is downloaded if need be.
+        """The encoder in a folder, or of a hub name whose files are in the cache (`hub.encoder` brings them there).
 
         Raises `InputError` when there is none, or the library for it is missing.
         """
         name = _placed(str(source))
-        tokenizer, model = _opened(name, download=True)
+        tokenizer, model = _opened(name)
         with torch.no_grad():
             found = cls(name, tokens, int(model.config.hidden_size), _fingerprint(model))
         found.__dict__["_parts"] = tokenizer, model
@@ -67,12 +67,11 @@ class FrozenEncoder:
         if not isinstance(values, dict) or any(type(values.get(name)) is not kind for name, kind in kinds.items()):
             raise InputError(f"text_encoder: expected {', '.join(kinds)}, got {reprlib.repr(values)}")
         told = {name: values[name] for name in kinds}
-        return cls(**told) if source is None else cls(**told | {"source": _placed(str(source))}).found(str(source))
-
-    def found(self, source: str) -> FrozenEncoder:
-        """This one, loaded from where a caller says it is, which may be the hub."""
-        self.__dict__["_parts"] = self._checked(*_opened(_placed(source), download=True))
-        return self
+        if source is None:
+            return cls(**told)
+        found = cls(**told | {"source": _placed(str(source))})
+        assert found._parts  # now, not with the first prompt
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Of config.json, the section "text_encoder"."""
@@ -122,9 +121,7 @@ class FrozenEncoder:
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         """Tokenizer and model, loaded when the first prompt comes."""
-        return self._checked(*_opened(self.source, download=False))
-
-    def _checked(self, tokenizer: Any, model: Any) -> tuple[Any, Any]:
+        tokenizer, model = _opened(self.source)
         weights = _fingerprint(model)
         if weights != self.weights:
             raise InputError(f"text encoder {self.source}: expected weights {self.weights}, got others, {weights}")
@@ -137,28 +134,27 @@ def _placed(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).exists() else source
 
 
-def _opened(source: str, *, download: bool) -> tuple[Any, Any]:
-    """Tokenizer and model."""
+def _opened(source: str) -> tuple[Any, Any]:
+    """Tokenizer and model, without a download."""
     try:
         import transformers
     except ImportError:
         raise InputError(
             "text encoder: expected the library transformers, found none: pip install nextscale[text]"
         ) from None
-    local = not download or Path(source).exists()
     try:
-        if Path(source).is_absolute() and local and not Path(source).is_dir():
+        if not Path(source).is_dir() and ("/" not in source or Path(source).is_absolute()):
             raise OSError("no such folder")
         with _quiet(transformers):
-            config = transformers.AutoConfig.from_pretrained(source, local_files_only=local)
+            config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
             kind = _kind(transformers, config)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
-            model = kind.from_pretrained(source, local_files_only=local, dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+            model = kind.from_pretrained(source, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        more = "" if download else "; Pipeline.load(text_encoder=...) says where it is, or downloads it by name"
         raise InputError(
-            f"text encoder {source}: expected one of the transformers library, got: {reason}{more}"
+            f"text encoder {source}: expected one of the transformers library, got: {reason} "
+            "(--text-encoder, or text_encoder= of Pipeline.load, says where a model's encoder is by now)"
         ) from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer, model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ of the transformer, which never sees a word. Shapes: B prompts, T places of a pr
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -105,6 +106,8 @@ def check_prompts(prompts: Prompts, config: TextConfig, batch: int) -> None:
 
     Waits for the device, as `transformer.model.check_given` does.
     """
+    if not isinstance(prompts, Prompts) or not all(isinstance(part, Tensor) for part in prompts):
+        raise InputError(f"prompts: expected Prompts, as a reader gives them, got {reprlib.repr(prompts)}")
     values, mask = prompts
     inner = (config.frozen,) if config.frozen else ()
     shaped = values.shape[2:] == inner and values.shape[:2] == mask.shape and len(mask) == batch and mask.shape[1] >= 1

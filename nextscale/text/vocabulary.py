@@ -84,7 +84,7 @@ class Vocabulary:
         """Of config.json, the section "vocabulary"."""
         return {"vocabulary": {"tokens": self.tokens, "merges": list(self.merges)}}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:16]
 

@@ -100,7 +100,7 @@ class VAR(nn.Module):
         prompts that the model cannot read.
         """
         check_given(labels_B, inputs_BLC, self.config.classes)
-        if prompts is not None and self.config.text is not None:
+        if prompts is not None and self.config.text is not None:  # without, `condition` refuses them
             check_prompts(prompts, self.config.text, len(labels_B))
         return self.through_head(self.hidden(labels_B, inputs_BLC, prompts=prompts, drop_path=drop_path))
 

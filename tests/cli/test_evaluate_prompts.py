@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from nextscale import Pipeline, features
+from nextscale.data import figures
+from nextscale.evaluation import attributes
 from nextscale.evaluation.card import AlignmentCard
 
 COMMAND = ["evaluate", "generation", "--device", "cpu", "--precision", "fp32", "--prompts", "held-out"]
@@ -98,3 +100,27 @@ def test_a_model_without_text_is_refused(
     done = nextscale(*COMMAND, "--model", tmp_path / "model", "--reference", drawings)
     assert done.status == 2
     assert "--prompts: expected a model that reads text, got" in done.errors
+
+
+def test_figures_are_judged_by_their_attributes(
+    nextscale: Callable[..., Any], reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of seen and unseen pairs, beside real figures and other prompts; JSON holds the same."""
+    pytest.importorskip("dicebear")
+    monkeypatch.setattr(figures.Figure, "captions", lambda figure: (str(figure.number % 9),))  # 8 letters are read
+    monkeypatch.setattr(attributes.learn, "__kwdefaults__", attributes.learn.__kwdefaults__ | {"steps": 2, "count": 9})
+    file = tmp_path / "found.json"
+    given = (*COMMAND, "--model", reads, "--reference", "figures", "--count", 3)
+    done = nextscale(*given, "--json", file)
+    assert (done.status, done.errors) == (0, "")
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "…" not in done.output
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [(row["pairs"], row["whose"]) for row in rows] == [
+        (pairs, whose) for pairs in ("seen", "unseen") for whose in ("the model", "real figures", "other prompts")
+    ]
+    for row in rows:
+        assert list(row["shares"]) == ["kind", "colour", "part", "eyes", "mouth", "background", "all"]
+        assert row["shares"]["all"]["count"] == 3
+    done = nextscale(*given, "--out", tmp_path / "out")
+    assert (done.status, done.errors.count("\n")) == (2, 1)

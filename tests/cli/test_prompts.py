@@ -188,7 +188,7 @@ def test_a_frozen_encoder_reads_the_captions(nextscale, trained, tmp_path: Path)
     words = ["sample", "--model", tmp_path / "reads", "--prompt", "a red heart", "--out", tmp_path / "out"]
     assert nextscale(*words).status == 0
     (tmp_path / "encoder").rename(tmp_path / "moved")
-    refused(nextscale(*words), "no such folder; Pipeline.load(text_encoder=...)")
+    refused(nextscale(*words), "no such folder (--text-encoder, or")
     assert nextscale(*words, "--text-encoder", tmp_path / "moved").status == 0
     run = nextscale(*trained("--text", tmp_path / "moved", "--set", "text.word_dropout=0.1", "--out", tmp_path / "no"))
     assert run.status == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
-from nextscale import MultiScaleVQVAE, Scales, presets
+from nextscale import MultiScaleVQVAE, Pipeline, Scales, presets
 from nextscale.machine.flops import (
     Work,
     condition_work,
@@ -58,6 +58,21 @@ def test_count_of_the_transformer_is_torchs(
         with counted() as work:
             transformer.step(k, torch.zeros(rows, tokens, config.code_channels) if k else None, condition, cache)
         assert work == [scale_work(config, k, guided=guided)]
+
+
+def test_count_of_a_transformer_that_reads_is_torchs(text_pipe: Pipeline) -> None:
+    """Of a prompt of all its places: the encoder and each block's keys and values once, then scale by scale."""
+    transformer, labels = text_pipe.transformer, torch.zeros(1, dtype=torch.int64)
+    config, cache = transformer.config, KeyValueCache(transformer.config, 1, dtype=torch.float32, device=labels.device)
+    assert text_pipe.reader is not None
+    prompts = text_pipe.reader.read(["a red heart"])
+    with counted() as work:
+        condition = transformer.condition(labels, prompts)
+    assert work == [condition_work(config, guided=False)]
+    for k, tokens in enumerate(config.scales.lengths):
+        with counted() as work:
+            transformer.step(k, torch.zeros(1, tokens, config.code_channels) if k else None, condition, cache)
+        assert work == [scale_work(config, k, guided=False)]
 
 
 @pytest.mark.parametrize(

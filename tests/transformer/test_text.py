@@ -128,6 +128,7 @@ def test_prompts_that_cannot_be_read_are_refused(
     with pytest.raises(InputError, match="expected none, since this model reads no text, got some"):
         transformer(LABELS, inputs, prompts=prompts)
     for wrong, told in (
+        (["a red heart"] * 3, "expected Prompts, as a reader gives them, got"),
         (Prompts(prompts.values[:2], prompts.mask[:2]), r"expected \(3, T\) and a mask"),
         (Prompts(prompts.values.float(), prompts.mask), "torch.float32"),
         (Prompts(prompts.values, prompts.mask.int()), "torch.int32"),
