@@ -19,7 +19,7 @@ def test_a_tokenizer_of_fixed_codes_has_a_recipe_that_suits_them() -> None:
     assert (config.codebook_size, config.code_channels, config.channels) == (4096, 12, 32)
     recipe, steps = command._recipe(config)
     preset, usual = recipes.for_preset("emoji-32")
-    assert (recipe.objective.codebook, recipe.objective.commitment, recipe.objective.entropy) == (0, 0.25, 0.2)
+    assert (recipe.objective.codebook, recipe.objective.commitment, recipe.objective.entropy) == (0, 0, 0.2)
     assert (recipe.codebook.start, recipe.codebook.restart_every) == ("random", 0)
     assert (recipe.optimization, steps) == (preset.optimization, usual)
     plain = TrainTokenizer(preset="emoji-32")

@@ -63,11 +63,10 @@ EVERYTHING = (
 
 
 # Of these, what fixed codes have; `CORNERS` have all of it.
-OF_FIXED_CODES = tuple(
-    setting
-    for setting in EVERYTHING
-    if setting.split("=")[0]
-    not in {"codebook.learning", "codebook.decay", "codebook.restart_every", "codebook.dead_below"}
+OF_LEARNED_CODES = {"codebook.learning", "codebook.decay", "codebook.restart_every", "codebook.dead_below"}
+OF_FIXED_CODES = (
+    "objective.commitment=0.25",
+    *(setting for setting in EVERYTHING if setting.split("=")[0] not in OF_LEARNED_CODES),
 )
 CORNERS = dataclasses.replace(TOKENIZER, quantizer="bsq", bits=20)
 LEVELS = dataclasses.replace(TOKENIZER, quantizer="fsq", levels=(5, 4, 3))
