@@ -251,7 +251,7 @@ class TokenizerRecipe:
             _require(got == wanted, f"{name}: expected {wanted} for {why}, got {got}")
 
     def suited(self, config: TokenizerConfig) -> TokenizerRecipe:
-        """This recipe for the codes of `config`: what makes no sense for them is left out, and BSQ begins without terms.
+        """This recipe for the codes of `config`: what makes no sense for them is left out, BSQ has no terms at first.
 
         Its authors add commitment (0.25) and entropy (0.1), which cost about 1 dB in short runs (docs/tokenizer.md).
         """
