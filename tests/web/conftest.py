@@ -65,7 +65,7 @@ def address(model: Pipeline, runs: Path, tmp_path_factory: pytest.TempPathFactor
         assert process.stdout is not None
         yield process.stdout.readline().split()[1]
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
 
 
 def free_port() -> int:
@@ -128,7 +128,7 @@ def opened(address: str, browser: Any) -> Iterator[Callable[..., Watched]]:
     def new(*, width: int = 1280, scheme: str = "light") -> Watched:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)  # milliseconds; a busy machine is no fault
         return Watched(context.new_page(), address, f"?__theme={scheme}")
 
     yield new

@@ -1,25 +1,31 @@
-"""`nextscale web` as it is, but that pictures of seed 777 wait a while after each scale, for somebody to press Stop."""
+"""`nextscale web` as it is, but that pictures of some seeds wait after a scale until somebody presses Stop."""
 
 from __future__ import annotations
 
 import sys
-import time
+import threading
+from collections.abc import Callable, Generator
 from typing import Any
 
-from nextscale import Pipeline
 from nextscale.cli import main
+from nextscale.pipeline import Step
+from nextscale.web import actions
 
-SLOW, SECONDS = 777, 0.4
-generate = Pipeline.generate
-
-
-def slow(self: Pipeline, labels: Any, seeds: Any, *, callback: Any = None, **more: Any) -> Any:
-    def waiting(step: Any) -> None:
-        callback(step)
-        time.sleep(SECONDS)
-
-    return generate(self, labels, seeds, callback=waiting if SLOW in seeds else callback, **more)
+WAITING, SECONDS = {777: 1, 778: 2}, 60.0  # after how many scales; how long at most
+frames = actions.frames
 
 
-Pipeline.generate = slow  # type: ignore[method-assign]
+def patient(call: Callable[..., Any], stopped: threading.Event) -> Generator[Any, None, None]:
+    def painted(show: Callable[[Step], object]) -> Any:
+        def shown(step: Step) -> None:
+            show(step)
+            if WAITING.get(step.requests[0].seed) == step.scale + 1:
+                stopped.wait(SECONDS)
+
+        return call(shown)
+
+    return frames(painted, stopped)
+
+
+actions.frames = patient
 sys.exit(main(sys.argv[1:]))
