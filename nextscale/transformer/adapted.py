@@ -2,7 +2,7 @@
 
 Blocks, modulations, head and code projection do not know how many classes or positions there are and are copied. Rows
 of classes are taken over by name, places by size. Only what reads text, where the old model had none, is drawn at
-random, and nothing of it is heard at first: the new model gives what the old one did, to the bit.
+random, and its output starts at zero: the new model first computes what the old one did, bit for bit.
 
 Shapes: D width; h, w sides of a scale, l = h * w.
 """

@@ -218,7 +218,7 @@ def test_a_damaged_file_is_made_again(nextscale, pictures: Path, run: Path, cach
 
 
 def test_two_processes_make_the_files_of_one(pictures: Path, run: Path, cache: Path, tmp_path: Path) -> None:
-    """Only the first of them speaks."""
+    """Rank 0 alone prints."""
     program = Path(data.__file__).parents[1] / "__main__.py"
     options = ["--tokenizer", run, "--out", tmp_path / "two", "--shard", 5]
     done = together(program, "encode", pictures, *options, strict=False)
