@@ -63,9 +63,9 @@ class TokenizerConfig:
     """Number of phi convolutions; 0 leaves phi out."""
     distance: Literal["euclidean", "cosine"]
     """What "nearest code" means, in a learned codebook."""
-    # what older tokenizers have not got: at its default it is in no file and no fingerprint
+    # added later: left out of files and fingerprints at the default, so that those of older tokenizers stay the same
     quantizer: Quantizer = field(default="codebook", repr=False)
-    """A learned codebook; or codes that are fixed, scalars on levels (FSQ) or corners of a cube on a sphere (BSQ)."""
+    """A learned codebook, or fixed codes: scalars rounded to levels (FSQ), corners of a cube on a sphere (BSQ)."""
     levels: tuple[int, ...] = field(default=(), repr=False)
     """Levels of each channel, for fsq; V and C follow."""
     bits: int = field(default=0, repr=False)
@@ -102,7 +102,7 @@ class TokenizerConfig:
         )
 
     def _settle_digits(self) -> None:
-        """V and C of fixed codes are those of their levels or bits, whatever is given."""
+        """Set V and C of fixed codes to those of their levels or bits, whatever is given."""
         self._check_digits()
         if self.digits:
             object.__setattr__(self, "codebook_size", math.prod(self.digits))
@@ -139,12 +139,12 @@ class TokenizerConfig:
 
     @property
     def counted(self) -> tuple[int, ...]:
-        """Sizes of what is counted of tokens: of all codes together, or of their digits where codes are too many."""
+        """Sizes of what is counted: all codes, or the values of each of their digits where codes are too many."""
         return (self.codebook_size,) if self.countable else self.digits
 
     @property
     def picture_bits(self) -> float:
-        """sum_k l_k log2 V: what the tokens of a picture can tell."""
+        """sum_k l_k log2 V: how many bits the tokens of a picture hold at most."""
         return self.scales.total * math.log2(self.codebook_size)
 
     @property
@@ -182,7 +182,7 @@ class TokenizerConfig:
 
 
 def _require_digits(what: str, sizes: tuple[int, ...]) -> None:
-    """That their product is a number of codes that a token can tell."""
+    """That tokens of as many codes as their product fit into int64."""
     _require(
         len(sizes) <= MOST_BITS and math.prod(sizes) <= 2**MOST_BITS,
         f"{what}: expected a product of at most 2^{MOST_BITS}, got {reprlib.repr(sizes)}",
@@ -287,8 +287,8 @@ class TransformerConfig:
     text: TextConfig | None = field(default=None, repr=False)  # models without have the fingerprint they always had
     """What reads prompts; None: a model of classes alone."""
     groups: tuple[int, ...] = field(default=(), repr=False)  # likewise
-    """How a token is predicted in parts, each with a softmax of its own: sizes of its digits, the least significant
-    first, whose product is V. None: one softmax over all codes."""
+    """Sizes of the digits in which a token is predicted, each with a softmax of its own, the least significant first;
+    their product is V. None: one softmax over all codes."""
 
     def __post_init__(self) -> None:
         self._check_groups()
@@ -393,7 +393,7 @@ Config = TypeVar("Config", TokenizerConfig, TransformerConfig, TextConfig)
 
 
 def to_json(config: TokenizerConfig | TransformerConfig | TextConfig) -> dict[str, Any]:
-    """The config as plain JSON values; without what is at its default, as older configs had not got it."""
+    """The config as plain JSON values, without fields at their defaults, which older configs do not have."""
     values = {part.name: (getattr(config, part.name), part.default) for part in dataclasses.fields(config)}
     return {name: _plain(value) for name, (value, default) in values.items() if value != default}
 

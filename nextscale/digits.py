@@ -1,8 +1,7 @@
-"""Tokens as numbers of several digits, the least significant first: what tokenizer and transformer agree on.
+"""Tokens as mixed-radix numbers, the least significant digit first: tokenizer and transformer both read them so.
 
-A code that is a product of small choices (a level for each channel, or bits) has for its number the mixed-radix number
-of these choices, and a head may predict it digit by digit. Digits may be cut finer on one side than on the other: a
-channel of 8 levels is three bits.
+A code that combines small choices (a level for each channel, or bits) is numbered by them, and a head may predict the
+number digit by digit. The two may cut it differently: a channel of 8 levels is also three bits.
 
 Shapes: any leading ones; G digits.
 """
@@ -46,19 +45,22 @@ def runs(sizes: Sequence[int]) -> list[Run]:
 # token = sum_g digit_g * prod_h<g size_h
 def split(tokens: Tensor, sizes: Sequence[int]) -> Tensor:
     """(...) int64 -> digits (..., G) int64, digit g in 0 .. sizes[g] - 1."""
-    above = tokens[..., None].div(_places(sizes, tokens.device), rounding_mode="floor")
-    return above.remainder(torch.tensor(sizes, device=tokens.device))
+    pairs = zip(_places(sizes), sizes, strict=True)
+    return torch.stack([tokens.div(place, rounding_mode="floor").remainder(size) for place, size in pairs], dim=-1)
 
 
 def joined(digits: Tensor, sizes: Sequence[int]) -> Tensor:
     """The reverse of `split`: (..., G) int64 -> (...) int64."""
-    return (digits * _places(sizes, digits.device)).sum(dim=-1)
+    pairs = zip(digits.unbind(-1), _places(sizes), strict=True)
+    return torch.stack([digit * place for digit, place in pairs]).sum(dim=0)
 
 
 def columns(tokens: Tensor, sizes: Sequence[int]) -> Tensor:
     """Where the values of digits lie among all values of all digits, one after the other: (..., G) int64."""
-    return split(tokens, sizes) + torch.tensor([0, *accumulate(sizes)][:-1], device=tokens.device)
+    pairs = zip(split(tokens, sizes).unbind(-1), accumulate(sizes, initial=0), strict=False)
+    return torch.stack([digit + first for digit, first in pairs], dim=-1)
 
 
-def _places(sizes: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([math.prod(sizes[:place]) for place in range(len(sizes))], device=device)
+def _places(sizes: Sequence[int]) -> list[int]:
+    """What one of each digit counts. Plain numbers: a tensor of them would make an accelerator wait for the host."""
+    return [math.prod(sizes[:place]) for place in range(len(sizes))]

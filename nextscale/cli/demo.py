@@ -99,12 +99,11 @@ class Demo:
         data, tokenizer, figures = self._train()
 
         from nextscale.pipeline import Pipeline
-        from nextscale.training.tokenizer.health import ScaleUsage, scale_usage
+        from nextscale.training.tokenizer.health import scale_usage
 
         pipe = Pipeline.load(self.out, device=self.device, precision=self.precision)
         figures |= {"minutes": (time.monotonic() - started) / 60}
-        found = scale_usage(tokenizer.config, figures["tokenizer"], len(data.validation))
-        usage = [row for row in found if isinstance(row, ScaleUsage)]  # presets have codebooks
+        usage = scale_usage(tokenizer.config, figures["tokenizer"], len(data.validation))
         self._report(pipe, tokenizer, data, figures, usage)
         self._tell(figures, usage)
         return figures

@@ -91,7 +91,7 @@ class TrainTransformer:
     """Pictures a step, over all processes (default: the recipe's)."""
     set: Settings = ()
     """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4; architecture.groups=2,2,2
-    predicts the tokens of fixed codes in these digits."""
+    says in which digits tokens are predicted."""
     shard: bool = False
     """Of several processes each holds a share of the model (FSDP2) instead of a copy (DDP): for models that do not fit
     one device."""
@@ -245,12 +245,12 @@ class TrainTransformer:
 
 
 def _is_cut(setting: str) -> bool:
-    """Whether it is about how tokens are predicted, of the only part of the architecture that is free."""
+    """Whether a setting is the one of the architecture that may be chosen: the groups that tokens are predicted in."""
     return setting.partition("=")[0].strip() == "architecture.groups"
 
 
 def _same_codes(one: MultiScaleVQVAE, other: MultiScaleVQVAE) -> bool:
-    """Whether tokens mean the same to both, as far as codes tell; fixed ones mean what the features before them do."""
+    """Whether tokens mean the same to both: by their codes or, where those are fixed, by the layer before them."""
     if one.config.digits or other.config.digits:
         features = one.pre_quantizer.weight, other.pre_quantizer.weight
         return one.config.digits == other.config.digits and features[0].equal(features[1])

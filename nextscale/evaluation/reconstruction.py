@@ -67,12 +67,12 @@ class ScaleFigures:
     tokens: int
     """Of one picture."""
     used: int
-    """Codes that occur; of more than `config.COUNTABLE`, values of their digits."""
+    """Codes that occur; where there are more than `config.COUNTABLE`, values of their digits that do."""
     possible: int
     """Codes that could: those in the codebook, but no more than there were tokens."""
     perplexity: float
-    """exp(entropy) of the codes: how many equally frequent codes would carry as much; of codes that are too many to be
-    counted an upper bound, as if their digits were independent."""
+    """exp(entropy) of the codes: how many equally frequent codes would carry as much; where codes are too many to be
+    counted, an upper bound, as if their digits were independent."""
     residual: float
     """sum |f - f_hat_k|^2 / sum |f|^2: the share of the features' energy that is left for finer scales."""
     psnr: float

@@ -4,7 +4,7 @@ Two models come in, neither knows the other; tokens, canvas and cache belong to 
 a function: the guidance schedule, `process`, which may replace the logits, and `edit`, which may replace what is about
 to be painted.
 
-Randomness is a pure function of (seed of the image, position, code), of a head in groups of (seed, position, digit,
+Randomness is a pure function of (seed of the image, position, code), for a head in groups of (seed, position, digit,
 value): no generator has a state, so image i depends on seed i, label i and prompt i alone, whatever the batch, the
 order, the device, or what else was sampled before.
 
@@ -31,8 +31,8 @@ from nextscale.transformer import VAR, KeyValueCache
 Edit = Callable[[int, Tensor], Tensor]
 """(scale k, codes (B, C, h_k, w_k)) -> the codes to paint instead."""
 Process = Callable[[int, Tensor], Tensor]
-"""(scale k, logits (B, h_k * w_k, V) float32, after guidance) -> the logits to draw from; may write to what it gets. Of
-a head in groups V is the sum of their sizes."""
+"""(scale k, logits (B, h_k * w_k, V) float32, after guidance) -> the logits to draw from; may write to what it gets.
+For a head in groups V is the sum of their sizes."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The codes that a residual is replaced by: a learned codebook, levels of scalars (FSQ), corners on a sphere (BSQ).
 
-Each knows its nearest code to a vector, the code of a number, and how a gradient passes from the code to the vector.
-How large residuals are is not their business: `quantizer` divides by a gain for each scale.
+Each finds the code nearest to a vector, gives the code of a number, and passes a gradient from the code to the vector.
+They know nothing of the size of residuals: `quantizer` divides those by a gain for each scale.
 
 Shapes: N vectors, V codes, C channels; leading ones are free where they are not named.
 """
@@ -20,7 +20,7 @@ from nextscale.config import TokenizerConfig
 from nextscale.machine.precision import as_held
 
 ROWS = 1 << 16  # vectors compared with all codes at a time: 1 GB of distances for 4,096 codes
-MARGIN = 1e-3  # by which FSQ's outermost levels can be exceeded, so that they can be reached at all
+MARGIN = 1e-3  # by which tanh may exceed FSQ's outermost levels, which it otherwise reaches at infinity alone
 
 
 class Codebook(nn.Embedding):
@@ -38,7 +38,7 @@ class Codebook(nn.Embedding):
             self.basis_CC = nn.Parameter(torch.empty(config.code_channels, config.code_channels))
 
     def learns(self, by_gradient: bool) -> None:
-        """Whether the codes are moved by a gradient; reparametrised ones by their matrix alone (SimVQ)."""
+        """Say whether a gradient moves the codes; of reparametrised ones it moves the matrix alone (SimVQ)."""
         self.weight.requires_grad_(by_gradient and self.basis_CC is None)
 
     def vectors(self) -> Tensor:
@@ -65,11 +65,12 @@ class Codebook(nn.Embedding):
             return torch.addmm(e_VC.square().sum(dim=-1), z_NC, e_VC.T, alpha=-2).argmin(dim=-1)
 
     def through(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """The codes, whose gradient goes to `z` as if each had been turned and stretched into its code.
+        """The codes; their gradient goes to `z` as if each vector had been rotated and stretched into its code.
 
         |q|/|e| R e with R the rotation of e to q, both held constant (rotation trick, arXiv:2410.06424).
         """
-        return valued(self(tokens).detach(), rotated(z, self(tokens).detach()))
+        codes = self(tokens).detach()
+        return valued(codes, rotated(z, codes))
 
 
 class ScalarLevels(nn.Module):
@@ -105,7 +106,7 @@ class ScalarLevels(nn.Module):
         return (digits.split(tokens, self.levels) - half) / half.float()
 
     def through(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """The codes, whose gradient goes to `z` as if nothing had been rounded."""
+        """The codes; their gradient goes to `z` as if nothing had been rounded."""
         return valued(self(tokens), self.bounded(z) / self._half(z))
 
     def _half(self, like: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class SphereCorners(nn.Module):
         return (2 * digits.split(tokens, (2,) * self.bits) - 1) * self.bits**-0.5
 
     def through(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """The corners, whose gradient goes to u, and from there to `z`; nothing is multiplied by 1/sqrt(d) again."""
+        """The corners; their gradient goes to u, not multiplied by 1/sqrt(d) a second time, and from there to `z`."""
         return valued(self(tokens), F.normalize(z, dim=-1))
 
 
@@ -156,7 +157,7 @@ def valued(value: Tensor, surrogate: Tensor) -> Tensor:
 
 # r = (e + q) / |e + q| of unit vectors:  R x = x - 2 r (r.x) + 2 q (e.x)
 def rotated(z: Tensor, q: Tensor) -> Tensor:
-    """z (..., C), turned and stretched into q by a linear map that is held constant."""
+    """z (..., C), rotated and stretched into q by a linear map that is held constant."""
     z_unit, q_unit = F.normalize(z.detach(), dim=-1), F.normalize(q, dim=-1)
     r = F.normalize(z_unit + q_unit, dim=-1)
     turned = z - 2 * r * (r * z).sum(dim=-1, keepdim=True) + 2 * q_unit * (z_unit * z).sum(dim=-1, keepdim=True)

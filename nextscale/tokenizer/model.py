@@ -115,7 +115,7 @@ class MultiScaleVQVAE(nn.Module):
         return Quantized(walk.f_hat(f), walk.tokens, self._loss(walk, f, beta))
 
     def _loss(self, walk: Walk, f_BCHW: Tensor, beta: float) -> Tensor:
-        """What the choice of codes costs; levels cost nothing."""
+        """The loss of `quantize`; FSQ has none."""
         if self.config.quantizer == "codebook":
             return codebook_loss(walk.canvases, f_BCHW) + beta * commitment_loss(walk.canvases, f_BCHW)
         return beta * spherical_commitment(walk.residuals) if self.config.bits else f_BCHW.new_zeros(())
@@ -183,7 +183,7 @@ def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
 
 
 def initialize_codebook(codebook: Codebook, generator: torch.Generator) -> None:
-    """The codes of `initialize`; the matrix of reparametrised ones begins as none."""
+    """The codes of `initialize`; the matrix of reparametrised ones starts as the identity."""
     codes = codebook.weight
     codes.normal_(std=codes.shape[1] ** -0.5, generator=generator)
     shortening = torch.rand(len(codes), 1, generator=generator, dtype=codes.dtype, device=codes.device)

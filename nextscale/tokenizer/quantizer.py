@@ -1,6 +1,6 @@
 """The residual multi-scale quantizer: a latent grid to K token maps and back (Algorithms 1 and 2 of the paper).
 
-What a residual is replaced by, a learned code or a fixed one, is the business of `codes`; the walk is one for all.
+The walk is the same for all kinds of codes, learned or fixed; the kinds themselves are in `codes`.
 One primitive serves encoding, decoding, teacher inputs and sampling: what the codes of scale k paint onto the canvas
 (`contribution`). Its running sum is the canvas f_hat; pooled (`pool`), the canvas is the transformer's next input.
 Everything here computes in float32: which code is nearest must not depend on the precision of the convnet.
@@ -39,7 +39,7 @@ class Quantized(NamedTuple):
     tokens: Tensor
     """(B, L) int64."""
     loss: Tensor
-    """Scalar: codebook and commitment loss, averaged over scales; of fixed codes only what pulls features to them."""
+    """Scalar, averaged over scales: codebook and commitment loss; for BSQ commitment alone, for FSQ 0."""
 
 
 class Walk(NamedTuple):
@@ -48,15 +48,15 @@ class Walk(NamedTuple):
     tokens: Tensor
     """(B, L) int64."""
     canvases: tuple[Tensor, ...]
-    """f_hat after each scale, (B, C, H, W); gradients go to the codes and the phis, of fixed codes to the features."""
+    """f_hat after each scale, (B, C, H, W); gradients go to the codes (where fixed, to the features) and the phis."""
     residuals: tuple[Tensor, ...]
     """What each scale had to say, one vector a token, (B * h * w, C); gradients go to the features."""
-    through: Tensor | None = None
-    """The last canvas where its gradient goes to the features by way of every code; None: it goes past them."""
+    flowing: Tensor | None = None
+    """The last canvas where gradients flow through every code to the features; None where they skip the codes."""
 
     def f_hat(self, f_BCHW: Tensor) -> Tensor:
-        """The last canvas for the decoder; straight-through, unless the codes pass gradients on."""
-        return f_BCHW + (self.canvases[-1] - f_BCHW).detach() if self.through is None else self.through
+        """The last canvas for the decoder, whose gradient skips the codes unless it flows through them."""
+        return f_BCHW + (self.canvases[-1] - f_BCHW).detach() if self.flowing is None else self.flowing
 
 
 def codebook_loss(canvases: Sequence[Tensor], f_BCHW: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ def nearest_scale(scales: Scales, others: Scales) -> list[int]:
 class MultiScaleQuantizer(nn.Module):
     """Codebook Z, the phis, and the walk over scales.
 
-    Fixed codes are as large as they are while residuals shrink from scale to scale: `gain_K` is what a residual is
-    divided by before the search for its code, and what the code is multiplied by on the canvas.
+    Fixed codes have one size while residuals shrink from scale to scale. A residual is therefore divided by its scale's
+    `gain_K` before the search for its code, and the code is multiplied by it on the canvas.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -135,7 +135,7 @@ class MultiScaleQuantizer(nn.Module):
 
     @property
     def _buffer(self) -> Tensor:
-        """The one that there is: fixed codes without phis have no weights."""
+        """The buffer of its kind of codes: fixed codes without phis have no weights."""
         return self.gain_K if self.gain_of else self.hits_KV
 
     @property
@@ -193,9 +193,9 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat([tokens for tokens, _, _ in self._residual_pyramid(f_BCHW)], dim=1)
 
     def corrected(self, f_BCHW: Tensor, painted: Replace) -> tuple[Tensor, Tensor]:
-        """`encode` where other tokens are painted than were found, and each scale says what the canvas then lacks.
+        """`encode`, painting other tokens than those found, so that each scale quantizes what the canvas then lacks.
 
-        Returns what was found and what was painted instead, (B, L) int64 each.
+        Returns the tokens found and the tokens painted, (B, L) int64 each.
         """
         seen = list[Tensor]()
 
@@ -226,19 +226,19 @@ class MultiScaleQuantizer(nn.Module):
         Arguments:
             f_BCHW: features.
             through_B: (B,) int64, how many scales each picture is painted with; None paints all.
-            rotation: learned codes pass gradients on to the features by the rotation trick, not past themselves.
+            rotation: the decoder's gradient reaches the features through learned codes, by the rotation trick.
         """
         f, flows = f_BCHW.float(), not isinstance(self.codebook, Codebook)
         tokens, residuals, canvases = zip(*self._painted(f, through_B, flows=flows), strict=True)
-        through = canvases[-1] if flows else None
+        flowing = canvases[-1] if flows else None
         if rotation and not flows:
-            *_, (_, _, through) = self._painted(f, through_B, flows=True)
-        return Walk(torch.cat(tokens, dim=1), canvases, residuals, through)
+            *_, (_, _, flowing) = self._painted(f, through_B, flows=True)
+        return Walk(torch.cat(tokens, dim=1), canvases, residuals, flowing)
 
     def _painted(
         self, f_BCHW: Tensor, through_B: Tensor | None, *, flows: bool
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each scale: its tokens, the residual it was told, and the canvas after it."""
+        """For each scale: its tokens, the residual it quantized, and the canvas after it."""
         canvas = torch.zeros_like(f_BCHW)
         for k, (tokens, contribution, z_NC) in enumerate(self._residual_pyramid(f_BCHW, flows=flows)):
             if through_B is not None:
@@ -261,8 +261,8 @@ class MultiScaleQuantizer(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each scale: its tokens (B, h*w), their contribution, which the next residual lacks, and the residual.
 
-        Gradients of contributions go to codes and phis; where one `flows`, to the features instead of the codes, and
-        by way of what a scale leaves to the next: rounding aside, the gradient is the walk's own.
+        Gradients of contributions go to codes and phis. With `flows` they go to the features instead of the codes, also
+        by way of the residual that a scale leaves to the next: rounding aside, this is the derivative of the walk.
         """
         residual = f_BCHW
         for k in range(len(self.scales)):
@@ -275,7 +275,7 @@ class MultiScaleQuantizer(nn.Module):
             yield tokens_Bhw.flatten(1), contribution, z_BChw.permute(0, 2, 3, 1).flatten(0, 2)
 
     def _passed_through(self, z_BChw: Tensor, tokens_Bhw: Tensor, k: int) -> Tensor:
-        """The codes of `lookup`, with a gradient to what they stand for."""
+        """The codes of `lookup`, with a gradient to the vectors that they replace."""
         z_BhwC = (z_BChw / self._gain(k)).permute(0, 2, 3, 1)
         return self.codebook.through(z_BhwC, tokens_Bhw).permute(0, 3, 1, 2)
 
@@ -301,7 +301,7 @@ def usage(tokens: Sequence[Tensor], codes: int) -> list[tuple[int, float]]:
 
 
 def evenness(tokens: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """For each scale's tokens: the entropy of each of their digits as a share of the most there could be, (G,)."""
+    """For each scale's tokens: the entropy of each of their digits as a share of the largest possible, (G,)."""
     figures = []
     for part in tokens:
         shares = []

@@ -216,7 +216,7 @@ class _Descent(NamedTuple):
 def _descend_digits(
     logits_nV: Tensor, targets_n1: Tensor, weights_n1: Tensor, smoothing: float, groups: Sequence[int]
 ) -> _Descent:
-    """`_descend` in each group: losses add up, and a token is hit when all of its digits are."""
+    """`_descend` in each group: losses add up, and a token is right when all of its digits are."""
     digits_nG, parts = digits.split(targets_n1[:, 0], groups), []
     for run in digits.runs(groups):
         targets_ng1 = digits_nG[:, run.digits, None]

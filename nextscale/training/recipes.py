@@ -21,7 +21,7 @@ from nextscale.scales import Scales
 
 FEW = 12  # names that a message lists one by one; of more, their groups
 MOST_BATCH = 1 << 20  # images a step: a thousand times what large models take, and still counted in milliseconds
-LATER = {"later": True}  # fields that older recipes have not got: `recorded` leaves them out where they are as before
+LATER = {"later": True}  # marks fields added later: `recorded` leaves them out at their defaults
 DiscriminatorName = Literal["none", "patch", "features"]
 
 
@@ -156,7 +156,7 @@ class Codebook:
     random_scales: float = 0.0
     """Share of steps that walk a random choice of the scales."""
     gradient: Literal["straight", "rotation"] = field(default="straight", metadata=LATER)
-    """How the decoder's gradient reaches the features: past learned codes, or turned as they are (rotation trick)."""
+    """How the decoder's gradient reaches the features: unchanged, or rotated as features are into codes."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.decay < 1, f"codebook.decay: expected 0 <= decay < 1, got {self.decay}")
@@ -244,14 +244,14 @@ class TokenizerRecipe:
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
 
     def check(self, config: TokenizerConfig) -> None:
-        """Raise `InputError` for what makes no sense for the kind of codes that a tokenizer has."""
+        """Raise `InputError` for settings that do not apply to the kind of codes that a tokenizer has."""
         for name, wanted, why in _only(config):
             part, _, value = name.partition(".")
             got = getattr(getattr(self, part), value)
             _require(got == wanted, f"{name}: expected {wanted} for {why}, got {got}")
 
     def suited(self, config: TokenizerConfig) -> TokenizerRecipe:
-        """This recipe for the codes of `config`: what makes no sense for them is left out, BSQ has no terms at first.
+        """This recipe for the codes of `config`: settings that do not apply are off, and so are the terms of BSQ.
 
         Its authors add commitment (0.25) and entropy (0.1), which cost about 1 dB in short runs (docs/tokenizer.md).
         """
@@ -271,7 +271,7 @@ class TokenizerRecipe:
 
 
 def _only(config: TokenizerConfig) -> Iterator[tuple[str, Any, str]]:
-    """Settings that have only one value for the codes of a config: name, value, and which codes."""
+    """Settings that have only one sensible value for the codes of a config: name, value, and which codes."""
     if config.quantizer == "codebook" and not config.reparametrised:
         return
     kind = "reparametrised codes" if config.reparametrised else f"quantizer {config.quantizer}"
@@ -321,9 +321,9 @@ class TransformerRecipe:
     """Share of the tokens that are replaced by random ones where coarser scales are looked at, never as targets: so
     that sampling's own mistakes are not the first it sees."""
     self_correction: float = field(default=0.0, metadata=LATER)
-    """Largest share of the digits of tokens (bits, levels; of a codebook whole tokens) that are flipped where coarser
-    scales are looked at, while the targets of the finer ones make up for it; drawn for each picture and scale, from 0.
-    Needs pictures, not a token cache."""
+    """Largest share of the digits of input tokens (bits, levels; of a codebook whole tokens) that are replaced; the
+    targets of finer scales make up for it. The share is drawn for each picture and scale, from 0. Needs pictures, not a
+    token cache."""
     progressive: float = 0.0
     """Share of the run over which scales are added one by one: cheaper steps, and a slightly worse end."""
     progressive_from: int = 4
@@ -460,7 +460,7 @@ def for_transformer(name: str) -> tuple[TransformerRecipe, int]:
 
 
 def recorded(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values for the record of a run, by which it is known again; see `LATER`."""
+    """A recipe as plain values for the record that a run is recognised by; see `LATER`."""
     values = {}
     for part in dataclasses.fields(recipe):
         value = getattr(recipe, part.name)

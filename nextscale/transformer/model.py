@@ -1,8 +1,8 @@
 """VAR: the next-scale transformer. Predicts all tokens of a scale at once from class, text and all coarser scales.
 
 It sees teacher inputs and gives logits: what a token looks like is the tokenizer's business, the choice is sampling's.
-A head in groups (`TransformerConfig.groups`) predicts a token digit by digit, all at once: V then is the sum of their
-sizes, each with a softmax of its own.
+A head in groups (`TransformerConfig.groups`) predicts the digits of a token all at once, each with a softmax of its
+own: V is then the sum of the groups' sizes.
 Shapes: B batch, L positions, D width, C code channels, V codes.
 """
 

@@ -203,8 +203,8 @@ def test_rotation_changes_gradients_and_nothing_else(make_tokenizer: Make) -> No
     tokenizer = make_tokenizer()
     f = features_of(tokenizer).requires_grad_()
     straight, turned = tokenizer.quantizer(f), tokenizer.quantizer(f, rotation=True)
-    assert turned.through is not None
-    torch.testing.assert_close(turned.through, straight.canvases[-1])
+    assert turned.flowing is not None
+    torch.testing.assert_close(turned.flowing, straight.canvases[-1])
     (gradient,) = torch.autograd.grad(turned.f_hat(f).square().sum(), f, retain_graph=True)
     (other,) = torch.autograd.grad(straight.f_hat(f).square().sum(), f)
     assert (gradient - other).abs().max() > 0.1

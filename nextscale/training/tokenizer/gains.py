@@ -1,8 +1,8 @@
-"""The gains of fixed codes: how large a residual each scale expects, as measured.
+"""The gains of fixed codes: the size of the residuals that each scale quantizes, as measured.
 
-Fixed codes cover a fixed range, and what a scale has to say shrinks from scale to scale, by pooling as well as by what
-the coarser ones have said. A scale's gain is the one of a few multiples of its residuals' size that leaves the least
-of them; it is measured before the first step and then follows.
+Fixed codes cover a fixed range, while residuals shrink from scale to scale, through pooling as well as through what
+coarser scales have painted. Of a few multiples of its residuals' size, a scale's gain is the one that leaves the
+smallest error; it is measured before the first step and then follows as a running average.
 
 Shapes: N residuals of a scale, C channels, K scales, M candidates.
 """
@@ -30,7 +30,7 @@ def follows(step: int, total: int | None) -> bool:
 
 @torch.no_grad()
 def measure(quantizer: MultiScaleQuantizer, f_BCHW: Tensor) -> None:
-    """Set the gains by the residuals of features, coarse to fine: what is left for a scale depends on those before."""
+    """Set the gains by the residuals of features, coarse to fine: each residual depends on the gains before it."""
     for k in range(len(quantizer.scales)):
         quantizer.gain_K[k] = best(quantizer, quantizer(f_BCHW).residuals[k])
 
@@ -44,7 +44,7 @@ def follow(quantizer: MultiScaleQuantizer, residuals: Sequence[Tensor]) -> None:
 
 # argmin_g sum |z - g code(z / g)|^2
 def best(quantizer: MultiScaleQuantizer, z_NC: Tensor) -> Tensor:
-    """The gain, a scalar above 0, that leaves least of residuals, those of all processes together."""
+    """The gain, a scalar above 0, with the smallest error over the residuals of all processes."""
     codes = quantizer.codebook
     energy, count = distributed.summed(torch.stack([z_NC.square().sum(), z_NC.new_tensor(len(z_NC))]))
     size = (energy / count).sqrt().clamp_min(LEAST) / quantizer.reach

@@ -66,16 +66,16 @@ class ScaleUsage:
 
 @dataclass(frozen=True)
 class DigitUsage:
-    """What one scale does with fixed codes that are too many to be counted: with the bits or levels in them."""
+    """How one scale uses the digits (bits, levels) of fixed codes, which are too many to be counted one by one."""
 
     size: str
     """"4x6"."""
     digits: int
     """Channels of a code."""
     evenness: float
-    """Entropy of a digit as a share of the most there could be, averaged over digits."""
+    """Entropy of a digit as a share of the largest possible, averaged over digits."""
     still: int
-    """Digits that as good as never change."""
+    """Digits that hardly ever change."""
     residual: float
     """As of `ScaleUsage`."""
     psnr: float
@@ -89,7 +89,7 @@ class DigitUsage:
     def warning(self, quantizer: Quantizer) -> str:
         """For people, with what to try for the kind of codes."""
         return (
-            f"scale {self.size} has collapsed: {self.still} of {self.digits} channels as good as never change; try "
+            f"scale {self.size} has collapsed: {self.still} of {self.digits} channels hardly ever change; try "
             f"{COLLAPSED[quantizer]} (docs/tokenizer.md)"
         )
 
@@ -97,37 +97,39 @@ class DigitUsage:
 Usage = ScaleUsage | DigitUsage
 
 
-def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> Sequence[Usage]:
+def usage(config: TokenizerConfig, validation: Figures, pictures: int) -> Sequence[Usage]:
     """The usage of every scale, from the figures of a validation over so many pictures."""
-    of = _scale_usage if config.countable else _digit_usage
-    return [of(config, validation, pictures, k) for k in range(1, len(config.scales) + 1)]
+    return scale_usage(config, validation, pictures) if config.countable else digit_usage(config, validation)
 
 
-def _scale_usage(config: TokenizerConfig, validation: Figures, pictures: int, k: int) -> ScaleUsage:
-    return ScaleUsage(
-        _size(config, k),
-        round(validation[f"codes_used_scale_{k}"]),
-        min(config.codebook_size, pictures * config.scales.lengths[k - 1]),
-        validation[f"perplexity_scale_{k}"],
-        validation.get(f"residual_scale_{k}", math.nan),
-        validation.get(f"psnr_scale_{k}", math.nan),
-    )
+def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> list[ScaleUsage]:
+    """Of codes that are counted one by one."""
+    return [
+        ScaleUsage(
+            f"{h}x{w}",
+            round(validation[f"codes_used_scale_{k}"]),
+            min(config.codebook_size, pictures * h * w),
+            validation[f"perplexity_scale_{k}"],
+            validation.get(f"residual_scale_{k}", math.nan),
+            validation.get(f"psnr_scale_{k}", math.nan),
+        )
+        for k, (h, w) in enumerate(config.scales, start=1)
+    ]
 
 
-def _digit_usage(config: TokenizerConfig, validation: Figures, pictures: int, k: int) -> DigitUsage:
-    return DigitUsage(
-        _size(config, k),
-        len(config.digits),
-        validation[f"evenness_scale_{k}"],
-        round(validation[f"still_scale_{k}"]),
-        validation.get(f"residual_scale_{k}", math.nan),
-        validation.get(f"psnr_scale_{k}", math.nan),
-    )
-
-
-def _size(config: TokenizerConfig, k: int) -> str:
-    h, w = config.scales.sizes[k - 1]
-    return f"{h}x{w}"
+def digit_usage(config: TokenizerConfig, validation: Figures) -> list[DigitUsage]:
+    """Of codes whose digits are counted."""
+    return [
+        DigitUsage(
+            f"{h}x{w}",
+            len(config.digits),
+            validation[f"evenness_scale_{k}"],
+            round(validation[f"still_scale_{k}"]),
+            validation.get(f"residual_scale_{k}", math.nan),
+            validation.get(f"psnr_scale_{k}", math.nan),
+        )
+        for k, (h, w) in enumerate(config.scales, start=1)
+    ]
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -154,9 +156,8 @@ def _cells(row: Usage) -> tuple[str, ...]:
 def capacity(config: TokenizerConfig) -> str:
     """What the tokens of a picture can tell, for any kind of codes."""
     bits, pixels = config.picture_bits, config.height * config.width
-    return f"a picture is {config.scales.total} tokens of {math.log2(config.codebook_size):.3g} bits: " + (
-        f"{bits:,.0f} bits, {bits / pixels:.2f} a pixel"
-    )
+    tokens = f"{config.scales.total} tokens of {math.log2(config.codebook_size):.3g} bits"
+    return f"a picture is {tokens}: {bits:,.0f} bits, {bits / pixels:.2f} a pixel"
 
 
 def _short(value: float) -> str:
@@ -187,7 +188,7 @@ def warnings(
         adaptive_range: between which the adaptive weight is clamped.
         history: the validations before, for the best PSNR so far.
     """
-    rows = scale_usage(config, validation, pictures)
+    rows = usage(config, validation, pictures)
     heard = [step for step in figures if _is_heard(step)]
     return [
         *_about_codes(config, rows),

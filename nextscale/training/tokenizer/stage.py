@@ -47,7 +47,7 @@ SHOWN = 8  # held-out pictures at most in a sample sheet
 VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split
 PROBED = 8  # of which it is seen before every checkpoint that the weights are good for something
 LOOKED_THROUGH = 64  # of which every scale is painted
-STILL = 0.05  # evenness below which a digit as good as never changes
+STILL = 0.05  # evenness below which a digit hardly ever changes
 STARTING_PICTURES = 1024  # whose residuals the codes start from
 
 
@@ -179,23 +179,26 @@ class TokenizerStage:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Before the first step: put new codes where residuals are, if the recipe says so, or measure gains."""
-        fixed = bool(self.model.config.digits)
-        if (fixed or self.recipe.codebook.start == "kmeans") and not self.begun:
-            world = distributed.world()
-            share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
-            order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
-            with lowered(self.device, self.dtype):
-                parts = [
-                    self.model.features(self.data.train.batch(part)[0].to(self.device))
-                    for part in order.split(self._unlearned)
-                ]
-            if fixed:
-                gains.measure(self.model.quantizer, torch.cat(parts))
-            else:
-                codebook.start_from_residuals(self.model.quantizer, torch.cat(parts), generator(self.seed, "kmeans"))
+        """Before the first step: measure the gains of fixed codes, or begin with k-means if the recipe says so."""
+        quantizer = self.model.quantizer
+        if self.model.config.digits and not self.begun:
+            gains.measure(quantizer, self._starting_features())
+        elif self.recipe.codebook.start == "kmeans" and not self.begun:
+            codebook.start_from_residuals(quantizer, self._starting_features(), generator(self.seed, "kmeans"))
         if self.means:
             self.means.begin()
+
+    def _starting_features(self) -> Tensor:
+        """Features of `STARTING_PICTURES` training pictures, this process's share of them."""
+        world = distributed.world()
+        share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
+        order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
+        with lowered(self.device, self.dtype):
+            parts = [
+                self.model.features(self.data.train.batch(part)[0].to(self.device))
+                for part in order.split(self._unlearned)
+            ]
+        return torch.cat(parts)
 
     def update(self, step: int, total: int | None) -> Outcome:
         """The autoencoder's step, then the discriminator's where it is its time."""
@@ -275,7 +278,7 @@ class TokenizerStage:
         return on_pixels + on_codes, figures
 
     def _on_codes(self, made: Pass) -> dict[str, Tensor]:
-        """The terms about the choice of codes, unweighted, that this kind of codes has."""
+        """The unweighted terms about codes, those that this kind of codes has."""
         config, walk = self.model.config, made.walk
         if config.levels:
             return {}
@@ -399,7 +402,7 @@ class TokenizerStage:
             adaptive_range=self.recipe.adversarial.adaptive_range,
             history=history,
         )
-        rows = health.table(health.scale_usage(config, validation, pictures))
+        rows = health.table(health.usage(config, validation, pictures))
         return Health((*rows, health.capacity(config)), tuple(words))
 
     def score(self, validation: Mapping[str, float]) -> float:
@@ -435,7 +438,7 @@ class TokenizerStage:
 
 
 def _of_codes(config: TokenizerConfig, parts: Sequence[Tensor]) -> dict[str, float]:
-    """Of each scale's tokens: which codes there are, and of fixed codes how evenly the values of their digits occur."""
+    """Of each scale's tokens: how many codes occur, and of fixed codes how evenly the values of their digits do."""
     figures = dict[str, float]()
     if config.countable:
         for k, (used, perplexity) in enumerate(usage(parts, config.codebook_size), start=1):

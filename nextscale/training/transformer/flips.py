@@ -1,8 +1,8 @@
-"""Self-correction: mistakes made on purpose in what is looked at, which the next scales' targets make up for.
+"""Self-correction: errors put into the input tokens, which the targets of finer scales make up for.
 
-A digit of a token (a bit, a level; of a learned codebook the whole code) is flipped to another value before it is
-painted, and each scale's targets are what the canvas then lacks (Infinity, arXiv:2412.04431). The model so learns to
-mend what its own sampling gets wrong.
+A digit of a token (a bit, a level; of a learned codebook the whole code) is replaced by another value before it is
+painted, and each scale's targets quantize what the canvas then lacks (Infinity, arXiv:2412.04431). So the model learns
+to correct the errors of its own sampling.
 
 Shapes: B pictures, L tokens, K scales, G digits.
 """
@@ -18,7 +18,7 @@ from nextscale.tokenizer.quantizer import Replace
 
 
 def sizes_of(config: TokenizerConfig) -> tuple[int, ...]:
-    """Of what is flipped: the digits of fixed codes, whole codes of a codebook."""
+    """Sizes of the digits that are flipped: those of fixed codes; a code of a codebook is one digit."""
     return config.digits or (config.codebook_size,)
 
 

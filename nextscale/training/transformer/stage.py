@@ -206,7 +206,7 @@ class TransformerStage:
         return tokens_BL.to(self.device), labels_B
 
     def _told(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets, what is looked at, which is the same but for self-correction, and labels of a part of a batch."""
+        """Targets, input tokens (with self-correction, others than the targets) and labels of a part of a batch."""
         if not self.recipe.self_correction:
             tokens_BL, labels_B = self._batch(step, part)
             return tokens_BL, tokens_BL, labels_B
@@ -388,7 +388,7 @@ def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
 def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int) -> TransformerConfig:
     """`config` with the scales and codes of `tokenizer` and so many classes.
 
-    Codes of several digits are predicted digit by digit, if the config does not say how already.
+    Codes of several digits are predicted digit by digit, unless the config has groups for them already.
     """
     codes = tokenizer.config.codebook_size
     cut = bool(config.groups) and config.codebook_size == codes

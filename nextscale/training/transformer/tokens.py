@@ -59,7 +59,7 @@ class Encoded:
 
     @torch.no_grad()
     def corrected(self, indices: Tensor, by_nLG: Tensor, *, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets, what is to be looked at, (n, L) int64 each, and labels: see `flips`, whose turns `by_nLG` are."""
+        """Targets and input tokens, (n, L) int64 each, and labels, with the turns `by_nLG` of `flips`."""
         originals, labels = self.pictures.batch(indices, views=views)
         quantizer, pairs = self.tokenizer.quantizer, []
         with lowered(quantizer.device, self.dtype):
@@ -70,7 +70,7 @@ class Encoded:
         return torch.cat(found), torch.cat(seen), labels
 
     def _features(self, originals: Tensor) -> Iterator[Tensor]:
-        """Some pictures at a time, past the door of `encode`, whose look at their range would wait for the device."""
+        """Of some pictures at a time, without the range check of `encode`, which would wait for the device."""
         return (self.tokenizer.features(part.to(self.tokenizer.quantizer.device)) for part in originals.split(TOGETHER))
 
 
