@@ -17,6 +17,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; for the programs that tests start, too
 
 import dataclasses
+import gc
 import shutil
 import signal
 import tempfile
@@ -60,6 +61,12 @@ CAPTIONS = ("a red heart", "a blue heart", "a cat face, noto", "smiling face wit
 
 # A shell script starts what it puts in the background with SIGINT ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays, so that no later search for garbage walks it: a twelfth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @torch.no_grad()
