@@ -137,6 +137,7 @@ def test_a_tokenizer_of_another_architecture_is_no_beginning(nextscale, pictures
 # ---- cut short -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(nextscale, started, command: list[object], tmp_path: Path) -> None:
     """SIGKILL during a save, or at a random moment; the same command goes on to the same weights and history."""
     in_a_save, at_random = tmp_path / "killed in a save", tmp_path / "killed at random"
