@@ -72,7 +72,7 @@ def main(out: Path) -> None:
         stages = {
             "adds up": run(lambda: toy.stage(ADDS_UP), out / "adds up"),
             "cut": run(lambda: toy.stage(ADDS_UP), out / "cut", cut=3),
-            "corners": run(lambda: toy.stage(CORNERS, config=toy.CORNERS), out / "corners", cut=3),
+            "corners": run(lambda: toy.stage(CORNERS, config=toy.CORNERS), out / "corners"),
             "features": run(lambda: toy.stage(FEATURES), out / "features"),
             "poisoned": run(poisoned, out / "poisoned"),
             "orphaned": orphaned(out / "orphaned"),

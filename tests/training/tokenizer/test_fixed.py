@@ -29,6 +29,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_any_kind_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
     """With every option on: another stage goes on after two of four steps; the model is read back whole."""

@@ -76,7 +76,7 @@ def test_shares_of_flips_are_drawn_from_0_to_the_largest(kind: str) -> None:
     assert torch.equal(flipped.flatten() != 0, (by[:, 0] > 0).any(dim=-1))
 
 
-@pytest.mark.parametrize("kind", ["codebook", "corners"])
+@pytest.mark.parametrize("kind", [pytest.param("codebook", marks=pytest.mark.slow), "corners"])
 def test_a_stage_that_corrects_itself_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
     """With every other option on; the pipeline is read back, and its transformer predicts digit by digit."""
     settings = [*toys.ALL_OF_STAGE_2, "self_correction=0.5"]
