@@ -598,7 +598,7 @@ def read_names(paths: Sequence[Path], languages: Sequence[str]) -> Names:
                 stream = package.extractfile(member)
                 assert stream is not None
                 (tables,) = json.load(stream).values()
-                for emoji, about in tables["annotations"].items():
+                for emoji, about in tables.get("annotations", {}).items():  # some languages have none yet
                     if "tts" in about:
                         short[language].setdefault(emoji, about["tts"][0])
                     if "default" in about:
