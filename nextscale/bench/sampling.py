@@ -249,7 +249,7 @@ def measure_sampling(
     config = pipe.transformer.config
     guided = any(weights_of(guidance, len(config.scales)))
     labels = [i % config.classes for i in range(batch)]
-    given = {"labels": labels, "prompts": prompt, "guidance": guidance, "top_k": top_k, "top_p": top_p}
+    given: dict[str, Any] = {"labels": labels, "prompts": prompt, "guidance": guidance, "top_k": top_k, "top_p": top_p}
 
     def whole() -> object:
         return pipe.generate(**given)
