@@ -1,18 +1,22 @@
 # Every target sets up .venv by itself; `make PYTHON=python3.12 test` chooses the interpreter.
 PYTHON ?= python3
 READY := .venv/.ready
+TESTS := .venv/bin/python -m pytest --numprocesses auto --dist worksteal
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test check
+.PHONY: help demo test test-all check
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train both stages on the embedded pictures and sample from them, into runs/demo
 	@.venv/bin/nextscale demo --out runs/demo
 
-test: $(READY)  ## the tests, on all cores
-	@.venv/bin/python -m pytest --numprocesses auto --dist worksteal
+test: $(READY)  ## the tests but for the slow ones, on all cores
+	@$(TESTS) -m 'not slow'
+
+test-all: $(READY)  ## all tests
+	@$(TESTS)
 
 check: $(READY)  ## format, lint and types
 	@.venv/bin/ruff format --check --quiet .

@@ -220,6 +220,7 @@ def _fewer_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emoji, "decoded", decoded)
 
 
+@pytest.mark.slow
 def test_every_line_and_block_works_in_order(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each ends with status 0; Python goes on in the names of its page."""
     failed, names = [], {page.name: {} for page in PAGES}

@@ -149,6 +149,7 @@ def reading(command: list[object], pictures: Path, tmp_path: Path) -> list[objec
     return [*command, "--captions", table, "--text", "embedded"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(nextscale, started, reading: list[object], tmp_path: Path) -> None:
     """SIGKILL during a save, or at a random moment; the same command goes on to the same weights and history."""
     command = reading

@@ -44,6 +44,7 @@ def reference(two_halves: tuple[Tensor, Tensor, Tensor], see: See) -> Gaussian:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "amounts"), [("noisy", (0.05, 0.1, 0.2)), ("blurred", (1, 2, 4))])
 def test_distance_rises_with_noise_and_with_blur(
     two_halves: tuple[Tensor, Tensor, Tensor], reference: Gaussian, see: See, damage: str, amounts: tuple[float, ...]
@@ -54,6 +55,7 @@ def test_distance_rises_with_noise_and_with_blur(
     assert all(1.05 * less < more for less, more in pairwise([clean, *found])), (clean, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0, 2])
 def test_distance_rises_with_every_class_that_is_missing(
     two_halves: tuple[Tensor, Tensor, Tensor], reference: Gaussian, see: See, order: int

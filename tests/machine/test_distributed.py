@@ -161,6 +161,7 @@ def test_two_processes_agree() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_a_rank_that_died() -> None:
     """The whole ends with an error."""
     done = under_torchrun("one_dies")
@@ -168,6 +169,7 @@ def test_nobody_waits_for_a_rank_that_died() -> None:
     assert "the second of two died" in done.stderr
 
 
+@pytest.mark.slow
 def test_processes_that_are_started_again_meet() -> None:
     """What those before them left in torchrun's store is not taken for theirs."""
     done = under_torchrun("one_is_killed_once", "--max-restarts", "1")

@@ -110,6 +110,7 @@ def test_a_run_cut_short_after_any_step_continues_bit_for_bit(make_stage, tmp_pa
         assert left_behind(run) == expected
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_between_any_two_writes_continues_bit_for_bit(
     make_stage, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Laws of the studio as a person meets them, in headless Chromium; a picture of each tab is left in pytest's folder."""
+"""Laws of the studio as a person meets them, in headless Chromium; a picture of each tab is left in pytest's cache."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ REMEMBER = """() => {
 
 
 @pytest.fixture(scope="session")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the pictures of the tabs go."""
-    return tmp_path_factory.mktemp("studio")
+def shots(request: pytest.FixtureRequest) -> Path:
+    """Where the pictures of the tabs go: .pytest_cache/d/studio."""
+    return request.config.cache.mkdir("studio")
 
 
 @pytest.fixture

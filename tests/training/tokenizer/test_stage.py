@@ -368,6 +368,7 @@ def test_poisoned_pictures_stop_the_run_and_are_kept(first_stage, toy: DataSet, 
 # ---- continuing ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_everything_on_a_run_cut_short_continues_bit_for_bit(
     first_stage, tmp_path: Path, left_behind, kind: str

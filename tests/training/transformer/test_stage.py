@@ -61,6 +61,7 @@ def entropy_of_positions(stage: TransformerStage) -> float:
     return sum(float(torch.special.entr(share).sum()) for share in shares) / len(shares)
 
 
+@pytest.mark.slow
 def test_training_beats_the_unigram_entropy_on_held_out_emoji(
     first_stage, emoji: DataSet, transformer_config: TransformerConfig, tmp_path: Path
 ) -> None:
