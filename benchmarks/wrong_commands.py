@@ -102,6 +102,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "labels": (*PLACE, "labels-long.csv", "labels-short.csv", "labels-bytes.csv", "None"),
     "text": (*PLACE, "owner/name", "model", "Embedded", "embedded none"),
     "text_encoder": (*PLACE, "owner/name", "model"),
+    "clip": (*PLACE, "owner/name", "model"),
     "prompt": ("", "a red heart", "a" * 5000),
     "prompts_file": (*PLACE, "labels-bytes.csv"),
     "captions": (*PLACE, "labels-long.csv", "captions-short.csv", "labels-bytes.csv", "own", "None"),

@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+ANNOTATIONS, ENGLISH = "annotations.json", "en"  # of a language in Unicode's packages; the one of the subjects
 ICONS_SHA256 = "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91"
 LICENCES = {"MIT", "Apache-2.0", "CC0-1.0", "CC-BY-4.0"}
 DRAWN, SIDE = 128, 64
@@ -561,6 +562,29 @@ def read_sets(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     return found["package/collections.json"], sets, found["package/package.json"]["version"]
 
 
+def languages_in(paths: Sequence[Path]) -> list[str]:
+    """The languages that Unicode's packages have names in, English first."""
+    found: set[str] = set()
+    for path in paths:
+        with tarfile.open(path) as package:
+            names = (Path(name) for name in package.getnames())
+            found |= {name.parent.name for name in names if name.name == ANNOTATIONS}
+    return sorted(found, key=lambda language: (language != ENGLISH, language))
+
+
+def chosen_languages(asked: str, there: Sequence[str]) -> list[str]:
+    """`en,ko`, or `all`; English, which names the subjects, always and first.
+
+    Raises `ValueError` for one that is not there.
+    """
+    if asked == "all":
+        return list(there)
+    languages = [*dict.fromkeys([ENGLISH, *(name.strip() for name in asked.split(","))])]
+    if unknown := [name for name in languages if name not in there]:
+        raise ValueError(f"expected some of {', '.join(there)}, or all, got {', '.join(unknown)}")
+    return languages
+
+
 def read_names(paths: Sequence[Path], languages: Sequence[str]) -> Names:
     """Short names and keywords from Unicode's packages."""
     short: dict[str, dict[str, str]] = {language: {} for language in languages}
@@ -569,12 +593,12 @@ def read_names(paths: Sequence[Path], languages: Sequence[str]) -> Names:
         with tarfile.open(path) as package:
             for member in package:
                 language = Path(member.name).parent.name
-                if Path(member.name).name != "annotations.json" or language not in short:
+                if Path(member.name).name != ANNOTATIONS or language not in short:
                     continue
                 stream = package.extractfile(member)
                 assert stream is not None
                 (tables,) = json.load(stream).values()
-                for emoji, about in tables["annotations"].items():
+                for emoji, about in tables.get("annotations", {}).items():  # some languages have none yet
                     if "tts" in about:
                         short[language].setdefault(emoji, about["tts"][0])
                     if "default" in about:
@@ -746,17 +770,23 @@ def main() -> None:
     parser.add_argument("icons", type=Path, help="tarball of @iconify/json")
     parser.add_argument("--names", type=Path, nargs="+", required=True, help="tarballs of cldr-annotations-*full")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--languages", default="en,ko", help="of Unicode's names, English first (default: %(default)s)")
+    parser.add_argument(
+        "--languages", default="en,ko", help="of Unicode's names, beside English, or all (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--any-version", action="store_true", help="take another @iconify/json than the known one")
     arguments = parser.parse_args()
     if not arguments.any_version and sha256(arguments.icons) != ICONS_SHA256:
         parser.error(f"expected @iconify/json with the SHA-256 {ICONS_SHA256}, got another file: {arguments.icons}")
+    try:
+        languages = chosen_languages(arguments.languages, languages_in(arguments.names))
+    except ValueError as error:
+        parser.error(f"--languages: {error}")
     provenance = make(
         arguments.icons,
         arguments.names,
         arguments.out,
-        languages=arguments.languages.split(","),
+        languages=languages,
         processes=arguments.processes,
     )
     print(json.dumps(provenance, indent=2, ensure_ascii=False))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -207,14 +207,24 @@ def sampling_work(pipe: Pipeline, *, guided: bool) -> Work:
 
 
 def weight_bytes(pipe: Pipeline) -> int:
-    """Bytes of weights read to paint a batch: blocks and head once a scale, modulations and decoder once."""
+    """Bytes of weights read to paint a batch: blocks and head once a scale; modulations, text and decoder once."""
     config, low = pipe.transformer.config, pipe.dtype.itemsize
     block = 4 * config.width**2 + 2 * config.width * config.feed_forward
+    if config.text is not None:
+        block += 2 * config.width * config.text.width  # query, out
     head = config.width * config.logits * torch.float32.itemsize
     modulations = 6 * config.width**2 * (1 if config.shared_modulation else config.depth) * low
     shapes = flops.decoder_convolutions(pipe.tokenizer.config)
     decoder = sum(shape.channels_in * shape.channels_out * shape.kernel**2 for shape in shapes) * low
-    return len(config.scales) * (config.depth * block * low + head) + modulations + decoder
+    return len(config.scales) * (config.depth * block * low + head) + modulations + _text_bytes(config, low) + decoder
+
+
+def _text_bytes(config: TransformerConfig, low: int) -> int:
+    """Of the encoder's layers, of the keys and values that each block makes, and of the mean's projection."""
+    if config.text is None:
+        return 0
+    layers = (12 * config.text.depth + 2 * config.depth) * config.text.width**2
+    return (layers + config.width * config.text.width) * low
 
 
 def measure_sampling(
@@ -224,6 +234,7 @@ def measure_sampling(
     guidance: float = 1.5,
     top_k: int = 900,
     top_p: float = 0.96,
+    prompt: str | None = None,
     repeats: int = 5,
     done: Done = lambda: None,
 ) -> Sampling:
@@ -231,14 +242,17 @@ def measure_sampling(
 
     Arguments:
         guidance, top_k, top_p: as `Pipeline.generate` takes them.
+        prompt: of all images beside their classes, for a model that reads; its work is counted either way.
         repeats: rates, a whole batch, a batch scale by scale, rates again; so many times.
         done: called after the first call and after each repeat.
     """
-    config, labels = pipe.transformer.config, [i % pipe.transformer.config.classes for i in range(batch)]
+    config = pipe.transformer.config
     guided = any(weights_of(guidance, len(config.scales)))
+    labels = [i % config.classes for i in range(batch)]
+    given: dict[str, Any] = {"labels": labels, "prompts": prompt, "guidance": guidance, "top_k": top_k, "top_p": top_p}
 
     def whole() -> object:
-        return pipe.generate(labels, guidance=guidance, top_k=top_k, top_p=top_p)
+        return pipe.generate(**given)
 
     first, peak, scope = peak_memory(lambda: seconds_of(whole, pipe.device), pipe.device)
     done()
@@ -247,7 +261,7 @@ def measure_sampling(
     for _ in range(repeats):
         before = gauge.rates()
         totals.append(seconds_of(whole, pipe.device))
-        splits.append([*_split(pipe, labels, guidance, top_k, top_p)])
+        splits.append([*_split(pipe, given)])
         rates.append(Rates.mean([before, gauge.rates()]))
         done()
     ratios = [total / batch / rate.seconds(work) for total, rate in zip(totals, rates, strict=True)]
@@ -280,9 +294,9 @@ def _gauge(pipe: Pipeline, rows: int) -> Gauge:
     return Gauge(rows, config.width, flops.heaviest(shapes), device=pipe.device, dtype=pipe.dtype)
 
 
-def _split(pipe: Pipeline, labels: list[int], guidance: float, top_k: int, top_p: float) -> Iterator[float]:
+def _split(pipe: Pipeline, given: Mapping[str, Any]) -> Iterator[float]:
     """Seconds of each scale of a batch, then of the decoder."""
-    steps = pipe.stream(labels, guidance=guidance, top_k=top_k, top_p=top_p)
+    steps = pipe.stream(**given)
     taken: list[Step] = []
     for _ in pipe.transformer.config.scales:
         yield seconds_of(lambda: taken.append(next(steps)), pipe.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nextscale.cli import bench
-from nextscale.cli.options import Batches, Json, Precision, Threads
+from nextscale.cli.options import Batches, Json, Precision, Text, Threads
 from nextscale.cli.output import check_json, console, progress, say, table, write_json
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class BenchSample:
     """Model to time; nextscale presets lists them."""
     batch: Batches = (1, 4, 16)
     """Images painted at a time, one size or several."""
+    prompt: Text = None
+    """What all images are to show, beside their classes, for a preset that reads text."""
     guidance: float = 1.5
     """Strength of classifier-free guidance at the last scale; 0 is none, and half of the work."""
     top_k: int = 900
@@ -57,6 +59,7 @@ class BenchSample:
             measured = self._measure(pipe)
             setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
         setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
+        setting |= {} if self.prompt is None else {"prompt": self.prompt}
         if self.json is not None:
             write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
         if str(self.json) != "-":
@@ -78,6 +81,7 @@ class BenchSample:
                         guidance=self.guidance,
                         top_k=self.top_k,
                         top_p=self.top_p,
+                        prompt=self.prompt,
                         repeats=self.repeats,
                         done=lambda: bar.advance(task),
                     )

@@ -109,6 +109,8 @@ class EvaluateGeneration:
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
     """Network through whose features the pictures are seen: inception-2015 for FID (downloaded once), a file with
     weights, a hub name, or MODULE:FUNCTION."""
+    clip: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH", help_behavior_hint="")] = None
+    """Also the CLIP score of --prompts, by these weights: a folder or hub name of the transformers library."""
     keep: int = 10_000
     """Pictures from which figures other than Fréchet distances are made, at most; time grows with the square."""
     batch: int = 32
@@ -151,6 +153,8 @@ class EvaluateGeneration:
             raise InputError("--save-npz: expected --out, the directory to put it in, got none")
         if self.prompts is not None:
             self._check_prompts()
+        elif self.clip is not None:
+            raise InputError(f"--clip: expected --prompts held-out beside it, got {self.clip} alone")
         for option in ("guidance", "top_k", "top_p", "temperature"):
             if not getattr(self, option):
                 raise InputError(f"--{option.replace('_', '-')}: expected at least one value, got none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from nextscale.errors import InputError, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nextscale.evaluation.alignment import Alignment, Question, Real
+    from nextscale.evaluation.alignment import Alignment, Question, Real, Row
     from nextscale.evaluation.card import AlignmentCard, Setting
     from nextscale.evaluation.generation import Painted, Plan
     from nextscale.evaluation.judging import Figure
@@ -42,6 +43,7 @@ class Asking:
     count: int | None
     seed: int
     features: str
+    clip: str | None
     batch: int
     precision: Precision
     json: Path | None
@@ -62,6 +64,8 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     if command.reference == "figures":
         if command.out is not None:
             raise InputError(f"--out: expected none with --prompts and --reference figures, got {command.out}")
+        if command.clip is not None:
+            raise InputError(f"--clip: expected none with --reference figures, got {command.clip}")
         painting = evaluate_attributes.Painting(
             pipe=pipe,
             name=" ".join(command.model),
@@ -73,6 +77,9 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
         )
         evaluate_attributes.ask(painting, device)
         return
+    if command.clip is not None and distributed.world() > 1:
+        raise InputError(f"--clip: expected one process, got {distributed.world()}")
+    scored = None if command.clip is None else _Scored(command.clip, device)
     network = features.load(command.features, device=device)
     real = _real(command, pipe)
     asked = alignment.questions(real, each=command.count or EACH, seed=command.seed)
@@ -86,10 +93,17 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     with bar("painting") as told:
         painted = generation.paint(pipe, plan, setting, batch=command.batch, progress=told)
         batches = generation.shown_to(painted, sheet.add)
+        if scored is not None:
+            batches = generation.shown_to(batches, scored.add)
         painted_QD = gather(batches, network, total=len(plan), keep=len(plan)).features
     if distributed.is_first():
         card = _card(command, setting, pipe, network, real, asked, len(pictures))
-        _give(alignment.judge(asked, painted_QD, pictures, real_ND, card), sheet, command.json, command.out)
+        if scored is not None:
+            card = dataclasses.replace(card, clip=scored.clip.used)
+        result = alignment.judge(asked, painted_QD, pictures, real_ND, card)
+        if scored is not None and plan.prompts is not None:
+            result = dataclasses.replace(result, clip=scored.rows(asked, real, plan.prompts))
+        _give(result, sheet, command.json, command.out)
 
 
 def _real(command: Asking, pipe: Pipeline) -> Real:
@@ -154,6 +168,27 @@ def _card(
     )
 
 
+class _Scored:
+    """What a CLIP sees in the pictures that are painted, in their order."""
+
+    def __init__(self, source: str, device: str) -> None:
+        from nextscale.evaluation.clip import Clip
+
+        self.clip = Clip(source, device=device)
+        self.painted: list[Tensor] = []
+
+    def add(self, painted: Painted) -> None:
+        self.painted.append(self.clip.pictures(painted.images))
+
+    def rows(self, asked: Sequence[Question], data: Real, prompts: Sequence[str]) -> tuple[Row, ...]:
+        import torch
+
+        from nextscale.evaluation import clip
+
+        real_QE = clip.real(self.clip, asked, data)
+        return clip.judge(asked, torch.cat(self.painted), real_QE, self.clip.prompts(prompts))
+
+
 class _Sheet:
     """The first pictures of each kind of prompts."""
 
@@ -195,6 +230,10 @@ def _give(result: Alignment, sheet: _Sheet, json: Path | None, out: Path | None)
     title = f"retrieval-{result.card.network.name}, ± half of the interval"
     heads = tuple(name.removeprefix("retrieval") for name in result.rows[0].figures)
     console().print(table(title, ("prompts", "pictures of"), ("count", *heads), rows), "", sep="\n")
+    if result.clip:
+        rows = [(row.kind, row.whose, row.prompts, _told(row.figures["clip_score"])) for row in result.clip]
+        title = "CLIP score, 0 .. 100, ± half of the interval"
+        console().print(table(title, ("prompts", "pictures of"), ("count", "mean"), rows), "", sep="\n")
     tell_card(result.card, result.card.warnings())
     if out is not None:
         say(f"pictures in {out}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Encoder, Indices, Labels, Model, Negative, Precision, Prompts
+from nextscale.cli.options import Depth, Encoder, Indices, Labels, Model, Precision, Prompts, Text
 from nextscale.cli.output import at_least, at_most
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Painting:
     """Classes to paint, by number, whatever their names are."""
     prompt: Prompts = ()
     """What to paint, in words, for models that read text; with --label, each class with each prompt."""
-    negative_prompt: Negative = None
+    negative_prompt: Text = None
     """What guidance leads away from, in words, instead of from no text."""
     text_encoder: Encoder = None
     """The frozen text encoder that the model was trained with, where it is not in its old place."""

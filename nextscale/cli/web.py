@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextscale.cli import memory, models
-from nextscale.cli.options import Count, Depth, Directory, Model, Precision
+from nextscale.cli.options import Count, Depth, Directory, Encoder, Model, Precision
 from nextscale.cli.output import say
 from nextscale.errors import InputError
 
@@ -27,6 +27,8 @@ class Web:
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    text_encoder: Encoder = None
+    """The frozen text encoder that the model was trained with, where it is not in its old place."""
     runs: Directory = Path("runs")
     """Folder whose training runs may be watched."""
     port: Count = None
@@ -51,4 +53,6 @@ class Web:
                 time.sleep(3600)
 
     def _pipeline(self) -> Pipeline:
-        return models.load(self.model, self.depth, device=self.device, precision=self.precision)
+        return models.load(
+            self.model, self.depth, device=self.device, precision=self.precision, text_encoder=self.text_encoder
+        )

@@ -163,7 +163,7 @@ class Row:
     """One of `WHOSE`."""
     prompts: int
     figures: dict[str, Figure]
-    """By "retrieval@1" ..."""
+    """By "retrieval@1" ..., or by "clip_score"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +172,13 @@ class Alignment:
 
     card: AlignmentCard
     rows: tuple[Row, ...]
+    clip: tuple[Row, ...] = ()
+    """CLIP scores, where a CLIP was named."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        rows = [dataclasses.asdict(row) for row in self.rows]
-        return {"rows": rows, "warnings": self.card.warnings(), "card": self.card.to_json()}
+        rows, clip = ([dataclasses.asdict(row) for row in each] for each in (self.rows, self.clip))
+        return {"rows": rows, "clip": clip, "warnings": self.card.warnings(), "card": self.card.to_json()}
 
 
 def judge(

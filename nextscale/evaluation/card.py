@@ -152,6 +152,18 @@ class PerceptualUsed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipUsed:
+    """Which CLIP scored pictures beside prompts."""
+
+    name: str
+    """As it was named."""
+    fingerprint: str
+    """Of its weights."""
+    side: int
+    """Pixels a side of what it sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What every card says."""
 
@@ -271,6 +283,8 @@ class AlignmentCard(Protocol):
     """Subjects, of which one is right."""
     draws: int
     """Of the others, a prompt."""
+    clip: ClipUsed | None = None
+    """None where no CLIP was named."""
 
     @property
     def pictures(self) -> int:
@@ -402,6 +416,11 @@ def _alignment_lines(card: AlignmentCard) -> Iterator[str]:
         f"retrieval  the right subject among {card.among}, by one real picture each, of other classes than the "
         f"prompt's; mean of {card.draws} draws"
     )
+    if card.clip is not None:
+        yield (
+            f"CLIP       {card.clip.name} ({card.clip.fingerprint}), {size(card.clip.side, card.clip.side)}: 100 "
+            "max(cos, 0), nothing before the prompt (CLIPScore of 2021: 2.5 max(cos, 0))"
+        )
     yield "intervals  95 %, bootstrapped over prompts; the reference is taken as given"
 
 

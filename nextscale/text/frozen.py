@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +29,8 @@ from nextscale.machine.precision import exact
 from nextscale.text.prompts import Prompts
 
 TOGETHER = 64  # prompts encoded at a time
+WHAT = "text encoder"
+MOVED = " (--text-encoder, or text_encoder= of Pipeline.load, says where a model's encoder is by now)"
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class FrozenEncoder:
         Raises `InputError` when there is none, or the library for it is missing.
         """
         name = _placed(str(source))
-        tokenizer, model = _opened(name)
+        tokenizer, model = opened(name, _kind, what=WHAT, advice=MOVED)
         with torch.no_grad():
-            found = cls(name, tokens, int(model.config.hidden_size), _fingerprint(model))
+            found = cls(name, tokens, int(model.config.hidden_size), fingerprint(model))
         found.__dict__["_parts"] = tokenizer, model
         return found
 
@@ -121,8 +123,8 @@ class FrozenEncoder:
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         """Tokenizer and model, loaded when the first prompt comes."""
-        tokenizer, model = _opened(self.source)
-        weights = _fingerprint(model)
+        tokenizer, model = opened(self.source, _kind, what=WHAT, advice=MOVED)
+        weights = fingerprint(model)
         if weights != self.weights:
             raise InputError(f"text encoder {self.source}: expected weights {self.weights}, got others, {weights}")
         return tokenizer, model
@@ -130,32 +132,33 @@ class FrozenEncoder:
 
 def _placed(source: str) -> str:
     """A folder's full path; a hub name as it is."""
-    check_place("text encoder", source)
+    check_place(WHAT, source)
     return str(Path(source).resolve()) if Path(source).exists() else source
 
 
-def _opened(source: str) -> tuple[Any, Any]:
-    """Tokenizer and model, without a download."""
+def opened(source: str, kind: Callable[[Any, Any], Any], *, what: str, advice: str = "") -> tuple[Any, Any]:
+    """Tokenizer and model, without a download.
+
+    Arguments:
+        kind: (the library, the model's config) -> the library's class for it; `ValueError` where it is of no use.
+        what: it is, for the `InputError` where there is none, or no library; `advice` ends that.
+    """
     try:
         import transformers
     except ImportError:
-        raise InputError(
-            "text encoder: expected the library transformers, found none: pip install nextscale[text]"
-        ) from None
+        told = "expected the library transformers, found none: pip install nextscale[text]"
+        raise InputError(f"{what}: {told}") from None
     try:
         if not Path(source).is_dir() and ("/" not in source or Path(source).is_absolute()):
             raise OSError("no such folder")
         with _quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
-            kind = _kind(transformers, config)
+            fitting = kind(transformers, config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
-            model = kind.from_pretrained(source, local_files_only=True, dtype=torch.float32)
+            model = fitting.from_pretrained(source, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"text encoder {source}: expected one of the transformers library, got: {reason} "
-            "(--text-encoder, or text_encoder= of Pipeline.load, says where a model's encoder is by now)"
-        ) from None
+        raise InputError(f"{what} {source}: expected one of the transformers library, got: {reason}{advice}") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer, model.eval().requires_grad_(False)
 
@@ -183,7 +186,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _fingerprint(model: Any) -> str:
+def fingerprint(model: Any) -> str:
     """Of all weights, 16 hex digits."""
     told = "".join(f"{name} {checksum(weight)} " for name, weight in sorted(model.named_parameters()))
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -26,8 +26,10 @@ from nextscale.web.painting import Call, Frame, frames
 from nextscale.web.sessions import Kept, Session, Work
 
 T = TypeVar("T")
+Finish = Callable[[Sequence[Kept]], str]
 MOST_COUNT = 8  # pictures of one request
 MOST_SEED = 2**53 - 1  # what a browser counts exactly
+MOST_PROMPT = 2000  # characters, of which a model reads far fewer
 
 
 @dataclass(frozen=True)
@@ -57,23 +59,45 @@ class Asked:
     """Which pictures, and how they are painted."""
 
     label: int | str
+    prompt: str | None
+    """None where nothing is said in words."""
+    negative_prompt: str | None
     seed: int
     count: int
     choosing: Choosing
 
     @classmethod
-    def of(cls, label: Any, seed: Any, count: Any, *choosing: Any) -> Asked:
+    def of(cls, label: Any, prompt: Any, negative_prompt: Any, seed: Any, count: Any, *choosing: Any) -> Asked:
         """From what a page or a program sends, in this order. Raises `InputError` for what is out of range."""
         if not isinstance(label, int | str) or isinstance(label, bool):
             raise InputError(f"label: expected the name of a class or its number, got {label!r}")
         return cls(
-            label, _whole("seed", seed, 0, MOST_SEED), _whole("count", count, 1, MOST_COUNT), Choosing.of(*choosing)
+            label,
+            _words("prompt", prompt),
+            _words("negative_prompt", negative_prompt),
+            _whole("seed", seed, 0, MOST_SEED),
+            _whole("count", count, 1, MOST_COUNT),
+            Choosing.of(*choosing),
         )
+
+    @property
+    def condition(self) -> dict[str, Any]:
+        """What is to be seen, as `Pipeline.generate` and `edit` take it."""
+        return {"labels": self.label, "prompts": self.prompt, "negative_prompt": self.negative_prompt}
 
     @property
     def seeds(self) -> list[int]:
         """One a picture."""
         return list(range(self.seed, self.seed + self.count))
+
+
+def _words(name: str, value: Any) -> str | None:
+    """None for no words."""
+    if not isinstance(value, str | None):
+        raise InputError(f"{name}: expected text, got {value!r}")
+    if value is not None and len(value) > MOST_PROMPT:
+        raise InputError(f"{name}: expected at most {MOST_PROMPT} characters, got {len(value)}")
+    return value if value and value.strip() else None
 
 
 def _number(name: str, value: Any) -> float:
@@ -93,12 +117,27 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
 
 
 def generate(pipe: Pipeline, session: Session, asked: Asked) -> Iterator[str]:
-    """Pictures from a class and seeds, as they grow."""
-    return _ending(session, _grown(pipe, session, partial(_generated, pipe, asked)))
+    """Pictures of a class, of a prompt, or of both, one a seed, as they grow."""
+    return _ending(session, _grown(pipe, session, partial(generated, pipe, asked)))
 
 
-def _generated(pipe: Pipeline, asked: Asked, callback: Callable[[Step], object]) -> Generated:
-    return pipe.generate(asked.label, asked.seeds, **asdict(asked.choosing), callback=callback)
+def generated(pipe: Pipeline, asked: Asked, callback: Callable[[Step], object] | None = None) -> Generated:
+    """All at once."""
+    return pipe.generate(seeds=asked.seeds, **asked.condition, **asdict(asked.choosing), callback=callback)
+
+
+def remarks(pipe: Pipeline, asked: Asked) -> list[str]:
+    """What a person should know before the pictures come: whose end is not read."""
+    if pipe.reader is None:
+        return []
+    given = [words for words in (asked.prompt, asked.negative_prompt) if words is not None]
+    most = pipe.reader.tokens
+    lengths = zip(given, pipe.reader.lengths(given), strict=True)
+    return [
+        f"“{words[:40]}…” has {length} pieces, of which the first {most} are read"
+        for words, length in lengths
+        if length > most
+    ]
 
 
 @dataclass(frozen=True)
@@ -130,8 +169,8 @@ def repainted(
     return pipe.edit(
         edited.work.picture,
         edited.work.mask,
-        asked.label,
-        asked.seed,
+        seeds=asked.seed,
+        **asked.condition,
         count=asked.count,
         keep_scales=edited.keep_scales,
         feather=edited.feather,
@@ -140,13 +179,15 @@ def repainted(
     )
 
 
-def _grown(pipe: Pipeline, session: Session, call: Call, work: Work | None = None) -> Iterator[str]:
+def _grown(
+    pipe: Pipeline, session: Session, call: Call, work: Work | None = None, *, finish: Finish | None = None
+) -> Iterator[str]:
     """A page a scale, then the finished pictures; where it is stopped, what is there."""
     scales, last = len(pipe.transformer.config.scales), None
     with closing(frames(call, session.stopped)) as painted:
         for one in painted:
             if isinstance(one, Generated):
-                yield _done(session.keep(one.pil(), one.requests, work))
+                yield (finish or _done)(session.keep(one.pil(), one.requests, work))
                 return
             last = one
             yield show.growing(one.images, scale=one.scale, scales=scales, size=one.size, names=_names(one.requests))
@@ -181,7 +222,7 @@ def _count(number: int) -> str:
 
 
 def _names(requests: Sequence[Request]) -> list[str]:
-    return [f"{request.name}, seed {request.seed}" for request in requests]
+    return [f"{request.title}, seed {request.seed}" for request in requests]
 
 
 # ---- pictures to edit ------------------------------------------------------------------------------------------------
@@ -257,17 +298,26 @@ def reconstruction(pipe: Pipeline, upload: uploads.Upload) -> str:
     return show.reconstruction(told, stages, maps)
 
 
-def compare(pipe: Pipeline, session: Session, asked: Sequence[Asked]) -> Iterator[tuple[str, ...]]:
-    """The same classes and seeds painted in several ways, one after the other."""
+def compare(pipe: Pipeline, session: Session, asked: tuple[Asked, Asked]) -> Iterator[tuple[str, str, str]]:
+    """The same pictures painted in two ways, one after the other; at the end, each pair under one slider."""
     return _ending(session, _beside(pipe, session, asked))
 
 
-def _beside(pipe: Pipeline, session: Session, asked: Sequence[Asked]) -> Iterator[tuple[str, ...]]:
-    shown = [show.message("Waiting for the one beside it.") for _ in asked]
-    for place, one in enumerate(asked):
-        for page in _grown(pipe, session, partial(_generated, pipe, one)):
-            shown[place] = page
-            yield tuple(shown)
+def _beside(pipe: Pipeline, session: Session, asked: tuple[Asked, Asked]) -> Iterator[tuple[str, str, str]]:
+    first, second = (show.message("Waiting for the one beside it.") for _ in asked)
+    both: list[Sequence[Kept]] = []
+
+    def finish(kept: Sequence[Kept]) -> str:
+        both.append(kept)
+        return _done(kept)
+
+    for first in _grown(pipe, session, partial(generated, pipe, asked[0]), finish=finish):
+        yield first, second, ""
+    for second in _grown(pipe, session, partial(generated, pipe, asked[1]), finish=finish):
+        yield first, second, ""
+    if len(both) == 2:
+        names = _names([one.request for one in both[0] if one.request])
+        yield first, second, show.sliders([[one.file for one in kept] for kept in both], names)
 
 
 # ---- settings of a picture -------------------------------------------------------------------------------------------
@@ -287,8 +337,9 @@ def described(pipe: Pipeline, request: Request) -> str:
     """A picture's settings in a line, and whether this model painted it."""
     if not 0 <= request.label <= len(pipe.classes):
         raise InputError(f"expected a class of this model, 0 .. {len(pipe.classes)}, got {request.label}")
+    away = f", not {request.negative_prompt}" if request.negative_prompt else ""
     told = (
-        f"{request.name}, seed {request.seed}, guidance {_guidance(request)}, top-k {request.top_k}, "
+        f"{request.title}{away}, seed {request.seed}, guidance {_guidance(request)}, top-k {request.top_k}, "
         f"top-p {request.top_p:g}, temperature {request.temperature:g}"
     )
     if request.model != pipe.fingerprint:

@@ -20,7 +20,9 @@ def add(pipe: Pipeline, limits: dict[str, Any]) -> None:
     """Add the functions to the page that is being built; `limits` are those of all that use the model."""
 
     def generate(
-        label: str | int = 0,
+        label: str | int | None = None,
+        prompt: str = "",
+        negative_prompt: str = "",
         seed: int = 0,
         count: int = 1,
         guidance: float = 1.5,
@@ -29,15 +31,21 @@ def add(pipe: Pipeline, limits: dict[str, Any]) -> None:
         temperature: float = 1.0,
         smooth: bool = False,
     ) -> list[dict[str, Any]]:
-        """Pictures of a class, by name or number: a list of {"name", "png" in base64, "settings"}."""
-        asked = Asked.of(label, seed, count, guidance, top_k, top_p, temperature, smooth)
-        choosing = vars(asked.choosing)
-        return _answer(pipe.generate(asked.label, asked.seeds, **choosing))
+        """Pictures of a class, by name or number, or of a prompt: a list of {"name", "png" in base64, "settings"}.
+
+        Without either, of the first class; a prompt alone is of no class.
+        """
+        label = (len(pipe.classes) if prompt else 0) if label is None else label
+        choosing = (guidance, top_k, top_p, temperature, smooth)
+        asked = Asked.of(label, prompt, negative_prompt, seed, count, *choosing)
+        return _answer(actions.generated(pipe, asked))
 
     def edit(
         picture: str,
         mask: str = "",
         label: str | int = len(pipe.classes),
+        prompt: str = "",
+        negative_prompt: str = "",
         seed: int = 0,
         count: int = 1,
         room: list[int] = [0, 0, 0, 0],  # noqa: B006  (a default that clients are shown)
@@ -54,7 +62,7 @@ def add(pipe: Pipeline, limits: dict[str, Any]) -> None:
         """
         if not isinstance(room, list) or len(room) != 4:
             raise InputError(f"room: expected four numbers, left, top, right and bottom, got {room!r}")
-        asked = Asked.of(label, seed, count, guidance, top_k, top_p, temperature, False)
+        asked = Asked.of(label, prompt, negative_prompt, seed, count, guidance, top_k, top_p, temperature, False)
         given = actions.fitted(pipe, actions.picture_of(picture, "picture").picture)
         edited = Edited.of(actions.work_of(pipe, given, mask, room), keep_scales, feather)
         return _answer(actions.repainted(pipe, asked, edited))

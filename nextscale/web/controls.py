@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
 from nextscale.errors import InputError
-from nextscale.pipeline import Request
-from nextscale.web.actions import MOST_COUNT, MOST_SEED, Choosing
+from nextscale.pipeline import NO_CLASS, Pipeline, Request
+from nextscale.web.actions import MOST_COUNT, MOST_PROMPT, MOST_SEED, Choosing
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Fields = list[gr.components.Component]
 DEFAULT = Choosing()
+CONDITION = 3  # of the fields: class, prompt, negative prompt
+ASKING = 5  # those and seed, count
 
 
-def asking(classes: Sequence[str], *, count: int, label: int = 0) -> Fields:
-    """Which pictures: class, seed, count; beginning with this class, or none where it is the number of them."""
-    names = [*((name, number) for number, name in enumerate(classes)), ("no class", len(classes))]
-    named = gr.Dropdown(names, value=label, label="Class", filterable=True)
+def asking(pipe: Pipeline, *, count: int, label: int | None = None) -> Fields:
+    """Which pictures: class and prompts, as far as the model knows them, seed, count.
+
+    Begins with the class of this number; when None with the first, or with none where there are prompts.
+    """
+    names = [*((name, number) for number, name in enumerate(pipe.classes)), (NO_CLASS, len(pipe.classes))]
+    reads = pipe.reader is not None
+    first = (len(pipe.classes) if reads else 0) if label is None else label
+    words = {"max_length": MOST_PROMPT, "visible": reads}
+    prompt = gr.Textbox("", label="Prompt", lines=2, placeholder="what is to be seen", elem_classes="prompt", **words)
+    away = gr.Textbox("", label="Negative prompt", max_lines=1, placeholder="what it leads away from", **words)
+    named = gr.Dropdown(names, value=first, label="Class", filterable=True, visible=not reads or len(pipe.classes) > 1)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=100)
         again = gr.Button("Random seed", size="sm", min_width=90, elem_classes="aside")
     again.click(lambda: random.randrange(2**31), None, seed, queue=False, api_visibility="private")
-    return [named, seed, gr.Slider(1, MOST_COUNT, count, step=1, label="Pictures")]
+    return [named, prompt, away, seed, gr.Slider(1, MOST_COUNT, count, step=1, label="Pictures")]
 
 
 def choosing(given: Choosing = DEFAULT) -> Fields:
     """How tokens are chosen."""
     return [
-        gr.Slider(0, 10, given.guidance, step=0.1, label="Guidance", info="how strictly it follows the class; 0: not"),
+        gr.Slider(
+            0, 10, given.guidance, step=0.1, label="Guidance", info="how strictly it follows what is asked; 0: not"
+        ),
         gr.Slider(0, 4096, given.top_k, step=1, label="Top-k", info="among so many codes; 0: all"),
         gr.Slider(0, 1, given.top_p, step=0.01, label="Top-p", info="of so much probability; 0: all"),
         gr.Slider(0, 2, given.temperature, step=0.05, label="Temperature", info="below 1 more typical"),
@@ -41,11 +53,17 @@ def choosing(given: Choosing = DEFAULT) -> Fields:
     ]
 
 
-def refilled(request: Request) -> list[Any]:
+def refilled(pipe: Pipeline, request: Request) -> list[Any]:
     """What the fields show for a request; a schedule of guidance, which no slider holds, leaves that as it is."""
     guidance = gr.skip() if isinstance(request.guidance, tuple) else request.guidance
     told = (request.top_k, request.top_p, request.temperature, request.smooth)
-    return [request.label, request.seed, 1, guidance, *told]
+    return [*condition(pipe, request), request.seed, 1, guidance, *told]
+
+
+def condition(pipe: Pipeline, request: Request) -> list[Any]:
+    """Class, prompt and negative prompt; no words where this model reads none."""
+    words = (request.prompt or "", request.negative_prompt or "") if pipe.reader is not None else ("", "")
+    return [request.label, *words]
 
 
 def begin_and_stop(what: str) -> tuple[gr.Button, gr.Button]:

@@ -36,19 +36,40 @@ def growing(images_B3HW: Tensor, *, scale: int, scales: int, size: tuple[int, in
         _figure(images.data_uri(picture), name) for picture, name in zip(pictures(images_B3HW), names, strict=True)
     )
     bar = f'<progress max="{scales}" value="{scale + 1}" aria-label="scales painted"></progress>'
-    return f'<div class="stage" data-scale="{scale + 1}">{_status(told)}{bar}{_sheet(figures)}</div>'
+    return f'<div class="stage" data-scale="{scale + 1}">{status(told)}{bar}{_sheet(figures)}</div>'
 
 
 def done(files: Sequence[Path], names: Sequence[str], *, told: str, archive: str = "pictures.zip") -> str:
     """Finished pictures, each to download as the file that it is, and all in one archive."""
     figures = (_figure(data_uri(file), name, file.name) for file, name in zip(files, names, strict=True))
     every = _link(_zip_uri(files), archive, f"Download all {len(files)} (zip)") if len(files) > 1 else ""
-    return f'<div class="stage finished">{_status(told)}{_sheet(figures)}{every}</div>'
+    return f'<div class="stage finished">{status(told)}{_sheet(figures)}{every}</div>'
+
+
+def sliders(both: Sequence[Sequence[Path]], names: Sequence[str]) -> str:
+    """Pictures of two settings, A and B, each pair on top of each other with an edge to move."""
+    figures = (_slider(left, right, name) for left, right, name in zip(*both, names, strict=True))
+    return f'<div class="over"><h3>A over B</h3>{_sheet(figures)}</div>'
+
+
+def _slider(left: Path, right: Path, name: str) -> str:
+    pictures = (
+        f'<img src="{data_uri(file)}" alt="{escape(name)}, setting {which}" class="{which}">'
+        for which, file in (("B", right), ("A", left))
+    )
+    handle = (
+        f'<input type="range" min="0" max="100" value="50" aria-label="{escape(name)}: how much of A covers B, in %">'
+    )
+    marks = '<span aria-hidden="true">A</span><span aria-hidden="true">B</span>'
+    return (
+        f'<figure><div class="slider-pair">{"".join(pictures)}{marks}{handle}</div>'
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+    )
 
 
 def message(told: str) -> str:
     """A line instead of pictures."""
-    return f'<div class="stage empty">{_status(told)}</div>'
+    return f'<div class="stage empty">{status(told)}</div>'
 
 
 def strip(stages: Sequence[Stage], *, label: str) -> str:
@@ -60,7 +81,7 @@ def strip(stages: Sequence[Stage], *, label: str) -> str:
 def reconstruction(told: str, stages: Sequence[Stage], maps: Sequence[Stage]) -> str:
     """A picture through its tokens: what is painted after each scale, and the maps of tokens."""
     return (
-        f'<div class="stage finished">{_status(told)}{strip(stages, label="coarse to fine")}'
+        f'<div class="stage finished">{status(told)}{strip(stages, label="coarse to fine")}'
         f"<h3>Token maps</h3>{strip(maps, label='token maps')}</div>"
     )
 
@@ -73,7 +94,8 @@ def token_map(tokens_hw: Tensor) -> Image.Image:
     return Image.merge("HSV", [Image.fromarray(part.cpu().numpy()) for part in hsv.unbind(-1)]).convert("RGB")
 
 
-def _status(told: str) -> str:
+def status(told: str) -> str:
+    """A line that screen readers say when it changes."""
     return f'<p role="status" aria-live="polite">{escape(told)}</p>'
 
 

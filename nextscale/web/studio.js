@@ -1,4 +1,4 @@
-// The brush of the edit tab, and two keys: Ctrl+Enter begins, Escape stops. Listens on the document, since the page
+// The brush of the edit tab, the edges of the compare tab, and two keys: Ctrl+Enter begins, Escape stops. Listens on the document, since the page
 // replaces its parts whenever a new picture comes.
 (() => {
   const past = new WeakMap(); // canvas -> earlier contents, for undo
@@ -73,6 +73,12 @@
     const tool = button.dataset.tool;
     if (tool === "erase") button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
     else tools[tool](canvasOf(brushOf(button)));
+  });
+
+  // Two pictures on top of each other: how much of the upper one is seen.
+  document.addEventListener("input", (event) => {
+    const pair = event.target.closest?.(".slider-pair");
+    pair?.style.setProperty("--at", `${event.target.value}%`);
   });
 
   // A mask that comes with the picture (from the history) is drawn as if by hand.

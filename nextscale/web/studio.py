@@ -5,7 +5,7 @@ One model for all pages, one job at a time: every event that uses it shares a co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ def _heading(pipe: Pipeline) -> str:
     told = (
         f"{size.height} × {size.width} pixels in {len(size.scales)} scales, {model.parameters / 1e6:.1f} M parameters"
     )
-    return f"<h1>nextscale studio</h1><p>{told}. Pictures grow coarse to fine, one token map at a time.</p>"
+    reads = f"; reads prompts of up to {pipe.reader.tokens} pieces" if pipe.reader is not None else ""
+    return f"<h1>nextscale studio</h1><p>{told}{reads}. Pictures grow coarse to fine, one token map at a time.</p>"
 
 
 def _session(studio: Studio, request: gr.Request) -> Session:
@@ -105,7 +106,7 @@ class History:
     dropped: gr.File
     chosen: gr.State
     """The path of a PNG."""
-    about: gr.Markdown
+    about: gr.HTML
 
     @classmethod
     def new(cls) -> History:
@@ -130,7 +131,7 @@ class History:
             elem_id="restore",
             render=False,
         )
-        return cls(strip, dropped, gr.State(""), gr.Markdown(elem_id="about", render=False))
+        return cls(strip, dropped, gr.State(""), gr.HTML(elem_id="about", render=False))
 
     def place(self, studio: Studio, tabs: gr.Tabs, generating: controls.Fields, editing: EditTab) -> None:
         """Below the tabs."""
@@ -141,7 +142,8 @@ class History:
                 with gr.Row():
                     every = gr.Button("Use all settings", size="sm", elem_id="use-all")
                     seed = gr.Button("Use its seed", size="sm")
-                    label = gr.Button("Use its class", size="sm")
+                    what = "prompt" if studio.pipe.reader is not None else "class"
+                    shows = gr.Button(f"Use its {what}", size="sm", elem_id="use-condition")
                     edit = gr.Button("Edit this picture", size="sm", elem_id="edit-this")
             with gr.Column(scale=1, min_width=220):
                 self.dropped.render()
@@ -150,9 +152,11 @@ class History:
         self.strip.select(self._choose(studio), None, [self.chosen, self.about], **QUIET)
         self.dropped.upload(self._restore(studio, editing), self.dropped, [*back, self.chosen], **QUIET)
         every.click(self._recall(studio, editing), self.chosen, back, **QUIET)
-        seed.click(told(lambda file: [_asked(file).seed] * 2), self.chosen, [generating[1], editing.fields[1]], **QUIET)
-        label.click(
-            told(lambda file: [_asked(file).label] * 2), self.chosen, [generating[0], editing.fields[0]], **QUIET
+        seeds = [fields[controls.CONDITION] for fields in (generating, editing.fields)]
+        conditions = [field for fields in (generating, editing.fields) for field in fields[: controls.CONDITION]]
+        seed.click(told(lambda file: [_asked(file).seed] * 2), self.chosen, seeds, **QUIET)
+        shows.click(
+            told(lambda file: controls.condition(studio.pipe, _asked(file)) * 2), self.chosen, conditions, **QUIET
         )
         edit.click(editing.take(studio), self.chosen, [tabs, *editing.canvas], **QUIET)
 
@@ -161,7 +165,7 @@ class History:
         def choose(event: gr.SelectData, request: gr.Request) -> tuple[str, str]:
             kept = _session(studio, request).pictures[event.index]
             about = actions.described(studio.pipe, kept.request) if kept.request else "Stopped early: no settings."
-            return str(kept.file), about
+            return str(kept.file), show.status(about)
 
         return choose
 
@@ -191,15 +195,15 @@ def _back(studio: Studio, editing: EditTab, file: str, kept: Kept | None) -> lis
     """Tab, fields of both tabs, canvas and words for a picture's settings."""
     request = _asked(file)
     told = actions.described(studio.pipe, request)
-    filled = controls.refilled(request)
+    filled = controls.refilled(studio.pipe, request)
     if request.edit is None:
         rest = [gr.skip()] * (len(editing.fields) + len(editing.canvas))
-        return [gr.Tabs(selected="generate"), *filled, *rest, told]
+        return [gr.Tabs(selected="generate"), *filled, *rest, show.status(told)]
     canvas = editing.shown(kept.work.picture, kept.work.mask) if kept and kept.work else [gr.skip()] * 2
     details = [request.edit.get("keep_scales", 0), request.edit.get("feather", 0), 0, 0, 0, 0]
     if canvas[0] is None or not (kept and kept.work):
         told += " Its picture and mask are not in the file: drop the picture and brush again."
-    return [gr.Tabs(selected="edit"), *[gr.skip()] * len(filled), *filled, *details, *canvas, told]
+    return [gr.Tabs(selected="edit"), *[gr.skip()] * len(filled), *filled, *details, *canvas, show.status(told)]
 
 
 # ---- tabs ------------------------------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def _back(studio: Studio, editing: EditTab, file: str, kept: Kept | None) -> lis
 def _generate_tab(studio: Studio, history: History) -> controls.Fields:
     with gr.Row():
         with gr.Column(scale=1, min_width=270):
-            fields = controls.asking(studio.pipe.classes, count=4)
+            fields = controls.asking(studio.pipe, count=4)
             begin, stop = controls.begin_and_stop("Generate")
             with gr.Accordion("How tokens are chosen", open=False):
                 fields += controls.choosing()
@@ -217,13 +221,21 @@ def _generate_tab(studio: Studio, history: History) -> controls.Fields:
 
     @told_on_the_way
     def work(*values: Any, request: gr.Request) -> Iterator[tuple[Any, Any]]:
-        session = _session(studio, request)
-        for shown in actions.generate(studio.pipe, session, Asked.of(*values)):
+        session, asked = _session(studio, request), _asking(studio, values)
+        for shown in actions.generate(studio.pipe, session, asked):
             yield shown, gr.skip()
         yield gr.skip(), _strip(session)
 
     _wire(studio, begin, stop, _with_request(work), inputs=fields, outputs=[stage, history.strip])
     return fields
+
+
+def _asking(studio: Studio, values: Sequence[Any]) -> Asked:
+    """What the fields say; what is not read of it is shown in passing."""
+    asked = Asked.of(*values)
+    for remark in actions.remarks(studio.pipe, asked):
+        gr.Info(remark)
+    return asked
 
 
 def _with_request(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,8 +262,7 @@ class EditTab:
                 self.board = gr.HTML(brush(None, None), elem_id="board")
                 mask = gr.Textbox(visible=False)
             with gr.Column(scale=1, min_width=270):
-                classes = studio.pipe.classes
-                self.fields = controls.asking(classes, count=2, label=len(classes))
+                self.fields = controls.asking(studio.pipe, count=2, label=len(studio.pipe.classes))
                 begin, stop = controls.begin_and_stop("Repaint")
                 with gr.Accordion("Room around the picture", open=False):
                     room = [
@@ -288,7 +299,7 @@ class EditTab:
             keep, feather, *room = values[asked:]
             edited = Edited.of(actions.work_of(studio.pipe, picture, mask, room), keep, feather)
             session = _session(studio, request)
-            for shown in actions.edit(studio.pipe, session, Asked.of(*values[:asked]), edited):
+            for shown in actions.edit(studio.pipe, session, _asking(studio, values[:asked]), edited):
                 yield shown, gr.skip()
             yield gr.skip(), _strip(session)
 
@@ -363,7 +374,7 @@ def _reconstruct_tab(studio: Studio) -> None:
 def _compare_tab(studio: Studio, history: History) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=270):
-            asked = controls.asking(studio.pipe.classes, count=2)
+            asked = controls.asking(studio.pipe, count=2)
             begin, stop = controls.begin_and_stop("Compare")
         stages, ways = [], []
         for name, given in (("A", actions.Choosing()), ("B", actions.Choosing(guidance=4.0))):
@@ -371,17 +382,19 @@ def _compare_tab(studio: Studio, history: History) -> None:
                 with gr.Accordion(f"Setting {name}", open=False):
                     ways.append(controls.choosing(given))
                 stages.append(gr.HTML(show.message(f"Setting {name}")))
+    over = gr.HTML()
 
     @told_on_the_way
     def work(*values: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        session, (first, second) = _session(studio, request), (values[3:8], values[8:])
-        both = [Asked.of(*values[:3], *first), Asked.of(*values[:3], *second)]
+        session, same = _session(studio, request), values[: controls.ASKING]
+        first, second = (values[start : start + len(ways[0])] for start in (len(same), len(same) + len(ways[0])))
+        both = _asking(studio, (*same, *first)), Asked.of(*same, *second)
         for shown in actions.compare(studio.pipe, session, both):
             yield *shown, gr.skip()
-        yield gr.skip(), gr.skip(), _strip(session)
+        yield gr.skip(), gr.skip(), gr.skip(), _strip(session)
 
     inputs = [*asked, *ways[0], *ways[1]]
-    _wire(studio, begin, stop, _with_request(work), inputs=inputs, outputs=[*stages, history.strip])
+    _wire(studio, begin, stop, _with_request(work), inputs=inputs, outputs=[*stages, over, history.strip])
 
 
 def _train_tab(studio: Studio, page: gr.Blocks) -> None:

@@ -13,6 +13,7 @@ import torch
 from nextscale import Pipeline
 from nextscale.bench import sampling
 from nextscale.bench.sampling import Gauge, Rates, measure_sampling, measure_tokenizer, peak_memory, seconds_of
+from nextscale.errors import InputError
 from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 
@@ -45,6 +46,18 @@ def test_figures_of_sampling_belong_together(pipe: Pipeline, guidance: float) ->
     assert all(math.isfinite(value) for value in dataclasses.asdict(measured).values() if isinstance(value, float))
 
 
+def test_prompts_are_timed_too(text_pipe: Pipeline, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same calls with a prompt in them; a model of classes takes none."""
+    asked: list[Any] = []
+    read = type(text_pipe.reader).read
+    monkeypatch.setattr(type(text_pipe.reader), "read", lambda self, words: asked.extend(words) or read(self, words))
+    measured = measure_sampling(text_pipe, 2, prompt="a red heart", repeats=1)
+    assert set(asked) == {"a red heart", ""}
+    assert measured.matrix_flop_per_image > measure_sampling(pipe, 2, repeats=1).matrix_flop_per_image
+    with pytest.raises(InputError, match="this model reads no text"):
+        measure_sampling(pipe, 1, prompt="a red heart", repeats=1)
+
+
 def test_ratio_is_time_over_work_at_the_rates_around_it(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """With rates of 1 and 3 in turn, each repeat counts with 2."""
     made = iter([1.0, 3.0] * 2)
@@ -69,13 +82,16 @@ def test_work_of_an_image_is_the_sum_of_its_parts(pipe: Pipeline) -> None:
     assert guided.matrix - decoder.matrix == 2 * (plain.matrix - decoder.matrix)
 
 
-def test_weights_read_are_the_models_weights(pipe: Pipeline) -> None:
-    """Blocks and head once a scale, modulations and decoder once; biases and embeddings, a few per cent, left out."""
+@pytest.mark.parametrize("reads", [False, True])
+def test_weights_read_are_the_models_weights(pipe: Pipeline, text_pipe: Pipeline, reads: bool) -> None:
+    """Blocks and head once a scale, the rest once; biases and embeddings, a few per cent, left out."""
+    pipe = text_pipe if reads else pipe
     sizes = {name: tensor.numel() * 4 for name, tensor in pipe.transformer.named_parameters() if tensor.ndim == 2}
-    modulations = sum(size for name, size in sizes.items() if ".modulation." in name)
-    blocks = sum(size for name, size in sizes.items() if name.startswith("blocks.")) - modulations
+    once = sum(size for name, size in sizes.items() if ".modulation." in name or ".text_keys." in name)
+    blocks = sum(size for name, size in sizes.items() if name.startswith("blocks.")) - once
+    once += sum(size for name, size in sizes.items() if name.startswith(("text.layers.", "pooled_text.")))
     decoder = [*pipe.tokenizer.decoder.parameters(), *pipe.tokenizer.post_quantizer.parameters()]
-    expected = 4 * (blocks + sizes["head.weight"]) + modulations + sum(p.numel() * 4 for p in decoder if p.ndim == 4)
+    expected = 4 * (blocks + sizes["head.weight"]) + once + sum(p.numel() * 4 for p in decoder if p.ndim == 4)
     assert sampling.weight_bytes(pipe) == expected
 
 

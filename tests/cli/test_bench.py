@@ -64,6 +64,19 @@ def test_sampling_is_split_by_scale_and_decoder(nextscale: Callable[..., Any]) -
         assert words in " ".join(output.split())
 
 
+def test_a_prompt_is_part_of_the_setting(nextscale: Callable[..., Any]) -> None:
+    """Of a preset that reads; JSON without one is what it was."""
+    reads = ["--preset", "icons-64", *QUICK[2:], "--prompt", "a $5 note"]
+    plain, words = (
+        json.loads(nextscale("bench", "sample", *given, "--batch", 1, "--json", "-").output) for given in (QUICK, reads)
+    )
+    assert words.keys() - plain.keys() == {"prompt"}
+    assert words["prompt"] == "a $5 note"
+    refused = nextscale("bench", "sample", *QUICK, "--batch", 1, "--prompt", "a heart")
+    assert (refused.status, refused.errors.count("\n")) == (2, 1)
+    assert "this model reads no text" in refused.errors
+
+
 @pytest.mark.parametrize("sizes", [[1], [1] * 9], ids=["one", "nine"])
 def test_tables_fit_however_many_sizes_there_are(nextscale: Callable[..., Any], sizes: list[int]) -> None:
     """Eight columns of scales at most."""

@@ -75,9 +75,37 @@ def test_json_alone_goes_to_stdout(call: Callable[..., Any]) -> None:
     assert json.loads(first.output)["rows"] == json.loads(second.output)["rows"]
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of random weights."""
+    pytest.importorskip("transformers")
+    from evaluation.test_clip import make
+
+    folder = tmp_path_factory.mktemp("clip")
+    make(folder)
+    return folder
+
+
+def test_a_clip_scores_pictures_beside_their_prompts(call: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    """Where its weights are named: a table of its own, the same in JSON, and the weights on the card."""
+    file = tmp_path / "found.json"
+    done = call("--captions", "names", "--count", 2, "--json", file, "--clip", clip)
+    assert (done.status, done.errors) == (0, "")
+    assert "CLIP score, 0 .. 100" in done.output
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["whose"] for row in found["clip"]] == ["the model", "real pictures", "other prompts"] * 2
+    for row in found["clip"]:
+        assert 0 <= row["figures"]["clip_score"]["low"] <= row["figures"]["clip_score"]["value"] <= 100
+    used = AlignmentCard.from_json(found["card"]).clip
+    assert used is not None
+    assert (used.name, used.side) == (str(clip), 16)
+    assert used.fingerprint in done.output
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (["--clip", "nowhere"], "CLIP nowhere: expected one of the transformers library, got: no such folder"),
         (["--repeats", 2], "--repeats: expected 1 with --prompts, got 2"),
         (["--guidance", 1, 2], "--guidance: expected one value with --prompts, got 1.0 2.0"),
         (["--per-class"], "--per-class: expected without --prompts, got both"),

@@ -137,9 +137,21 @@ def test_a_tokenizer_of_another_architecture_is_no_beginning(nextscale, pictures
 # ---- cut short -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def reading(command: list[object], pictures: Path, tmp_path: Path) -> list[object]:
+    """Likewise, but that the transformer learns from captions too, two a picture."""
+    if "transformer" not in command:
+        return command
+    table, files = tmp_path / "captions.csv", sorted(pictures.glob("*/*.png"))
+    rows = [f"{file.parent.name}/{file.name},{word} {file.parent.name}" for file in files for word in ("a", "one")]
+    table.write_text("\n".join(["file,caption", *rows]))
+    return [*command, "--captions", table, "--text", "embedded"]
+
+
 @pytest.mark.slow
-def test_a_killed_run_continues_bit_for_bit(nextscale, started, command: list[object], tmp_path: Path) -> None:
+def test_a_killed_run_continues_bit_for_bit(nextscale, started, reading: list[object], tmp_path: Path) -> None:
     """SIGKILL during a save, or at a random moment; the same command goes on to the same weights and history."""
+    command = reading
     in_a_save, at_random = tmp_path / "killed in a save", tmp_path / "killed at random"
 
     def killed(run: Path) -> int:

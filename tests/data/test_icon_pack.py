@@ -73,8 +73,9 @@ def packages(folder: Path, *, licence: dict[str, str] = LICENCE) -> tuple[Path, 
         f"annotations/{language}/annotations.json": {
             "annotations": {"annotations": {"🐱": {"tts": [short], "default": [short, "pet"]}}}
         }
-        for language, short in (("en", "cat face"), ("ko", "고양이 얼굴"))
+        for language, short in (("de", "Katzengesicht"), ("en", "cat face"), ("ko", "고양이 얼굴"))
     }
+    names["annotations/xx/annotations.json"] = {"annotations": {"identity": {"language": "xx"}}}  # nothing yet
     return packed(folder / "icons.tgz", files), packed(folder / "names-48.2.0.tgz", names)
 
 
@@ -144,6 +145,18 @@ def test_captions_are_names_styles_and_what_unicode_says(pack: Path) -> None:
     flat = next(each for each in described(pack) if each["icon"] == "cup-1-flat")
     assert flat["style"] == flat["label"] == "streamline flat"
     assert set(flat["languages"]) == {"en"}
+
+
+def test_any_languages_of_the_packages_may_be_chosen(pack: Path) -> None:
+    """English always, which names the subjects; one that is not there is told, with those that are."""
+    tables = [pack.parent / "names-48.2.0.tgz"]
+    there = icon_pack.languages_in(tables)
+    assert there == icon_pack.chosen_languages("all", there) == ["en", "de", "ko", "xx"]
+    assert icon_pack.chosen_languages("ko, de", there) == ["en", "ko", "de"]
+    names = icon_pack.read_names(tables, there)
+    assert [names.short[language]["🐱"] for language in there[:3]] == ["cat face", "Katzengesicht", "고양이 얼굴"]
+    with pytest.raises(ValueError, match="^expected some of en, de, ko, xx, or all, got fr$"):
+        icon_pack.chosen_languages("en,fr", there)
 
 
 def test_a_pack_is_data_as_it_is(pack: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +29,8 @@ def session(tmp_path: Path) -> Session:
 
 
 def asked(**changes: Any) -> Asked:
-    return Asked(**{"label": "cat", "seed": 5, "count": 2, "choosing": Choosing()} | changes)
+    given = {"label": "cat", "prompt": None, "negative_prompt": None, "seed": 5, "count": 2, "choosing": Choosing()}
+    return Asked(**given | changes)
 
 
 def test_frames_are_the_previews_of_a_stream(pipe: Pipeline) -> None:
@@ -68,13 +70,48 @@ def test_stopped_work_keeps_its_pictures_without_settings(pipe: Pipeline, sessio
 
 def test_a_stop_ends_both_sides_of_a_comparison(pipe: Pipeline, session: Session) -> None:
     """What stands on one side stays; the other is not begun."""
-    shown = actions.compare(pipe, session, [asked(), asked(choosing=Choosing(guidance=4.0))])
+    shown = actions.compare(pipe, session, (asked(), asked(choosing=Choosing(guidance=4.0))))
     next(shown)
     session.stopped.set()
-    first, second = list(shown)[-1]
+    first, second, over = list(shown)[-1]
     assert "Stopped after scale" in first
-    assert second == show.message("Stopped before the first scale.")
+    assert (second, over) == (show.message("Stopped before the first scale."), "")
     assert not session.stopped.is_set()
+
+
+def test_a_comparison_ends_with_each_pair_under_a_slider(pipe: Pipeline, session: Session) -> None:
+    """Both pictures under their names and settings; a handle with a name that screen readers say."""
+    *_, (first, second, over) = actions.compare(pipe, session, (asked(), asked(choosing=Choosing(guidance=4.0))))
+    for which, page in (("A", first), ("B", second)):
+        for seed in (5, 6):
+            (source,) = re.findall(rf'<img src="([^"]+)" alt="cat, seed {seed}">', page)
+            assert f'<img src="{source}" alt="cat, seed {seed}, setting {which}" class="{which}">' in over
+    assert re.findall('type="range".*? aria-label="([^"]+)"', over) == [
+        f"cat, seed {seed}: how much of A covers B, in %" for seed in (5, 6)
+    ]
+
+
+def test_prompts_are_painted_told_and_taken_back(text_pipe: Pipeline, session: Session) -> None:
+    """As by the pipeline; the file knows them, the line below the history tells them, and the fields show them."""
+    words = asked(label=5, prompt="a red heart", negative_prompt="cats")
+    assert 'alt="a red heart, seed 5"' in list(actions.generate(text_pipe, session, words))[-1]
+    expected = text_pipe.generate(prompts="a red heart", seeds=[5, 6], negative_prompt="cats")
+    assert images.open_rgb(session.pictures[1].file).tobytes() == expected.pil()[0].tobytes()
+    request = actions.request_in(session.pictures[1].file)
+    assert request == expected.requests[0]
+    assert actions.described(text_pipe, request).startswith("a red heart, not cats, seed 5, guidance 1.5")
+    work = Work(_green(), None)
+    list(actions.edit(text_pipe, session, words, Edited(work, keep_scales=2)))
+    assert session.pictures[0].request.prompt == "a red heart"  # type: ignore[union-attr]
+
+
+def test_what_a_prompt_is_too_long_for_is_told(text_pipe: Pipeline, pipe: Pipeline) -> None:
+    """Before it is painted; of a negative prompt too, of a model of classes nothing."""
+    long = "a red heart " * 4
+    (told,) = actions.remarks(text_pipe, asked(prompt=long, negative_prompt="cats"))
+    assert told == f"“{long[:40]}…” has 12 pieces, of which the first 8 are read"
+    assert len(actions.remarks(text_pipe, asked(prompt=long, negative_prompt=long))) == 2
+    assert actions.remarks(pipe, asked(prompt=long)) == []
 
 
 def test_pictures_of_the_history_are_painted_again(pipe: Pipeline, session: Session) -> None:
@@ -132,11 +169,17 @@ def test_an_edit_repaints_what_was_brushed(pipe: Pipeline, session: Session) -> 
         (lambda pipe: actions.work_of(pipe, _green(), "", (0, 5, 0, -1)), "room: expected a whole number, 0 .. 400"),
         (lambda pipe: Edited.of(Work(_green(), None), 0, 0), "expected something to repaint"),
         (lambda pipe: actions.mask_of("data:image/png;base64,%%%"), "in base64, got other text"),
-        (lambda pipe: Asked.of(None, 0, 1, 1, 0, 0, 1, False), "label: expected the name of a class"),
-        (lambda pipe: Asked.of(0, None, 1, 1, 0, 0, 1, False), "seed: expected a number, got None"),
-        (lambda pipe: Asked.of(0, 0, 9, 1, 0, 0, 1, False), "count: expected a whole number, 1 .. 8, got 9"),
-        (lambda pipe: Asked.of(0, 0.5, 1, 1, 0, 0, 1, False), "seed: expected a whole number"),
-        (lambda pipe: Asked.of(0, 0, 1, float("nan"), 0, 0, 1, False), "guidance: expected a number"),
+        (lambda pipe: Asked.of(None, "", "", 0, 1, 1, 0, 0, 1, False), "label: expected the name of a class"),
+        (lambda pipe: Asked.of(0, "", "", None, 1, 1, 0, 0, 1, False), "seed: expected a number, got None"),
+        (lambda pipe: Asked.of(0, "", "", 0, 9, 1, 0, 0, 1, False), "count: expected a whole number, 1 .. 8, got 9"),
+        (lambda pipe: Asked.of(0, "", "", 0.5, 1, 1, 0, 0, 1, False), "seed: expected a whole number"),
+        (lambda pipe: Asked.of(0, "", "", 0, 1, float("nan"), 0, 0, 1, False), "guidance: expected a number"),
+        (lambda pipe: Asked.of(0, 7, "", 0, 1, 1, 0, 0, 1, False), "prompt: expected text, got 7"),
+        (lambda pipe: Asked.of(0, "", "a" * 2001, 0, 1, 1, 0, 0, 1, False), "negative_prompt: expected at most 2000"),
+        (
+            lambda pipe: list(actions.frames(lambda c: actions.generated(pipe, asked(prompt="a")), threading.Event())),
+            "this model reads no text",
+        ),
     ],
 )
 def test_mistakes_are_told(pipe: Pipeline, make: Any, told: str) -> None:

@@ -120,12 +120,20 @@ def test_a_picture_is_shown_through_its_tokens(studio: Any, photo: Path, shots: 
 
 
 def test_two_settings_stand_side_by_side(studio: Any, shots: Path) -> None:
-    """With the same classes and seeds."""
+    """With the same classes and seeds, then on top of each other with an edge that mouse and keys move."""
     studio.tab("Compare")
     studio.begin("Compare")
     studio.page.wait_for_function("document.querySelectorAll('.stage.finished').length == 2")
     names = studio.page.locator(".stage.finished img").evaluate_all("all => all.map(one => one.alt)")
     assert names == ["Smileys & Emotion, seed 0", "Smileys & Emotion, seed 1"] * 2
+    edge = studio.page.get_by_role("slider", name="Smileys & Emotion, seed 1: how much of A covers B, in %")
+    box = edge.bounding_box()
+    upper = studio.page.get_by_alt_text("Smileys & Emotion, seed 1, setting A")
+    assert upper.bounding_box() == studio.page.get_by_alt_text("Smileys & Emotion, seed 1, setting B").bounding_box()
+    studio.page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
+    assert edge.input_value() == "25"
+    edge.press("ArrowRight")
+    assert upper.evaluate("one => getComputedStyle(one).clipPath") == "inset(0px 74% 0px 0px)"
     studio.page.screenshot(path=shots / "compare.png", full_page=True)
     assert studio.well()
 
