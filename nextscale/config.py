@@ -7,6 +7,7 @@ Training settings are not here (they do not change what a checkpoint is); see `t
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 import types
 import typing
@@ -24,6 +25,10 @@ GROUPS = 32  # of every GroupNorm in the convnet, as in VQGAN
 MOST_MODULES = 4_096  # blocks of a transformer, or blocks and phis of a tokenizer, each
 MOST_LEVELS = 16
 LARGEST = 1 << 24  # channels, codes, classes
+MOST_BITS = 62  # of a token that is made of digits, which int64 holds
+COUNTABLE = 1 << 16  # codes that are counted one by one; of more, the digits of their numbers are
+
+Quantizer = Literal["codebook", "fsq", "bsq"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -57,11 +62,22 @@ class TokenizerConfig:
     phi_count: int
     """Number of phi convolutions; 0 leaves phi out."""
     distance: Literal["euclidean", "cosine"]
-    """What "nearest code" means."""
+    """What "nearest code" means, in a learned codebook."""
+    # added later: left out of files and fingerprints at the default, so that those of older tokenizers stay the same
+    quantizer: Quantizer = field(default="codebook", repr=False)
+    """A learned codebook, or fixed codes: scalars rounded to levels (FSQ), corners of a cube on a sphere (BSQ)."""
+    levels: tuple[int, ...] = field(default=(), repr=False)
+    """Levels of each channel, for fsq; V and C follow."""
+    bits: int = field(default=0, repr=False)
+    """Bits of a code, for bsq; V and C follow."""
+    reparametrised: bool = field(default=False, repr=False)
+    """Of a codebook: fixed random codes times one learned matrix, so that all codes move together (SimVQ)."""
 
     def __post_init__(self) -> None:
+        self._settle_digits()
         for name in ("codebook_size", "code_channels", "channels"):
-            _require_within(f"tokenizer {name}", getattr(self, name), LARGEST)
+            most = 2**MOST_BITS if name == "codebook_size" and self.digits else LARGEST
+            _require_within(f"tokenizer {name}", getattr(self, name), most)
         _require_within("tokenizer residual_blocks", self.residual_blocks, MOST_MODULES // MOST_LEVELS)
         levels = len(self.multipliers)
         _require(levels <= MOST_LEVELS, f"tokenizer multipliers: expected at most {MOST_LEVELS} levels, got {levels}")
@@ -85,6 +101,52 @@ class TokenizerConfig:
             f"and {len(self.scales)} scales",
         )
 
+    def _settle_digits(self) -> None:
+        """Set V and C of fixed codes to those of their levels or bits, whatever is given."""
+        self._check_digits()
+        if self.digits:
+            object.__setattr__(self, "codebook_size", math.prod(self.digits))
+            object.__setattr__(self, "code_channels", len(self.digits))
+
+    def _check_digits(self) -> None:
+        options, levels = typing.get_args(Quantizer), reprlib.repr(self.levels)
+        told = f"tokenizer quantizer: expected one of {', '.join(options)}, got {reprlib.repr(self.quantizer)}"
+        _require(self.quantizer in options, told)
+        for name, kind in (("levels", "fsq"), ("bits", "bsq")):
+            told = f"tokenizer {name}: expected for quantizer {kind} and for no other"
+            got = f"got {reprlib.repr(getattr(self, name))} for {self.quantizer}"
+            _require(bool(getattr(self, name)) == (self.quantizer == kind), f"{told}, {got}")
+        _require(
+            not self.reparametrised or self.quantizer == "codebook",
+            f"tokenizer reparametrised: expected of a codebook alone, got it for {self.quantizer}",
+        )
+        _require(
+            all(3 <= level <= COUNTABLE for level in self.levels),
+            f"tokenizer levels: expected 3 .. {COUNTABLE} each (for two, take bsq), got {levels}",
+        )
+        _require(0 <= self.bits <= MOST_BITS, f"tokenizer bits: expected at most {MOST_BITS}, got {self.bits}")
+        _require_digits("tokenizer levels", self.digits)
+
+    @property
+    def digits(self) -> tuple[int, ...]:
+        """How many values each channel of a fixed code has; none for a learned codebook."""
+        return (2,) * self.bits if self.bits else self.levels
+
+    @property
+    def countable(self) -> bool:
+        """Whether there are few enough codes to be counted one by one."""
+        return self.codebook_size <= COUNTABLE or not self.digits
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """Sizes of what is counted: all codes, or the values of each of their digits where codes are too many."""
+        return (self.codebook_size,) if self.countable else self.digits
+
+    @property
+    def picture_bits(self) -> float:
+        """sum_k l_k log2 V: how many bits the tokens of a picture hold at most."""
+        return self.scales.total * math.log2(self.codebook_size)
+
     @property
     def stride(self) -> int:
         """Pixels a side of one token of the last map."""
@@ -104,7 +166,8 @@ class TokenizerConfig:
             [widths[-1], *reversed(widths)], self.residual_blocks + 1, widths[-1]
         )
         last = _convolution(widths[-1], c) + 2 * widths[-1] + _convolution(widths[0], 3) + 2 * widths[0]
-        between = self.codebook_size * c + (2 + self.phi_count) * _convolution(c, c)
+        codes = 0 if self.digits else self.codebook_size * c + (c * c if self.reparametrised else 0)
+        between = codes + (2 + self.phi_count) * _convolution(c, c)
         return encoder + decoder + 2 * _middle(widths[-1]) + last + between
 
     @property
@@ -116,6 +179,14 @@ class TokenizerConfig:
     def width(self) -> int:
         """Columns of pixels of an image."""
         return self.scales.width * self.stride
+
+
+def _require_digits(what: str, sizes: tuple[int, ...]) -> None:
+    """That tokens of as many codes as their product fit into int64."""
+    _require(
+        len(sizes) <= MOST_BITS and math.prod(sizes) <= 2**MOST_BITS,
+        f"{what}: expected a product of at most 2^{MOST_BITS}, got {reprlib.repr(sizes)}",
+    )
 
 
 def _convolution(channels_in: int, channels_out: int, side: int = 3) -> int:
@@ -215,15 +286,35 @@ class TransformerConfig:
     """One AdaLN projection for all blocks plus a table a block (else one projection a block)."""
     text: TextConfig | None = field(default=None, repr=False)  # models without have the fingerprint they always had
     """What reads prompts; None: a model of classes alone."""
+    groups: tuple[int, ...] = field(default=(), repr=False)  # likewise
+    """Sizes of the digits in which a token is predicted, each with a softmax of its own, the least significant first;
+    their product is V. None: one softmax over all codes."""
 
     def __post_init__(self) -> None:
+        self._check_groups()
         for name in ("codebook_size", "code_channels", "classes", "depth", "width", "heads", "feed_forward"):
             most = MOST_MODULES if name == "depth" else LARGEST
+            most = 2**MOST_BITS if name == "codebook_size" and self.groups else most
             _require_within(f"transformer {name}", getattr(self, name), most)
         _require(
             self.width % self.heads == 0,
             f"transformer heads: expected a divisor of the width {self.width}, got {self.heads}",
         )
+
+    def _check_groups(self) -> None:
+        shown = reprlib.repr(self.groups)
+        sizes_fit = all(2 <= size <= LARGEST for size in self.groups)
+        _require(sizes_fit, f"transformer groups: expected 2 .. {LARGEST} each, got {shown}")
+        _require_digits("transformer groups", self.groups)
+        _require(
+            not self.groups or math.prod(self.groups) == self.codebook_size,
+            f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {shown}",
+        )
+
+    @property
+    def logits(self) -> int:
+        """Numbers that the head gives for each token."""
+        return sum(self.groups) or self.codebook_size
 
     def of_depth(self, depth: int) -> TransformerConfig:
         """The same at another size, by the paper's rule (section 4.2): width = 64 * depth, depth heads."""
@@ -265,7 +356,7 @@ class TransformerConfig:
         block = attention + 2 * d * f + f + d + (6 * d if self.shared_modulation else projection)
         positions = (self.scales.lengths[0] + self.scales.total + len(self.scales)) * d
         embeddings = (self.code_channels + 1) * d + (self.classes + 1) * d
-        head = 2 * d * d + 2 * d + (d + 1) * self.codebook_size
+        head = 2 * d * d + 2 * d + (d + 1) * self.logits
         shared = projection if self.shared_modulation else 0
         return positions + embeddings + self.depth * block + head + shared + self._text_parameters
 
@@ -302,9 +393,9 @@ Config = TypeVar("Config", TokenizerConfig, TransformerConfig, TextConfig)
 
 
 def to_json(config: TokenizerConfig | TransformerConfig | TextConfig) -> dict[str, Any]:
-    """The config as plain JSON values; without a part that it has not got."""
-    values = {part.name: getattr(config, part.name) for part in dataclasses.fields(config)}
-    return {name: _plain(value) for name, value in values.items() if value is not None}
+    """The config as plain JSON values, without fields at their defaults, which older configs do not have."""
+    values = {part.name: (getattr(config, part.name), part.default) for part in dataclasses.fields(config)}
+    return {name: _plain(value) for name, (value, default) in values.items() if value != default}
 
 
 def _plain(value: Any) -> Any:

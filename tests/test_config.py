@@ -302,11 +302,12 @@ def test_a_class_name_that_no_file_can_hold_is_refused() -> None:
 
 
 def test_configs_are_frozen_and_have_no_defaults(tokenizer_config: TokenizerConfig) -> None:
-    """A model is what its config says; one that says nothing of text has none."""
+    """A model is what its config says; one that says nothing of text, other codes or groups has none."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         tokenizer_config.channels = 64  # type: ignore[misc]
     for kind in (TokenizerConfig, TransformerConfig, TextConfig):
-        fields = [field for field in dataclasses.fields(kind) if field.name != "text"]
+        later = ("text", "quantizer", "levels", "bits", "reparametrised", "groups")
+        fields = [field for field in dataclasses.fields(kind) if field.name not in later]
         assert all(f.default is f.default_factory is dataclasses.MISSING for f in fields)
 
 

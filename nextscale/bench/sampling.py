@@ -212,7 +212,7 @@ def weight_bytes(pipe: Pipeline) -> int:
     block = 4 * config.width**2 + 2 * config.width * config.feed_forward
     if config.text is not None:
         block += 2 * config.width * config.text.width  # query, out
-    head = config.width * config.codebook_size * torch.float32.itemsize
+    head = config.width * config.logits * torch.float32.itemsize
     modulations = 6 * config.width**2 * (1 if config.shared_modulation else config.depth) * low
     shapes = flops.decoder_convolutions(pipe.tokenizer.config)
     decoder = sum(shape.channels_in * shape.channels_out * shape.kernel**2 for shape in shapes) * low

@@ -273,7 +273,7 @@ def _reconstructions(tokenizer: MultiScaleVQVAE, data: DataSet) -> list[Row]:
 
     count = len(data.validation)
     originals, _ = data.validation.batch(range(0, count, -(-count // RECONSTRUCTED)))
-    device = tokenizer.quantizer.codebook.weight.device
+    device = tokenizer.quantizer.device
     with torch.no_grad():
         painted = tokenizer.decode(tokenizer.encode(originals.to(device))).cpu()
     return [Row("held out", originals), Row("reconstructed", painted)]

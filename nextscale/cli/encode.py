@@ -188,7 +188,7 @@ def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:
 
     from nextscale.machine.precision import lowered
 
-    device = tokenizer.quantizer.codebook.weight.device
+    device = tokenizer.quantizer.device
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), lowered(device, dtype):

@@ -164,7 +164,7 @@ def _pair(
 
     originals, _ = pictures.batch(indices)
     with torch.inference_mode():
-        device = tokenizer.quantizer.codebook.weight.device
+        device = tokenizer.quantizer.device
         painted = tokenizer.decode(tokenizer.encode(originals.to(device))).cpu()
     over = [f"{distance:.4f}" for distance in distances_N[indices].tolist()]
     return Row(name, originals, over), Row("reconstructed", painted)

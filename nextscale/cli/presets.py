@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +53,7 @@ def describe(preset: presets.Preset) -> dict[str, Any]:
         "tokenizer_training": {
             "steps": steps,
             "flop": training_flop(preset),
-            "recipe": dataclasses.asdict(recipe),
+            "recipe": recipes.recorded(recipe),
         },
         "tokenizer": config.to_json(preset.tokenizer),
         "transformer": config.to_json(preset.transformer),

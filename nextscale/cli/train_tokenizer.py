@@ -100,7 +100,7 @@ class TrainTokenizer:
         from nextscale.training.tokenizer.stage import TokenizerStage
 
         config = self._config()
-        recipe, steps = self._recipe()
+        recipe, steps = self._recipe(config)
         self._refuse_unheard(recipe)
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
@@ -175,8 +175,8 @@ class TrainTokenizer:
             raise InputError(f"--init {self.init}: expected the architecture of --preset {self.preset}, got {told}")
         return rescaled(found, config.scales)
 
-    def _recipe(self) -> tuple[TokenizerRecipe, int]:
-        """The preset's with the changes asked for, and its number of steps."""
+    def _recipe(self, config: TokenizerConfig) -> tuple[TokenizerRecipe, int]:
+        """The preset's, suited to the kind of codes, with the changes asked for; and its number of steps."""
         from nextscale.training import recipes
 
         recipe, steps = recipes.for_preset(self.preset)
@@ -185,4 +185,6 @@ class TrainTokenizer:
             settings.append(f"optimization.batch={self.batch}")
         if self.discriminator != "recipe":
             settings.append(f"adversarial.discriminator={self.discriminator}")
-        return recipes.changed(recipe, settings), steps
+        changed = recipes.changed(recipe.suited(config), settings)
+        changed.check(config)
+        return changed, steps

@@ -90,7 +90,8 @@ class TrainTransformer:
     batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
     set: Settings = ()
-    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4."""
+    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4; architecture.groups=2,2,2
+    says in which digits tokens are predicted."""
     shard: bool = False
     """Of several processes each holds a share of the model (FSDP2) instead of a copy (DDP): for models that do not fit
     one device."""
@@ -132,7 +133,7 @@ class TrainTransformer:
         data = self._data(tokenizer)
         if architecture.text is not None:
             reader, architecture = reading.read(architecture, reader, recipe, data, self.data)
-        config = fitted(architecture, tokenizer, classes=len(data.classes))
+        config = self._cut(fitted(architecture, tokenizer, classes=len(data.classes)))
         if first:
             known = kept(first.classes, data.classes)
             say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
@@ -175,7 +176,14 @@ class TrainTransformer:
         recipe, steps = recipes.for_transformer(preset.name)
         recipe = recipe_of(recipe, reader) if reads else recipe
         batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
-        return recipes.changed(recipe, [*self.set, *batch]), steps
+        settings = [setting for setting in self.set if not _is_cut(setting)]
+        return recipes.changed(recipe, [*settings, *batch]), steps
+
+    def _cut(self, config: TransformerConfig) -> TransformerConfig:
+        """The same, predicting tokens in the groups asked for."""
+        from nextscale.training import recipes
+
+        return recipes.changed(config, [setting for setting in self.set if _is_cut(setting)], "architecture.")
 
     def _architecture(self, preset: Preset, first: Pipeline | None) -> TransformerConfig:
         """That of the model to begin from, or the preset's at the depth asked for."""
@@ -228,9 +236,22 @@ class TrainTransformer:
         from nextscale.pipeline import Pipeline
 
         begin = Pipeline.load(self.init, precision="fp32")
-        if not begin.tokenizer.quantizer.codebook.weight.equal(tokenizer.quantizer.codebook.weight):
+        if not _same_codes(begin.tokenizer, tokenizer):
             raise InputError(
                 f"--init {self.init}: expected a model of the codes of {self.tokenizer}, got one of other codes; "
                 f"--tokenizer {self.init} is its own tokenizer"
             )
         return begin
+
+
+def _is_cut(setting: str) -> bool:
+    """Whether a setting is the one of the architecture that may be chosen: the groups that tokens are predicted in."""
+    return setting.partition("=")[0].strip() == "architecture.groups"
+
+
+def _same_codes(one: MultiScaleVQVAE, other: MultiScaleVQVAE) -> bool:
+    """Whether tokens mean the same to both: by their codes or, where those are fixed, by the layer before them."""
+    if one.config.digits or other.config.digits:
+        features = one.pre_quantizer.weight, other.pre_quantizer.weight
+        return one.config.digits == other.config.digits and features[0].equal(features[1])
+    return one.quantizer.learned.vectors().equal(other.quantizer.learned.vectors())

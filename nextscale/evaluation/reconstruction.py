@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nextscale import features, images
+from nextscale import digits, features, images
 from nextscale.config import to_json
 from nextscale.data import Pictures, Progress
 from nextscale.data.pictures import fingerprint
@@ -67,11 +67,12 @@ class ScaleFigures:
     tokens: int
     """Of one picture."""
     used: int
-    """Codes that occur."""
+    """Codes that occur; where there are more than `config.COUNTABLE`, values of their digits that do."""
     possible: int
     """Codes that could: those in the codebook, but no more than there were tokens."""
     perplexity: float
-    """exp(entropy) of the codes: how many equally frequent codes would carry as much."""
+    """exp(entropy) of the codes: how many equally frequent codes would carry as much; where codes are too many to be
+    counted, an upper bound, as if their digits were independent."""
     residual: float
     """sum |f - f_hat_k|^2 / sum |f|^2: the share of the features' energy that is left for finer scales."""
     psnr: float
@@ -232,7 +233,7 @@ def card_of(
             tokens=config.scales.total,
             codes=config.codebook_size,
             precision="fp32",
-            device=tokenizer.quantizer.codebook.weight.device.type,
+            device=tokenizer.quantizer.device.type,
         ),
         split=source.split,
         left_out=source.left_out,
@@ -319,18 +320,18 @@ class _Looking:
         total: int,
         keep: int,
     ) -> None:
-        scales, codes = len(tokenizer.config.scales), tokenizer.config.codebook_size
+        scales, values = len(tokenizer.config.scales), sum(tokenizer.config.counted)
         self.tokenizer, self.perceptual = tokenizer, perceptual
         self.originals, self.painted = (Gathering(network, total=total, keep=keep, keep_spatial=True) for _ in range(2))
         self.each_3N = torch.zeros(3, total, dtype=torch.float64)
-        self.counts_KV = torch.zeros(scales, codes, dtype=torch.int64)
+        self.counts_KV = torch.zeros(scales, values, dtype=torch.int64)
         self.decibels_K = torch.zeros(scales, dtype=torch.float64)
         self.residual_K = torch.zeros(scales, dtype=torch.float64)
         self.energy = torch.zeros((), dtype=torch.float64)
 
     def update(self, indices: range, originals_B3HW: Tensor) -> None:
         """A batch of pictures, which stand at `indices` among all, through the tokenizer and back."""
-        originals_B3HW = originals_B3HW.to(self.tokenizer.quantizer.codebook.weight.device)
+        originals_B3HW = originals_B3HW.to(self.tokenizer.quantizer.device)
         for k, painted_B3HW in enumerate(self._stages(originals_B3HW)):
             decibels_B = images.psnr(painted_B3HW, originals_B3HW).double().cpu()
             self.decibels_K[k] += decibels_B.sum()
@@ -349,7 +350,8 @@ class _Looking:
         self.energy += f_BCHW.double().square().sum().cpu()
         parts = self.tokenizer.config.scales.split(tokens_BL)
         for k, (part, canvas) in enumerate(zip(parts, self.tokenizer.quantizer.canvases(tokens_BL), strict=True)):
-            self.counts_KV[k] += torch.bincount(part.flatten(), minlength=self.counts_KV.shape[1]).cpu()
+            values = digits.columns(part, self.tokenizer.config.counted).flatten()
+            self.counts_KV[k] += torch.bincount(values, minlength=self.counts_KV.shape[1]).cpu()
             self.residual_K[k] += (f_BCHW - canvas).double().square().sum().cpu()
             yield eight_bits(self.tokenizer.paint(canvas))
 
@@ -364,16 +366,16 @@ class _Looking:
 
     def _scales(self) -> tuple[ScaleFigures, ...]:
         """The figures of each scale."""
-        pictures, codes = self.each_3N.shape[1], self.counts_KV.shape[1]
+        pictures, sizes = self.each_3N.shape[1], self.tokenizer.config.counted
         counts_KV, energy = distributed.summed(self.counts_KV), float(distributed.summed(self.energy))
         residual_K, decibels_K = distributed.summed(self.residual_K), distributed.summed(self.decibels_K)
-        entropy_K = entropy_bits(counts_KV)
+        entropy_K = torch.stack([entropy_bits(counts) for counts in counts_KV.split([*sizes], dim=1)]).sum(dim=0)
         return tuple(
             ScaleFigures(
                 size=f"{h}x{w}",
                 tokens=h * w,
                 used=int(counts_KV[k].count_nonzero()),
-                possible=min(codes, pictures * h * w),
+                possible=sum(min(size, pictures * h * w) for size in sizes),
                 perplexity=float(entropy_K[k].exp2()),
                 residual=float(residual_K[k]) / energy if energy else 0.0,
                 psnr=float(decibels_K[k]) / pictures,

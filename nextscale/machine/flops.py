@@ -69,7 +69,7 @@ def scale_work(config: TransformerConfig, k: int, *, guided: bool) -> Work:
     if config.text is not None:
         linears += 2 * config.width * config.text.width  # query, out
         attention += 2 * config.text.tokens * config.text.width
-    outside = config.width * (config.codebook_size + (config.code_channels if k else 0))
+    outside = config.width * (config.logits + (config.code_channels if k else 0))
     return Work(matrix=_rows(guided) * 2 * tokens * (config.depth * (linears + attention) + outside))
 
 
@@ -101,7 +101,8 @@ def encoder_work(config: TokenizerConfig) -> Work:
 
 def quantizer_work(config: TokenizerConfig) -> Work:
     """Features to tokens: the distance to every code at every position, and what each scale paints."""
-    distances = 2 * config.scales.total * config.code_channels * config.codebook_size
+    compared = 0 if config.digits else config.codebook_size
+    distances = 2 * config.scales.total * config.code_channels * compared
     painted = len(config.scales) * painting_work(config).convolution
     return Work(matrix=distances, convolution=painted)
 

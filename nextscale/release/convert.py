@@ -170,7 +170,13 @@ def names(model: MultiScaleVQVAE | VAR) -> dict[str, str]:
     if not isinstance(model, MultiScaleVQVAE | VAR):
         raise InputError(f"model: expected MultiScaleVQVAE or VAR, got {type(model).__name__}")
     if isinstance(model, VAR):
+        if model.config.groups:
+            told = f"groups {', '.join(map(str, model.config.groups))}"
+            raise InputError(f"expected a head over all codes, as the release's format holds, got {told}")
         return {name: _rename(name, TRANSFORMER_NAMES, 0) for name in model.state_dict()}
+    if model.config.quantizer != "codebook" or model.config.reparametrised:
+        kind = "reparametrised codes" if model.config.reparametrised else f"quantizer {model.config.quantizer}"
+        raise InputError(f"expected a tokenizer with a plain codebook, as the release's format holds, got {kind}")
     table = (*TOKENIZER_NAMES, PHI_NAMES[model.config.phi_sharing])
     return {name: _rename(name, table, len(model.config.multipliers) - 1) for name in model.state_dict()}
 

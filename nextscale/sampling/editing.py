@@ -118,9 +118,7 @@ class ResidualEdit(Keeping):
         """See `Keeping`."""
         share_B1hw = self.quantizer.pool(self._known_B1HW, k).clamp(min=LEAST)
         z_BChw = self.quantizer.pool(self._lacking_BCHW * self._known_B1HW, k) / share_B1hw
-        return self.quantizer.nearest(z_BChw.permute(0, 2, 3, 1).flatten(0, 2)).view(
-            -1, *self.quantizer.scales.sizes[k]
-        )
+        return self.quantizer.quantized(z_BChw, k)
 
     def __call__(self, k: int, codes_BChw: Tensor) -> Tensor:
         codes_BChw = super().__call__(k, codes_BChw)
@@ -133,7 +131,7 @@ class CopyEdit(Keeping):
 
     def __init__(self, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, keep: Sequence[Tensor]) -> None:
         super().__init__(quantizer, keep)
-        self._tokens = quantizer.scales.split(tokens_BL.to(quantizer.codebook.weight.device))
+        self._tokens = quantizer.scales.split(tokens_BL.to(quantizer.device))
 
     def tokens(self, k: int) -> Tensor:
         """See `Keeping`."""
@@ -192,11 +190,11 @@ def release_edit(quantizer: MultiScaleQuantizer, tokens_BL: Tensor, keep: Tensor
     Raises `InputError` for tokens or a mask of another shape.
     """
     scales = quantizer.scales
-    check_tokens(tokens_BL, scales.total, quantizer.codebook.num_embeddings)
+    check_tokens(tokens_BL, scales.total, quantizer.codes)
     grid = (scales.height, scales.width)
     if tuple(keep.shape) not in (grid, (len(tokens_BL), *grid)):
         raise InputError(f"mask: expected shape {grid} or {(len(tokens_BL), *grid)}, got {tuple(keep.shape)}")
-    keep_B1HW = keep.to(quantizer.codebook.weight).expand(len(tokens_BL), *grid)[:, None]
+    keep_B1HW = keep.to(quantizer.device, torch.float32).expand(len(tokens_BL), *grid)[:, None]
     resized = [F.interpolate(keep_B1HW, size, mode="bilinear", align_corners=False) > 0.5 for size in scales]
     whole = [torch.ones_like(keep) if keep[0].numel() == 1 else keep for keep in resized]
     return CopyEdit(quantizer, tokens_BL, whole)

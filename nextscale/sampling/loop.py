@@ -4,8 +4,9 @@ Two models come in, neither knows the other; tokens, canvas and cache belong to 
 a function: the guidance schedule, `process`, which may replace the logits, and `edit`, which may replace what is about
 to be painted.
 
-Randomness is a pure function of (seed of the image, position, code): no generator has a state, so image i depends on
-seed i, label i and prompt i alone, whatever the batch, the order, the device, or what else was sampled before.
+Randomness is a pure function of (seed of the image, position, code), for a head in groups of (seed, position, digit,
+value): no generator has a state, so image i depends on seed i, label i and prompt i alone, whatever the batch, the
+order, the device, or what else was sampled before.
 
 Shapes: B batch, L positions of all scales, l positions of one scale, V codes, C code channels, n candidates.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nextscale import digits
 from nextscale.checks import check_fields
 from nextscale.errors import InputError
 from nextscale.sampling.guidance import Guidance, weights_of
@@ -29,7 +31,8 @@ from nextscale.transformer import VAR, KeyValueCache
 Edit = Callable[[int, Tensor], Tensor]
 """(scale k, codes (B, C, h_k, w_k)) -> the codes to paint instead."""
 Process = Callable[[int, Tensor], Tensor]
-"""(scale k, logits (B, h_k * w_k, V) float32, after guidance) -> the logits to draw from; may write to what it gets."""
+"""(scale k, logits (B, h_k * w_k, V) float32, after guidance) -> the logits to draw from; may write to what it gets.
+For a head in groups V is the sum of their sizes."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Choice:
     """How a token is drawn from its logits. Raises `InputError` for values out of range."""
 
     top_k: int = 900
-    """Only the k most likely codes; 0 for all."""
+    """Only the k most likely codes; 0 for all. A head in groups is truncated group by group, here and by `top_p`."""
     top_p: float = 0.96
     """Inside them, only the likeliest that together reach this probability, at least one; 0 or 1 for all."""
     temperature: float = 1.0
@@ -95,9 +98,12 @@ def generate(
         process: may replace the logits of a scale before its tokens are drawn.
         edit: may replace the codes of a scale before they are painted.
 
-    Raises `InputError` for logits of `process` that nothing can be drawn from, and prompts for a model that reads none.
+    Raises `InputError` for smooth sampling from a head in groups, logits of `process` that nothing can be drawn from,
+    and prompts for a model that reads none.
     """
-    scales, batch = transformer.config.scales, len(labels)
+    scales, groups, batch = transformer.config.scales, transformer.config.groups, len(labels)
+    if choice.smooth and groups:
+        raise InputError(f"smooth: expected a head over all codes, which it mixes, got one in {len(groups)} groups")
     device = transformer.positions.device
     weights = weights_of(guidance, len(scales))
     unconditional = [transformer.config.classes] * batch if any(weights) else []
@@ -109,8 +115,9 @@ def generate(
     canvas, codes_BlC = quantizer.blank(batch), None
     for k, part in enumerate(scales.slices()):
         logits_BlV = guided(transformer.step(k, codes_BlC, condition, cache), batch, weights[k])
-        logits_BlV = processed(process, k, logits_BlV) if process else logits_BlV
-        tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choice, progress=k / max(len(scales) - 1, 1))
+        logits_BlV = processed(process, k, logits_BlV, groups=groups) if process else logits_BlV
+        progress = k / max(len(scales) - 1, 1)
+        tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choice, progress=progress, groups=groups)
         tokens_Bhw = tokens_Bl.unflatten(1, scales.sizes[k])
         codes_BChw = (
             quantizer.lookup(tokens_Bhw) if mixture_BlV is None else mixed(quantizer, mixture_BlV, scales.sizes[k])
@@ -129,7 +136,7 @@ def guided(logits_RlV: Tensor, batch: int, t: float) -> Tensor:
     return (1 + t) * logits_RlV[:batch] - t * logits_RlV[batch:]
 
 
-def processed(process: Process, k: int, logits_BlV: Tensor) -> Tensor:
+def processed(process: Process, k: int, logits_BlV: Tensor, *, groups: Sequence[int] = ()) -> Tensor:
     """What `process` makes of the logits, (B, l, V) float32. It gets ordinary tensors. Waits for the device."""
     with torch.inference_mode(mode=False), torch.no_grad():
         given = process(k, logits_BlV.clone())
@@ -137,12 +144,15 @@ def processed(process: Process, k: int, logits_BlV: Tensor) -> Tensor:
         got = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
         raise InputError(f"logits_processor: expected logits {tuple(logits_BlV.shape)} of scale {k}, got {got}")
     given = given.to(logits_BlV)
-    if not given.is_meta and not bool(given.amax(dim=-1).isfinite().all()):
+    parts = given.split([*groups] or given.shape[-1], dim=-1)
+    if not given.is_meta and not all(bool(part.amax(dim=-1).isfinite().all()) for part in parts):
         raise InputError(f"logits_processor: expected a finite largest logit of every token, got others at scale {k}")
     return given
 
 
-def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: float) -> tuple[Tensor, Tensor | None]:
+def choose(
+    logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: float, groups: Sequence[int] = ()
+) -> tuple[Tensor, Tensor | None]:
     """Draw a code for every position from the truncated softmax of its logits.
 
     The winner of log p_v + g_v with independent Gumbel noise g is distributed as p (Gumbel-max); the noise of a code
@@ -152,9 +162,12 @@ def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: flo
         logits_BlV: (B, l, V) float32.
         keys_Bl: (B, l) int64, from `random_keys`.
         progress: k / (K - 1), for the mixture of smooth sampling.
+        groups: sizes of the digits that a token is drawn in, each by itself; V is their sum.
 
     Returns tokens (B, l) int64 and, for smooth sampling, the mixture (B, l, V) float32 to paint instead.
     """
+    if groups:
+        return choose_digits(logits_BlV, keys_Bl, choice, groups), None
     temperature, top_k = (choice.temperature, choice.top_k) if choice.temperature else (1.0, 1)
     candidates = min(top_k or logits_BlV.shape[-1], logits_BlV.shape[-1])
     values_Bln, codes_Bln = logits_BlV.topk(candidates, dim=-1)  # sorted: top-p needs no sort of its own
@@ -170,6 +183,15 @@ def choose(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, *, progress: flo
     return tokens_Bl, torch.zeros_like(logits_BlV).scatter(-1, codes_Bln, mixture_Bln)
 
 
+def choose_digits(logits_BlV: Tensor, keys_Bl: Tensor, choice: Choice, groups: Sequence[int]) -> Tensor:
+    """Draw every digit of every token as `choose` draws a code: (B, l) int64. Neighbours of one size together."""
+    drawn = []
+    for run in digits.runs(groups):
+        logits_Blgm = logits_BlV[..., run.columns].unflatten(-1, run.shape)
+        drawn.append(choose(logits_Blgm, digit_keys(keys_Bl, run.digits), choice, progress=0.0)[0])
+    return digits.joined(torch.cat(drawn, dim=-1), groups)
+
+
 # v stays while sum_u<v p_u < top_p
 def nucleus(values_Bln: Tensor, top_p: float) -> Tensor:
     """Logits, falling along n, of the likeliest codes that together reach `top_p`; -infinity for those behind them."""
@@ -181,7 +203,7 @@ def nucleus(values_Bln: Tensor, top_p: float) -> Tensor:
 
 def mixed(quantizer: MultiScaleQuantizer, mixture_BlV: Tensor, size: tuple[int, int]) -> Tensor:
     """Weights over all codes -> the mixture of their vectors, (B, C, h, w)."""
-    return (mixture_BlV @ quantizer.codebook.weight).transpose(1, 2).unflatten(2, size)
+    return (mixture_BlV @ quantizer.vectors()).transpose(1, 2).unflatten(2, size)
 
 
 # -- randomness as a function of its place -----------------------------------------------------------------------------
@@ -193,6 +215,12 @@ def random_keys(seeds: Sequence[int], total: int) -> Tensor:
     """A stream for each position of each image: (B, total) int64."""
     seeds_B1 = torch.tensor([_wrap(seed) for seed in seeds], dtype=torch.int64, device="cpu")[:, None]
     return _mix(_mix(seeds_B1 + _GOLDEN) + torch.arange(1, total + 1, device="cpu") * _GOLDEN)
+
+
+def digit_keys(keys: Tensor, wanted: slice) -> Tensor:
+    """A stream for each of some digits of each position: (...) int64 -> (..., g) int64."""
+    numbers = torch.arange(wanted.start + 1, wanted.stop + 1, device=keys.device)
+    return _mix(keys[..., None] + numbers * _GOLDEN)
 
 
 def gumbel(keys: Tensor, codes: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ def sampling_bytes(config: TransformerConfig, *, guided: bool, dtype: torch.dtyp
     rows = 2 if guided else 1
     largest = max(config.scales.lengths)
     block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
-    logits = (rows + 2 * (rows - 1)) * largest * config.codebook_size * FLOAT  # guided: two terms and their sum
-    draw = largest * config.codebook_size * DRAW
+    logits = (rows + 2 * (rows - 1)) * largest * config.logits * FLOAT  # guided: two terms and their sum
+    draw = largest * config.logits * DRAW
     words = 2 * config.depth * rows * config.text.tokens * config.text.width * dtype.itemsize if config.text else 0
     return cache_bytes(config, 1, guided=guided, dtype=dtype) + words + block + logits + draw
 

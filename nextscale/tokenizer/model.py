@@ -18,13 +18,16 @@ from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.images import Given, as_batch, check_range
 from nextscale.machine.precision import exact, find_device
+from nextscale.tokenizer.codes import Codebook
 from nextscale.tokenizer.convnet import Decoder, Encoder
 from nextscale.tokenizer.quantizer import (
     MultiScaleQuantizer,
     Quantized,
+    Walk,
     check_tokens,
     codebook_loss,
     commitment_loss,
+    spherical_commitment,
 )
 
 WEIGHTS = "tokenizer.safetensors"
@@ -66,7 +69,7 @@ class MultiScaleVQVAE(nn.Module):
         Raises `InputError` for another size than the scales', another dtype, and floats out of range.
         """
         if not isinstance(images, Tensor):
-            size, device = self.config, self.quantizer.codebook.weight.device
+            size, device = self.config, self.quantizer.device
             images = as_batch(images, height=size.height, width=size.width).to(device)
         with exact():
             f_BCHW = self.features(images)
@@ -109,8 +112,13 @@ class MultiScaleVQVAE(nn.Module):
             raise InputError(f"features: expected shape (batch, {', '.join(map(str, shape))}), float, got {got}")
         f = features_BCHW.float()
         walk = self.quantizer(f)
-        loss = codebook_loss(walk.canvases, f) + beta * commitment_loss(walk.canvases, f)
-        return Quantized(walk.f_hat(f), walk.tokens, loss)
+        return Quantized(walk.f_hat(f), walk.tokens, self._loss(walk, f, beta))
+
+    def _loss(self, walk: Walk, f_BCHW: Tensor, beta: float) -> Tensor:
+        """The loss of `quantize`; FSQ has none."""
+        if self.config.quantizer == "codebook":
+            return codebook_loss(walk.canvases, f_BCHW) + beta * commitment_loss(walk.canvases, f_BCHW)
+        return beta * spherical_commitment(walk.residuals) if self.config.bits else f_BCHW.new_zeros(())
 
     # -- the two halves of the convnet ---------------------------------------------------------------------------------
 
@@ -154,8 +162,8 @@ class MultiScaleVQVAE(nn.Module):
 def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
     """Random weights: convolutions uniform in +-1/sqrt(fan-in), gains 1, biases 0.
 
-    Codes are normal / sqrt(C), their lengths then spread log-uniformly over 1/20 .. 1: the residuals of fine scales are
-    short, and codes of one length would leave most of a shared codebook unused there.
+    Learned codes are normal / sqrt(C), their lengths then spread log-uniformly over 1/20 .. 1: the residuals of fine
+    scales are short, and codes of one length would leave most of a shared codebook unused there.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -167,8 +175,19 @@ def initialize(model: MultiScaleVQVAE, generator: torch.Generator) -> None:
             module.weight.fill_(1.0)
             module.bias.zero_()
         elif isinstance(module, MultiScaleQuantizer):
-            codes = module.codebook.weight
-            codes.normal_(std=codes.shape[1] ** -0.5, generator=generator)
-            shortening = torch.rand(len(codes), 1, generator=generator, dtype=codes.dtype, device=codes.device)
-            codes.mul_((shortening * math.log(1 / 20)).exp())
-            module.hits_KV.zero_()
+            if isinstance(module.codebook, Codebook):
+                initialize_codebook(module.codebook, generator)
+                module.hits_KV.zero_()
+            else:
+                module.gain_K.fill_(1.0)
+
+
+def initialize_codebook(codebook: Codebook, generator: torch.Generator) -> None:
+    """The codes of `initialize`; the matrix of reparametrised ones starts as the identity."""
+    codes = codebook.weight
+    codes.normal_(std=codes.shape[1] ** -0.5, generator=generator)
+    shortening = torch.rand(len(codes), 1, generator=generator, dtype=codes.dtype, device=codes.device)
+    codes.mul_((shortening * math.log(1 / 20)).exp())
+    if codebook.basis_CC is not None:
+        nn.init.eye_(codebook.basis_CC)
+        codes.requires_grad_(False)

@@ -11,8 +11,10 @@ import dataclasses
 from nextscale.files import checkpoint
 from nextscale.scales import Scales
 from nextscale.tokenizer.model import MultiScaleVQVAE
+from nextscale.tokenizer.quantizer import nearest_scale
 
 COUNTS = "quantizer.hits_KV"  # how often each scale took each code: nothing is known of other scales
+GAINS = "quantizer.gain_K"
 
 
 def rescaled(tokenizer: MultiScaleVQVAE, scales: Scales) -> MultiScaleVQVAE:
@@ -27,7 +29,9 @@ def rescaled(tokenizer: MultiScaleVQVAE, scales: Scales) -> MultiScaleVQVAE:
     config = dataclasses.replace(tokenizer.config, scales=scales)
     new = MultiScaleVQVAE(config, seed=None)
     weights = dict(tokenizer.state_dict())
-    if scales != tokenizer.config.scales:
+    if scales != tokenizer.config.scales and GAINS in weights:
+        weights[GAINS] = weights[GAINS][nearest_scale(scales, tokenizer.config.scales)]
+    elif scales != tokenizer.config.scales:
         weights[COUNTS] = weights[COUNTS].new_zeros(len(scales), config.codebook_size)
     checkpoint.assign(new, lambda: weights, copy=True)
     return new

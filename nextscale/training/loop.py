@@ -7,7 +7,6 @@ print. A run continues from its directory bit for bit: everything random is a fu
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import statistics
@@ -27,6 +26,7 @@ from nextscale.errors import InputError
 from nextscale.files import lock
 from nextscale.machine import distributed
 from nextscale.training.optimization import Outcome
+from nextscale.training.recipes import recorded
 from nextscale.training.rundir import RunDirectory, State, Stateful, all_finite
 
 SKIPS = 10  # steps in a row without a finite gradient, after which more of them would not help
@@ -237,7 +237,7 @@ def train(
         "stage": stage.name,
         "seed": seed,
         "length": vars(length),
-        "recipe": dataclasses.asdict(stage.recipe),
+        "recipe": recorded(stage.recipe),
     }
     with lock.held(directory):
         run = RunDirectory.open(

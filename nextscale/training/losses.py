@@ -5,13 +5,14 @@ Shapes: B images, L positions, N vectors or tokens, V codes, C channels, D width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextscale import digits
 from nextscale.machine.precision import as_held
 from nextscale.transformer.attention import check_once
 
@@ -43,6 +44,26 @@ def choice_entropy(residuals_NC: Tensor, codes_VC: Tensor, *, temperature: float
     p_NV = log_p_NV.exp()  # 0 for codes that are far away, where the gradient of -p ln p by itself would be infinite
     p_V = p_NV.mean(dim=0)
     return (p_V * p_V.clamp_min(1e-30).log()).sum() - (p_NV * log_p_NV).sum(dim=-1).mean()
+
+
+# H(q(c|u)) = sum_i H(q_i) exactly, since softmax(-tau |u - c|^2) over all corners c is independent across bits
+def bit_entropy(units_Nd: Tensor, *, tau: float = 100.0) -> Tensor:
+    """mean_n sum_i H(q_ni) - sum_i H(mean_n q_ni), in nats, q_ni = sigmoid(4 tau u_ni / sqrt(d)) (BSQ, section 3.2).
+
+    Low when each vector is sure of its bits and every bit is set half of the time. The second term is an upper bound of
+    the entropy of the mean over all 2^d corners, of which there is no table.
+
+    Arguments:
+        units_Nd: (N, d) of length 1.
+        tau: how sharply corners are told apart.
+    """
+    logits_Nd = 4 * tau * units_Nd * units_Nd.shape[1] ** -0.5
+    q_Nd = logits_Nd.sigmoid()
+    # H(q) = -q ln q - (1 - q) ln(1 - q) = softplus(l) - q l, which no rounding of q to 0 or 1 harms
+    sure = (F.softplus(logits_Nd) - q_Nd * logits_Nd).sum(dim=1).mean()
+    q_d = q_Nd.mean(dim=0)
+    even = -(q_d * q_d.clamp_min(1e-30).log() + (1 - q_d) * (1 - q_d).clamp_min(1e-30).log()).sum()
+    return sure - even
 
 
 # ---- adversarial -----------------------------------------------------------------------------------------------------
@@ -77,8 +98,12 @@ def adaptive_weight(of_reconstruction: Tensor, of_adversary: Tensor, bounds: tup
 LOGITS = {"cpu": 8 << 20, "accelerator": 256 << 20}  # bytes of float32 logits at a time
 
 
-def cross_entropy(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
-    """-log p of each token, (B, L) float32 in nats."""
+def cross_entropy(logits_BLV: Tensor, tokens_BL: Tensor, *, groups: Sequence[int] = ()) -> Tensor:
+    """-log p of each token, (B, L) float32 in nats; with `groups` the sum over its digits (`digits`)."""
+    if groups:
+        parts, sizes = digits.split(tokens_BL, groups).unbind(-1), [*groups]
+        pairs = zip(logits_BLV.split(sizes, dim=-1), parts, strict=True)
+        return torch.stack([cross_entropy(logits, part) for logits, part in pairs]).sum(dim=0)
     losses = F.cross_entropy(logits_BLV.float().flatten(0, 1), tokens_BL.flatten(), reduction="none")
     return losses.view_as(tokens_BL)
 
@@ -91,6 +116,7 @@ def chunked_cross_entropy(
     weights_L: Tensor,
     *,
     smoothing: float = 0.0,
+    groups: Sequence[int] = (),
     chunk: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,6 +133,7 @@ def chunked_cross_entropy(
         tokens_BL: (B, L) int64, the targets.
         weights_L: (L,) float, at least 0 and not all 0: what each position counts.
         smoothing: s, 0 .. 1: the target is (1 - s) one-hot + s / V.
+        groups: sizes of the digits that a token is predicted in; V is their sum. None: one softmax over all codes.
         chunk: rows of logits at a time; None takes as many as `LOGITS` holds.
         dtype: of the matrix products. Softmax and sums are in float32 all the same.
 
@@ -117,7 +144,7 @@ def chunked_cross_entropy(
     with as_held(h_BLD.device):
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h_BLD, weight_VD, bias_V))
         return _ChunkedCrossEntropy.apply(
-            h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, rows, dtype, learns
+            h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, tuple(groups), rows, dtype, learns
         )
 
 
@@ -136,6 +163,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         tokens_BL: Tensor,
         weights_L: Tensor,
         smoothing: float,
+        groups: tuple[int, ...],
         chunk: int,
         dtype: torch.dtype,
         learns: bool,
@@ -148,7 +176,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for part in _slices(len(rows_ND), chunk):
             low_nD = rows_ND[part].to(dtype)
             logits_nV = F.linear(low_nD, low_VD).float().add_(bias_V.float())
-            seen = _descend(logits_nV, targets_N1[part], weights_N1[part], smoothing)
+            given = (logits_nV, targets_N1[part], weights_N1[part], smoothing)
+            seen = _descend_digits(*given, groups) if groups else _descend(*given)
             total += (weights_N1[part] * seen.smoothed_n1).sum()
             losses.append(seen.loss_n1)
             hits.append(seen.hit_n1)
@@ -169,7 +198,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         check_once("chunked cross-entropy")
         factor = grads[0] / ctx.count
         dh_BLD, dw_VD, db_V = (factor * gradient for gradient in ctx.saved_tensors)
-        return dh_BLD, dw_VD, db_V, None, None, None, None, None, None
+        return dh_BLD, dw_VD, db_V, *(None for _ in range(7))
 
 
 class _Descent(NamedTuple):
@@ -184,17 +213,31 @@ class _Descent(NamedTuple):
     """(n, V): weight * (p - target)."""
 
 
+def _descend_digits(
+    logits_nV: Tensor, targets_n1: Tensor, weights_n1: Tensor, smoothing: float, groups: Sequence[int]
+) -> _Descent:
+    """`_descend` in each group: losses add up, and a token is right when all of its digits are."""
+    digits_nG, parts = digits.split(targets_n1[:, 0], groups), []
+    for run in digits.runs(groups):
+        targets_ng1 = digits_nG[:, run.digits, None]
+        part_ngm = logits_nV[:, run.columns].unflatten(1, run.shape)
+        parts.append(_descend(part_ngm, targets_ng1, weights_n1[..., None].expand_as(targets_ng1), smoothing))
+    loss_n1, smoothed_n1 = (torch.cat([part[place] for part in parts], dim=1).sum(dim=1) for place in range(2))
+    hit_n1 = torch.cat([part.hit_n1 for part in parts], dim=1).all(dim=1)
+    return _Descent(loss_n1, smoothed_n1, hit_n1, logits_nV)
+
+
 def _descend(logits_nV: Tensor, targets_n1: Tensor, weights_n1: Tensor, smoothing: float) -> _Descent:
     """Writes over the logits: a chunk of them is large, and passes over it are what takes time."""
-    top_n1, likeliest_n1 = logits_nV.max(dim=1, keepdim=True)
+    top_n1, likeliest_n1 = logits_nV.max(dim=-1, keepdim=True)
     logits_nV -= top_n1
-    of_target_n1 = logits_nV.gather(1, targets_n1)
-    mean_n1 = logits_nV.mean(dim=1, keepdim=True) if smoothing else of_target_n1
+    of_target_n1 = logits_nV.gather(-1, targets_n1)
+    mean_n1 = logits_nV.mean(dim=-1, keepdim=True) if smoothing else of_target_n1
     p_nV = logits_nV.exp_()
-    sum_n1 = p_nV.sum(dim=1, keepdim=True)
-    gradient_nV = p_nV.mul_(weights_n1 / sum_n1).scatter_add_(1, targets_n1, (smoothing - 1) * weights_n1)
+    sum_n1 = p_nV.sum(dim=-1, keepdim=True)
+    gradient_nV = p_nV.mul_(weights_n1 / sum_n1).scatter_add_(-1, targets_n1, (smoothing - 1) * weights_n1)
     if smoothing:
-        gradient_nV -= smoothing / logits_nV.shape[1] * weights_n1
+        gradient_nV -= smoothing / logits_nV.shape[-1] * weights_n1
     log_n1 = sum_n1.log()
     smoothed_n1 = log_n1 - torch.lerp(of_target_n1, mean_n1, smoothing)
     return _Descent(log_n1 - of_target_n1, smoothed_n1, likeliest_n1 == targets_n1, gradient_nV)

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
+from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.scales import Scales
 
 FEW = 12  # names that a message lists one by one; of more, their groups
 MOST_BATCH = 1 << 20  # images a step: a thousand times what large models take, and still counted in milliseconds
+LATER = {"later": True}  # marks fields added later: `recorded` leaves them out at their defaults
 DiscriminatorName = Literal["none", "patch", "features"]
 
 
@@ -153,6 +155,8 @@ class Codebook:
     """How many scales such a picture keeps at least."""
     random_scales: float = 0.0
     """Share of steps that walk a random choice of the scales."""
+    gradient: Literal["straight", "rotation"] = field(default="straight", metadata=LATER)
+    """How the decoder's gradient reaches the features: unchanged, or rotated as features are into codes."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.decay < 1, f"codebook.decay: expected 0 <= decay < 1, got {self.decay}")
@@ -239,10 +243,47 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
 
+    def check(self, config: TokenizerConfig) -> None:
+        """Raise `InputError` for settings that do not apply to the kind of codes that a tokenizer has."""
+        for name, wanted, why in _only(config):
+            part, _, value = name.partition(".")
+            got = getattr(getattr(self, part), value)
+            _require(got == wanted, f"{name}: expected {wanted} for {why}, got {got}")
+
+    def suited(self, config: TokenizerConfig) -> TokenizerRecipe:
+        """This recipe for the codes of `config`: settings that do not apply are off, and so are the terms of BSQ.
+
+        Its authors add commitment (0.25) and entropy (0.1), which cost about 1 dB in short runs (docs/tokenizer.md).
+        """
+        changes: dict[str, dict[str, Any]] = {"objective": {}, "codebook": {}}
+        if config.bits:
+            changes["objective"] = {"commitment": 0.0, "entropy": 0.0}
+        for name, wanted, _ in _only(config):
+            part, _, value = name.partition(".")
+            changes[part][value] = wanted
+        parts = {part: dataclasses.replace(getattr(self, part), **values) for part, values in changes.items()}
+        return dataclasses.replace(self, **parts)
+
     @property
     def endless(self) -> bool:
         """As `Recipe.endless`, but for restarts of dead codes, which begin once more in a run that is made longer."""
         return self.optimization.endless and self.adversarial.discriminator == "none"
+
+
+def _only(config: TokenizerConfig) -> Iterator[tuple[str, Any, str]]:
+    """Settings that have only one sensible value for the codes of a config: name, value, and which codes."""
+    if config.quantizer == "codebook" and not config.reparametrised:
+        return
+    kind = "reparametrised codes" if config.reparametrised else f"quantizer {config.quantizer}"
+    yield "codebook.learning", "gradient", kind
+    yield "codebook.start", "random", kind
+    yield "codebook.restart_every", 0, kind
+    if config.digits:
+        yield "codebook.gradient", "straight", kind
+        yield "objective.codebook", 0.0, kind
+    if config.levels:
+        yield "objective.commitment", 0.0, kind
+        yield "objective.entropy", 0.0, kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +320,10 @@ class TransformerRecipe:
     token_noise: float = 0.0
     """Share of the tokens that are replaced by random ones where coarser scales are looked at, never as targets: so
     that sampling's own mistakes are not the first it sees."""
+    self_correction: float = field(default=0.0, metadata=LATER)
+    """Largest share of the digits of input tokens (bits, levels; of a codebook whole tokens) that are replaced; the
+    targets of finer scales make up for it. The share is drawn for each picture and scale, from 0. Needs pictures, not a
+    token cache."""
     progressive: float = 0.0
     """Share of the run over which scales are added one by one: cheaper steps, and a slightly worse end."""
     progressive_from: int = 4
@@ -291,7 +336,7 @@ class TransformerRecipe:
     """Of a model that reads text."""
 
     def __post_init__(self) -> None:
-        for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "progressive"):
+        for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "self_correction", "progressive"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name}: expected a share from 0 to 1, got {value}")
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
@@ -409,6 +454,20 @@ def for_transformer(name: str) -> tuple[TransformerRecipe, int]:
         ),
         length * IMAGENET // batch if large else length,
     )
+
+
+# -- as records --------------------------------------------------------------------------------------------------------
+
+
+def recorded(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain values for the record that a run is recognised by; see `LATER`."""
+    values = {}
+    for part in dataclasses.fields(recipe):
+        value = getattr(recipe, part.name)
+        if part.metadata.get("later") and value == part.default:
+            continue
+        values[part.name] = recorded(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 # -- changing single values --------------------------------------------------------------------------------------------

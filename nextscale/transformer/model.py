@@ -1,6 +1,8 @@
 """VAR: the next-scale transformer. Predicts all tokens of a scale at once from class, text and all coarser scales.
 
 It sees teacher inputs and gives logits: what a token looks like is the tokenizer's business, the choice is sampling's.
+A head in groups (`TransformerConfig.groups`) predicts the digits of a token all at once, each with a softmax of its
+own: V is then the sum of the groups' sizes.
 Shapes: B batch, L positions, D width, C code channels, V codes.
 """
 
@@ -69,7 +71,7 @@ class VAR(nn.Module):
             self.shared_modulation: nn.Linear | None = nn.Linear(width, 6 * width) if config.shared_modulation else None
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
             self.head_modulation = nn.Linear(width, 2 * width)
-            self.head = nn.Linear(width, config.codebook_size)
+            self.head = nn.Linear(width, config.logits)
             self.text = None if config.text is None else TextEncoder(config.text)
             self.pooled_text = None if config.text is None else nn.Linear(config.text.width, width, bias=False)
         self.float()  # whatever torch's default is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import random
@@ -232,7 +231,7 @@ def test_output_is_plain_and_80_columns_wide(nextscale, pictures: Path, monkeypa
 
 def test_steps_and_batch_are_what_was_asked_for(nextscale, pictures: Path, tmp_path: Path) -> None:
     """And the recipe's own where nothing was."""
-    from nextscale.training.recipes import for_preset
+    from nextscale.training.recipes import for_preset, recorded
 
     nextscale(
         "train", "tokenizer", "--data", pictures, "--steps", 3, "--batch", 5, "--seed", 9, "--out", tmp_path / "a"
@@ -242,7 +241,7 @@ def test_steps_and_batch_are_what_was_asked_for(nextscale, pictures: Path, tmp_p
     batches = [run["settings"]["recipe"]["optimization"]["batch"] for run in (a, b)]
     assert batches == [5, for_preset("emoji-32")[0].optimization.batch]
     assert [(run["steps"], run["settings"]["seed"]) for run in (a, b)] == [(3, 9), (1, 0)]
-    assert b["settings"]["recipe"] == json.loads(json.dumps(dataclasses.asdict(for_preset("emoji-32")[0])))
+    assert b["settings"]["recipe"] == json.loads(json.dumps(recorded(for_preset("emoji-32")[0])))
 
 
 def test_broken_pictures_are_counted_and_named(nextscale, tmp_path: Path) -> None:

@@ -334,3 +334,14 @@ def test_mistakes_are_told(
     for model, pictures, batch, told in cases:
         with pytest.raises(InputError, match=told):
             evaluate(model, pictures, glance, batch=batch)
+
+
+def test_codes_that_are_too_many_are_counted_by_their_digits(
+    make_tokenizer: Callable[..., MultiScaleVQVAE], split: Split, glance: FeatureNetwork
+) -> None:
+    """Both values of 40 bits at most; a perplexity that many codes are the bound of."""
+    tokenizer = make_tokenizer(quantizer="bsq", bits=40)
+    for scale in evaluate(tokenizer, split, glance, batch=24).scales:
+        assert 40 <= scale.used <= scale.possible
+        assert scale.possible == 80
+        assert 1 <= scale.perplexity <= 2.0**40

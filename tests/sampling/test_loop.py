@@ -434,9 +434,9 @@ def test_progress_goes_from_0_at_the_first_scale_to_1_at_the_last(
     """k / (K - 1), which is 0 where there is one scale."""
     pair, told = (make_tokenizer(scales=Scales(sizes)), make_transformer(scales=Scales(sizes))), []
 
-    def listen(*given: Any, progress: float) -> tuple[Tensor, Tensor | None]:
+    def listen(*given: Any, progress: float, **more: Any) -> tuple[Tensor, Tensor | None]:
         told.append(progress)
-        return choose(*given, progress=progress)
+        return choose(*given, progress=progress, **more)
 
     monkeypatch.setattr(loop, "choose", listen)
     walk(pair, [0], [0])

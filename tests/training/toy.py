@@ -62,6 +62,15 @@ EVERYTHING = (
 )
 
 
+# Of these, what fixed codes have; `CORNERS` have all of it.
+OF_LEARNED_CODES = {"codebook.learning", "codebook.decay", "codebook.restart_every", "codebook.dead_below"}
+OF_FIXED_CODES = (
+    "objective.commitment=0.25",
+    *(setting for setting in EVERYTHING if setting.split("=")[0] not in OF_LEARNED_CODES),
+)
+CORNERS = dataclasses.replace(TOKENIZER, quantizer="bsq", bits=20)
+LEVELS = dataclasses.replace(TOKENIZER, quantizer="fsq", levels=(5, 4, 3))
+
 TRANSFORMER = TransformerConfig(
     scales=TOKENIZER.scales,
     codebook_size=TOKENIZER.codebook_size,
@@ -91,10 +100,10 @@ ALL_OF_STAGE_2 = (
 )
 
 
-def recipe(settings: Sequence[str] = (), **changes: object) -> TokenizerRecipe:
+def recipe(settings: Sequence[str] = (), *, config: TokenizerConfig = TOKENIZER, **changes: object) -> TokenizerRecipe:
     """`recipe(["flip=true"], batch=2)`: settings as `--set` takes them; other names are of the optimisation."""
     plain = [f"optimization.{name}={_text(value)}" for name, value in changes.items()]
-    return recipes.changed(TokenizerRecipe(optimization=RECIPE), [*plain, *settings])
+    return recipes.changed(TokenizerRecipe(optimization=RECIPE).suited(config), [*plain, *settings])
 
 
 def _text(value: object) -> str:
@@ -171,7 +180,7 @@ def stage(
     return TokenizerStage(
         config,
         data or data_set(),
-        recipe=recipe(settings, **changes),
+        recipe=recipe(settings, config=config, **changes),
         seed=seed,
         begin=begin,
         precision="fp32",

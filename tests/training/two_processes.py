@@ -25,15 +25,16 @@ STEPS = 6
 # The loss of a batch is the mean of its parts' but for two things that are not means over pictures: the entropy of all
 # choices, and the adaptive weight, which each part of an accumulated step has for itself.
 ADDS_UP = [*toy.EVERYTHING, "objective.entropy=0", "optimization.accumulate=1"]
+CORNERS = [*toy.OF_FIXED_CODES, "objective.entropy=0", "optimization.accumulate=1"]
 FEATURES = [*toy.EVERYTHING, "adversarial.discriminator=features"]
 
 
-def run(make: Callable[[], Stage], directory: Path, *, cut: int | None = None) -> Stage:
+def run(make: Callable[[], Stage], directory: Path, *, cut: int | None = None, steps: int = STEPS) -> Stage:
     """A whole run; with `cut` another stage goes on after so many steps."""
     if cut is not None:
-        list(itertools.islice(train(make(), directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)), cut))
+        list(itertools.islice(train(make(), directory, Length(steps=steps), seed=0, rhythm=Rhythm(checks=3)), cut))
     stage = make()
-    list(train(stage, directory, Length(steps=STEPS), seed=0, rhythm=Rhythm(checks=3)))
+    list(train(stage, directory, Length(steps=steps), seed=0, rhythm=Rhythm(checks=3)))
     return stage
 
 
@@ -71,6 +72,7 @@ def main(out: Path) -> None:
         stages = {
             "adds up": run(lambda: toy.stage(ADDS_UP), out / "adds up"),
             "cut": run(lambda: toy.stage(ADDS_UP), out / "cut", cut=3),
+            "corners": run(lambda: toy.stage(CORNERS, config=toy.CORNERS), out / "corners"),
             "features": run(lambda: toy.stage(FEATURES), out / "features"),
             "poisoned": run(poisoned, out / "poisoned"),
             "orphaned": orphaned(out / "orphaned"),

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nextscale.machine import distributed
 from nextscale.scales import Scales
-from nextscale.tokenizer.quantizer import ROWS, MultiScaleQuantizer
+from nextscale.tokenizer.codes import ROWS
+from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.training.recipes import Codebook
 
 KMEANS_ROUNDS = 10  # of Lloyd's algorithm; the codes go on learning, so it need not converge
@@ -46,14 +47,14 @@ def kmeans(vectors_NC: Tensor, count: int, generator: torch.Generator) -> Tensor
 @torch.no_grad()
 def start_from_residuals(quantizer: MultiScaleQuantizer, f_BCHW: Tensor, generator: torch.Generator) -> None:
     """Put the codes on the centres of the residuals of features, each scale with the same say."""
-    count = len(quantizer.codebook.weight)
+    count = len(quantizer.learned.weight)
     cap = max(VECTORS_A_CODE * count // len(quantizer.scales), 1)
     for _ in range(WALKS):
         residuals = [distributed.gathered(residual) for residual in quantizer(f_BCHW).residuals]
         chosen = [residual[drawn(len(residual), min(cap, len(residual)), generator)] for residual in residuals]
         centres_VC = kmeans(torch.cat(chosen), count, generator)
         # sums over many vectors may come out differently on each of several accelerators
-        quantizer.codebook.weight.copy_(distributed.from_first(centres_VC))
+        quantizer.learned.weight.copy_(distributed.from_first(centres_VC))
 
 
 # -- how they follow ---------------------------------------------------------------------------------------------------
@@ -66,14 +67,14 @@ class RunningMeans:
     """
 
     def __init__(self, quantizer: MultiScaleQuantizer, decay: float) -> None:
-        codes_VC = quantizer.codebook.weight
+        codes_VC = quantizer.learned.weight
         self.quantizer, self.decay = quantizer, decay
         self.hits_V, self.sums_VC = torch.ones_like(codes_VC[:, 0]).detach(), codes_VC.detach().clone()
 
     def begin(self) -> None:
         """Take the codes as they are for the averages so far."""
         self.hits_V.fill_(1.0)
-        self.sums_VC.copy_(self.quantizer.codebook.weight.detach())
+        self.sums_VC.copy_(self.quantizer.learned.weight.detach())
 
     @torch.no_grad()
     def update(self, residuals: Sequence[Tensor], tokens_BL: Tensor, scales: Scales) -> None:
@@ -87,13 +88,13 @@ class RunningMeans:
         self.hits_V.lerp_(hits_V, 1 - self.decay)
         self.sums_VC.lerp_(sums_VC, 1 - self.decay)
         alive = self.hits_V > 1e-3
-        self.quantizer.codebook.weight[alive] = self.sums_VC[alive] / self.hits_V[alive, None]
+        self.quantizer.learned.weight[alive] = self.sums_VC[alive] / self.hits_V[alive, None]
 
     @torch.no_grad()
     def moved(self, codes: Tensor) -> None:
         """Some codes were put elsewhere: forget what they were."""
         self.hits_V[codes] = 1.0
-        self.sums_VC[codes] = self.quantizer.codebook.weight[codes].detach()
+        self.sums_VC[codes] = self.quantizer.learned.weight[codes].detach()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"hits": self.hits_V, "sums": self.sums_VC}
@@ -128,7 +129,7 @@ def restart_dead(
     scales = torch.multinomial(shortfall(hits_KV).cpu(), max(len(dead), 1), replacement=True, generator=generator)
     for code, scale in zip(dead.tolist(), scales.tolist(), strict=False):
         z_NC = candidates[scale]
-        quantizer.codebook.weight[code] = z_NC[drawn(len(z_NC), 1, generator)[0]]
+        quantizer.learned.weight[code] = z_NC[drawn(len(z_NC), 1, generator)[0]]
         hits_KV[scale, code] = even  # so that a fresh code has a few restarts' time to find its use
     return dead
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nextscale.config import TokenizerConfig
+from nextscale.config import Quantizer, TokenizerConfig
 from nextscale.training.monitoring import ENOUGH_STEPS, Figures, about_gradients, columns
 
 HANDFUL = 10  # a scale whose perplexity is below this says little more than a handful of codes could
@@ -25,6 +25,12 @@ TOLD_BY_CHANCE = 0.55  # share of patches told right up to which the discriminat
 HELD_SHARE = 0.5  # of the steps with the adaptive weight at a bound: then the bound is the weight
 ROUNDING = 1e-6  # of a float32 that was clamped, relative
 PAGE = "docs/tokenizer.md"
+COLLAPSED = {
+    "codebook": "a k-means start, restarts of dead codes, or fewer channels a code",
+    "fsq": "fewer levels, or a longer run",
+    "bsq": "a larger objective.entropy, fewer bits, or a longer run",
+}
+SPARSE = COLLAPSED | {"codebook": "restarts of dead codes more often, fewer channels a code, or a smaller codebook"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,55 @@ class ScaleUsage:
         """Whether it has come down to a handful, where more was possible."""
         return self.perplexity < min(HANDFUL, self.possible / 2)
 
-    def warning(self) -> str:
-        """For people."""
+    def warning(self, quantizer: Quantizer = "codebook") -> str:
+        """For people, with what to try for the kind of codes."""
         return (
             f"scale {self.size} has collapsed to a handful of codes: {self.used} of {self.possible} possible are used, "
-            f"as much as {self.perplexity:.1f} equally frequent ones would say; try a k-means start, restarts of dead "
-            f"codes, or fewer channels a code (docs/tokenizer.md)"
+            f"as much as {self.perplexity:.1f} equally frequent ones would say; try {COLLAPSED[quantizer]} "
+            f"(docs/tokenizer.md)"
         )
 
 
-def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> list[ScaleUsage]:
+@dataclass(frozen=True)
+class DigitUsage:
+    """How one scale uses the digits (bits, levels) of fixed codes, which are too many to be counted one by one."""
+
+    size: str
+    """"4x6"."""
+    digits: int
+    """Channels of a code."""
+    evenness: float
+    """Entropy of a digit as a share of the largest possible, averaged over digits."""
+    still: int
+    """Digits that hardly ever change."""
+    residual: float
+    """As of `ScaleUsage`."""
+    psnr: float
+    """Likewise."""
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether most digits say nothing."""
+        return self.still > self.digits / 2
+
+    def warning(self, quantizer: Quantizer) -> str:
+        """For people, with what to try for the kind of codes."""
+        return (
+            f"scale {self.size} has collapsed: {self.still} of {self.digits} channels hardly ever change; try "
+            f"{COLLAPSED[quantizer]} (docs/tokenizer.md)"
+        )
+
+
+Usage = ScaleUsage | DigitUsage
+
+
+def usage(config: TokenizerConfig, validation: Figures, pictures: int) -> Sequence[Usage]:
     """The usage of every scale, from the figures of a validation over so many pictures."""
+    return scale_usage(config, validation, pictures) if config.countable else digit_usage(config, validation)
+
+
+def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> list[ScaleUsage]:
+    """Of codes that are counted one by one."""
     return [
         ScaleUsage(
             f"{h}x{w}",
@@ -73,17 +117,47 @@ def scale_usage(config: TokenizerConfig, validation: Figures, pictures: int) -> 
     ]
 
 
+def digit_usage(config: TokenizerConfig, validation: Figures) -> list[DigitUsage]:
+    """Of codes whose digits are counted."""
+    return [
+        DigitUsage(
+            f"{h}x{w}",
+            len(config.digits),
+            validation[f"evenness_scale_{k}"],
+            round(validation[f"still_scale_{k}"]),
+            validation.get(f"residual_scale_{k}", math.nan),
+            validation.get(f"psnr_scale_{k}", math.nan),
+        )
+        for k, (h, w) in enumerate(config.scales, start=1)
+    ]
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[ScaleUsage]) -> list[str]:
+def table(rows: Sequence[Usage]) -> list[str]:
     """Lines of text, a column a scale; ten scales fit 80 columns."""
-    cells: list[tuple[str, ...]] = [("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")]
-    cells += [
-        (row.size, str(row.used), str(row.possible), *map(_short, (row.perplexity, 100 * row.residual, row.psnr)))
-        for row in rows
-    ]
-    return columns(cells)
+    return columns([_titles(rows[0]), *map(_cells, rows)])
+
+
+def _titles(row: Usage) -> tuple[str, ...]:
+    if isinstance(row, ScaleUsage):
+        return ("scale", "codes used", "possible", "perplexity", "residual %", "PSNR dB")
+    return ("scale", "evenness %", "still", "residual %", "PSNR dB")
+
+
+def _cells(row: Usage) -> tuple[str, ...]:
+    painted = (_short(100 * row.residual), _short(row.psnr))
+    if isinstance(row, ScaleUsage):
+        return (row.size, str(row.used), str(row.possible), _short(row.perplexity), *painted)
+    return (row.size, _short(100 * row.evenness), str(row.still), *painted)
+
+
+def capacity(config: TokenizerConfig) -> str:
+    """What the tokens of a picture can tell, for any kind of codes."""
+    bits, pixels = config.picture_bits, config.height * config.width
+    tokens = f"{config.scales.total} tokens of {math.log2(config.codebook_size):.3g} bits"
+    return f"a picture is {tokens}: {bits:,.0f} bits, {bits / pixels:.2f} a pixel"
 
 
 def _short(value: float) -> str:
@@ -114,7 +188,7 @@ def warnings(
         adaptive_range: between which the adaptive weight is clamped.
         history: the validations before, for the best PSNR so far.
     """
-    rows = scale_usage(config, validation, pictures)
+    rows = usage(config, validation, pictures)
     heard = [step for step in figures if _is_heard(step)]
     return [
         *_about_codes(config, rows),
@@ -126,18 +200,18 @@ def warnings(
     ]
 
 
-def _about_codes(config: TokenizerConfig, rows: Sequence[ScaleUsage]) -> Iterator[str]:
+def _about_codes(config: TokenizerConfig, rows: Sequence[Usage]) -> Iterator[str]:
     for row, tokens in zip(rows, config.scales.lengths, strict=True):
         if row.collapsed:
-            yield row.warning()
-        elif tokens > FEW_TOKENS and row.used < USED_SHARE * row.possible:
+            yield row.warning(config.quantizer)
+        elif isinstance(row, ScaleUsage) and tokens > FEW_TOKENS and row.used < USED_SHARE * row.possible:
             yield (
                 f"scale {row.size} uses {row.used} of {row.possible} possible codes, less than {USED_SHARE:.0%}; try "
-                f"restarts of dead codes more often, fewer channels a code, or a smaller codebook (docs/tokenizer.md)"
+                f"{SPARSE[config.quantizer]} (docs/tokenizer.md)"
             )
 
 
-def _about_painting(rows: Sequence[ScaleUsage]) -> Iterator[str]:
+def _about_painting(rows: Sequence[Usage]) -> Iterator[str]:
     """Of the residual before the first scale, everything is left."""
     for before, row in zip([1.0, *(row.residual for row in rows)], rows, strict=False):
         if row.residual - before > RESIDUAL_GROWTH:

@@ -26,20 +26,28 @@ from nextscale.machine import distributed
 from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.scales import Scales
 from nextscale.tokenizer import MultiScaleVQVAE
-from nextscale.tokenizer.quantizer import Walk, codebook_loss, commitment_loss, usage
+from nextscale.tokenizer.quantizer import (
+    Walk,
+    codebook_loss,
+    commitment_loss,
+    evenness,
+    spherical_commitment,
+    usage,
+)
 from nextscale.training import losses
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
 from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
-from nextscale.training.tokenizer import adversary, codebook, discriminators, health
+from nextscale.training.tokenizer import adversary, codebook, discriminators, gains, health
 from nextscale.training.tokenizer.adversary import Adversary, Pair
 
 SHOWN = 8  # held-out pictures at most in a sample sheet
 VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split
 PROBED = 8  # of which it is seen before every checkpoint that the weights are good for something
 LOOKED_THROUGH = 64  # of which every scale is painted
+STILL = 0.05  # evenness below which a digit hardly ever changes
 STARTING_PICTURES = 1024  # whose residuals the codes start from
 
 
@@ -56,13 +64,13 @@ class Pass(NamedTuple):
 class Autoencoder(nn.Module):
     """The training forward as one module, which several processes exchange the gradients of."""
 
-    def __init__(self, tokenizer: MultiScaleVQVAE) -> None:
+    def __init__(self, tokenizer: MultiScaleVQVAE, *, rotation: bool) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.rotation = tokenizer, rotation
 
     def forward(self, images_B3HW: Tensor, through_B: Tensor | None, scales: Scales) -> Pass:
         f = self.tokenizer.features(images_B3HW)
-        walk = self.tokenizer.quantizer.rescaled(scales)(f, through_B)
+        walk = self.tokenizer.quantizer.rescaled(scales)(f, through_B, rotation=self.rotation)
         painted = self.tokenizer.decoder(self.tokenizer.post_quantizer(walk.f_hat(f))).float()
         return Pass(painted, f, walk)
 
@@ -95,6 +103,7 @@ class TokenizerStage:
         perceptual: PerceptualDistance | None = None,
         backbone: FeatureNetwork | None = None,
     ) -> None:
+        recipe.check(config)
         self.device = find_device(device)
         self.dtype = training_dtype(precision, self.device)
         self.data, self.recipe, self.seed = data, recipe, seed
@@ -103,11 +112,15 @@ class TokenizerStage:
             known["begin"] = fingerprint(begin.state_dict())  # before it is trained
         self.begun = begin is not None
         self.model = (begin or MultiScaleVQVAE(config, seed=seed)).to(self.device)
-        self.model.quantizer.codebook.requires_grad_(recipe.codebook.learning == "gradient")
-        self.passed = distributed.wrapped(Autoencoder(self.model), idle=self._leaves_some_idle())
+        if not config.digits:
+            self.model.quantizer.learned.learns(recipe.codebook.learning == "gradient")
+        autoencoder = Autoencoder(self.model, rotation=recipe.codebook.gradient == "rotation")
+        self.passed = distributed.wrapped(autoencoder, idle=self._leaves_some_idle())
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = running_average(self.model, recipe.average)
-        self.means = codebook.RunningMeans(self.model.quantizer, recipe.codebook.decay)
+        self.means: codebook.RunningMeans | None = None
+        if not config.digits:
+            self.means = codebook.RunningMeans(self.model.quantizer, recipe.codebook.decay)
         self.perceptual: PerceptualDistance | None = None
         if recipe.objective.perceptual:
             self.perceptual = perceptual or PerceptualDistance(load_features(device=self.device))
@@ -151,8 +164,8 @@ class TokenizerStage:
             "model": self.model,
             "optimizer": self.optimization,
             "average": self.average,
-            "means": self.means,
         }
+        parts |= {"means": self.means} if self.means else {}
         return parts | ({"adversary": self.adversary} if self.adversary else {})
 
     @property
@@ -166,18 +179,26 @@ class TokenizerStage:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Before the first step: put new codes where residuals are, if the recipe says so."""
-        if self.recipe.codebook.start == "kmeans" and not self.begun:
-            world = distributed.world()
-            share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
-            order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
-            with lowered(self.device, self.dtype):
-                parts = [
-                    self.model.features(self.data.train.batch(part)[0].to(self.device))
-                    for part in order.split(self._unlearned)
-                ]
-            codebook.start_from_residuals(self.model.quantizer, torch.cat(parts), generator(self.seed, "kmeans"))
-        self.means.begin()
+        """Before the first step: measure the gains of fixed codes, or begin with k-means if the recipe says so."""
+        quantizer = self.model.quantizer
+        if self.model.config.digits and not self.begun:
+            gains.measure(quantizer, self._starting_features())
+        elif self.recipe.codebook.start == "kmeans" and not self.begun:
+            codebook.start_from_residuals(quantizer, self._starting_features(), generator(self.seed, "kmeans"))
+        if self.means:
+            self.means.begin()
+
+    def _starting_features(self) -> Tensor:
+        """Features of `STARTING_PICTURES` training pictures, this process's share of them."""
+        world = distributed.world()
+        share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
+        order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
+        with lowered(self.device, self.dtype):
+            parts = [
+                self.model.features(self.data.train.batch(part)[0].to(self.device))
+                for part in order.split(self._unlearned)
+            ]
+        return torch.cat(parts)
 
     def update(self, step: int, total: int | None) -> Outcome:
         """The autoencoder's step, then the discriminator's where it is its time."""
@@ -235,17 +256,11 @@ class TokenizerStage:
         terms = {
             "l2": losses.l2(painted, pair.images),
             "l1": losses.l1(painted, pair.images),
-            "codebook": codebook_loss(made.walk.canvases, made.f),
-            "commitment": commitment_loss(made.walk.canvases, made.f),
         }
+        terms |= self._on_codes(made)
         if self.perceptual:
             with lowered(self.device, self.dtype):
                 terms["perceptual"] = self.perceptual(painted, pair.images).mean()
-        if weights.entropy:
-            residuals_NC, codes_VC = torch.cat(made.walk.residuals), self.model.quantizer.codebook.weight
-            if self.model.config.distance == "cosine":
-                residuals_NC, codes_VC = F.normalize(residuals_NC, dim=1), F.normalize(codes_VC, dim=1)
-            terms["entropy"] = losses.choice_entropy(residuals_NC, codes_VC)
         figures = {name: term.detach() for name, term in terms.items()}
         weighted = {name: getattr(weights, name) * term for name, term in terms.items()}
         on_codes = sum(weighted[name] for name in ("codebook", "commitment", "entropy") if name in terms)
@@ -261,6 +276,26 @@ class TokenizerStage:
                 "adversarial_weight": weight * adaptive,
             }
         return on_pixels + on_codes, figures
+
+    def _on_codes(self, made: Pass) -> dict[str, Tensor]:
+        """The unweighted terms about codes, those that this kind of codes has."""
+        config, walk = self.model.config, made.walk
+        if config.levels:
+            return {}
+        if config.bits:
+            units = [F.normalize(z_NC, dim=1) for z_NC in walk.residuals]
+            entropy = torch.stack([losses.bit_entropy(u_NC) for u_NC in units]).mean()
+            return {"commitment": spherical_commitment(walk.residuals), "entropy": entropy}
+        terms = {
+            "codebook": codebook_loss(walk.canvases, made.f),
+            "commitment": commitment_loss(walk.canvases, made.f),
+        }
+        if self.recipe.objective.entropy:
+            residuals_NC, codes_VC = torch.cat(walk.residuals), self.model.quantizer.learned.vectors()
+            if config.distance == "cosine":
+                residuals_NC, codes_VC = F.normalize(residuals_NC, dim=1), F.normalize(codes_VC, dim=1)
+            terms["entropy"] = losses.choice_entropy(residuals_NC, codes_VC)
+        return terms
 
     def _balanced(self, on_pixels: Tensor, term: Tensor, painted: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """on_pixels + weight * adaptive * term, and the adaptive weight."""
@@ -281,16 +316,19 @@ class TokenizerStage:
         recipe, quantizer = self.recipe.codebook, self.model.quantizer
         tokens = torch.cat([walk.tokens for walk in walks])
         residuals = [torch.cat(parts) for parts in zip(*(walk.residuals for walk in walks), strict=True)]
-        if scales == quantizer.scales:
+        if self.means is None:
+            if scales == quantizer.scales and gains.follows(step, total):
+                gains.follow(quantizer, residuals)
+        elif scales == quantizer.scales:
             quantizer.count_hits(distributed.gathered(tokens), step)
-        if recipe.learning == "average":
+        if self.means and recipe.learning == "average":
             self.means.update(residuals, tokens, scales)
         self.average.update_parameters(self.model)
-        if codebook.is_restart(recipe, step, total) and scales == quantizer.scales:
+        if self.means and codebook.is_restart(recipe, step, total) and scales == quantizer.scales:
             random = generator(self.seed, "restart", step)
             moved = codebook.restart_dead(quantizer, residuals, dead_below=recipe.dead_below, generator=random)
             self.means.moved(moved)
-            self.best_model.quantizer.codebook.weight[moved] = quantizer.codebook.weight[moved]
+            self.best_model.quantizer.learned.weight[moved] = quantizer.learned.weight[moved]
 
     # -- what it has come to -------------------------------------------------------------------------------------------
 
@@ -318,9 +356,7 @@ class TokenizerStage:
         figures = {name: float(torch.cat(parts).float().mean()) for name, parts in terms.items()}
         figures["distance"] = sum(getattr(weights, name) * figures[name] for name in names[1:])
         parts = model.config.scales.split(torch.cat(tokens))
-        for k, (used, perplexity) in enumerate(usage(parts, model.config.codebook_size), start=1):
-            figures |= {f"codes_used_scale_{k}": float(used), f"perplexity_scale_{k}": perplexity}
-        return figures | self._through_each_scale()
+        return figures | _of_codes(model.config, parts) | self._through_each_scale()
 
     def _through_each_scale(self) -> dict[str, float]:
         """PSNR after scale k, and the share of the features' energy that is left then."""
@@ -366,7 +402,8 @@ class TokenizerStage:
             adaptive_range=self.recipe.adversarial.adaptive_range,
             history=history,
         )
-        return Health(tuple(health.table(health.scale_usage(config, validation, pictures))), tuple(words))
+        rows = health.table(health.usage(config, validation, pictures))
+        return Health((*rows, health.capacity(config)), tuple(words))
 
     def score(self, validation: Mapping[str, float]) -> float:
         """Lower is better; which checkpoint is the best one is decided by it."""
@@ -400,12 +437,24 @@ class TokenizerStage:
         self.best_model.save(directory)
 
 
+def _of_codes(config: TokenizerConfig, parts: Sequence[Tensor]) -> dict[str, float]:
+    """Of each scale's tokens: how many codes occur, and of fixed codes how evenly the values of their digits do."""
+    figures = dict[str, float]()
+    if config.countable:
+        for k, (used, perplexity) in enumerate(usage(parts, config.codebook_size), start=1):
+            figures |= {f"codes_used_scale_{k}": float(used), f"perplexity_scale_{k}": perplexity}
+    if config.digits:
+        for k, even_G in enumerate(evenness(parts, config.digits), start=1):
+            figures |= {f"evenness_scale_{k}": float(even_G.mean()), f"still_scale_{k}": float((even_G < STILL).sum())}
+    return figures
+
+
 @torch.no_grad()
 def encoded(
     tokenizer: MultiScaleVQVAE, pictures: Pictures, indices: range | None = None, *, batch: int = 128
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A split or some of it, centre-cropped, with its tokens: (n, 3, H, W) and (n, L), on the tokenizer's device."""
-    device = tokenizer.quantizer.codebook.weight.device
+    device = tokenizer.quantizer.device
     chosen = range(len(pictures)) if indices is None else indices
     for start in range(0, len(chosen), batch):
         originals, _ = pictures.batch(chosen[start : start + batch])

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nextscale import digits
 from nextscale.config import TransformerConfig
 from nextscale.machine import distributed
 from nextscale.scales import Scales
@@ -30,22 +31,23 @@ class Frequencies:
 
     Arguments:
         device: where tokens are counted; nothing waits for it.
+        groups: sizes of the digits that tokens are predicted in, whose values are counted instead; V is their sum.
     """
 
-    def __init__(self, scales: Scales, codes: int, device: torch.device) -> None:
-        self.scales, self.codes = scales, codes
-        self.counts_KV = torch.zeros(len(scales), codes, dtype=torch.int64, device=device)
+    def __init__(self, scales: Scales, codes: int, device: torch.device, *, groups: Sequence[int] = ()) -> None:
+        self.scales, self.groups = scales, tuple(groups) or (codes,)
+        self.counts_KV = torch.zeros(len(scales), sum(self.groups), dtype=torch.int64, device=device)
         self._own_KV = torch.zeros_like(self.counts_KV)  # of this process, since they were last gathered
-        self._first_L = scales.level_ids().to(device) * codes
+        self._first_L1 = scales.level_ids().to(device)[:, None] * sum(self.groups)
 
     @property
     def images(self) -> int:
         """How many have been counted."""
-        return int(self._seen()[0].sum()) // self.scales.lengths[0]
+        return int(self._seen()[0].sum()) // (self.scales.lengths[0] * len(self.groups))
 
     def add(self, tokens_BL: Tensor) -> None:
         """Count the tokens of a batch, on the device."""
-        places = (self._first_L + tokens_BL).flatten()
+        places = self._places(tokens_BL).flatten()
         self._own_KV.view(-1).index_add_(0, places, torch.ones_like(places))
 
     def gather(self) -> None:
@@ -56,7 +58,16 @@ class Frequencies:
     def surprise(self) -> Tensor:
         """-ln((count + 1) / (sum + V)), (K, V) float32 in nats: the loss of a guess by frequency alone."""
         counts_KV = self._seen().float() + 1
-        return -(counts_KV / counts_KV.sum(dim=1, keepdim=True)).log()
+        shares = [part / part.sum(dim=1, keepdim=True) for part in counts_KV.split([*self.groups], dim=1)]
+        return -torch.cat(shares, dim=1).log()
+
+    def guesses(self, surprise_KV: Tensor, tokens_BL: Tensor) -> Tensor:
+        """What `surprise` says of tokens, (B, L) float32: the sum over their digits."""
+        return surprise_KV.flatten()[self._places(tokens_BL)].sum(dim=-1)
+
+    def _places(self, tokens_BL: Tensor) -> Tensor:
+        """(B, L, G) int64: where each digit is counted, among all counts."""
+        return self._first_L1 + digits.columns(tokens_BL, self.groups)
 
     def _seen(self) -> Tensor:
         return self.counts_KV + self._own_KV

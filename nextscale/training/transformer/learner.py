@@ -62,7 +62,14 @@ class Learner(nn.Module):
         weights = torch.ones(h_BLD.shape[1], device=h_BLD.device) if weights_L is None else weights_L
         head = self.model.head
         return chunked_cross_entropy(
-            h_BLD, head.weight, head.bias, tokens_BL, weights, smoothing=smoothing, dtype=_dtype(h_BLD.device)
+            h_BLD,
+            head.weight,
+            head.bias,
+            tokens_BL,
+            weights,
+            smoothing=smoothing,
+            groups=self.model.config.groups,
+            dtype=_dtype(h_BLD.device),
         )
 
 

@@ -30,8 +30,9 @@ from nextscale.training.optimization import Figures, Optimization, Outcome, Weig
 from nextscale.training.order import batch_indices, generator, spread, views
 from nextscale.training.recipes import Reading, TransformerRecipe
 from nextscale.training.rundir import Stateful
-from nextscale.training.transformer import captions, health, tokens
+from nextscale.training.transformer import captions, flips, health, tokens
 from nextscale.training.transformer.learner import Learner
+from nextscale.training.transformer.tokens import Encoded
 from nextscale.transformer import VAR, DropPath
 
 SHOWN = 3  # sample pictures a row of a sheet
@@ -94,6 +95,10 @@ class TransformerStage:
         self.dtype = training_dtype(precision, self.device)
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
         self.data = tokens.encoded(data, self.tokenizer, self.dtype) if isinstance(data, DataSet) else data
+        if recipe.self_correction and not isinstance(self.data.train, Encoded):
+            raise InputError(
+                "self_correction: expected pictures, whose features are quantized anew in each step, got tokens"
+            )
         self.model = (begin or VAR(config, seed=seed)).to(self.device)
         self.learner = Learner(self.model, recompute=recompute, compiled=compiled)
         self.sharded = sharded and distributed.world() > 1
@@ -105,7 +110,7 @@ class TransformerStage:
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
         self._whole: VAR | None = None
-        self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device)
+        self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device, groups=config.groups)
         self.reader, self.seed = reader, seed
         self.reading = recipe.text or Reading()
         self.recipe = recipe if reader is None else dataclasses.replace(recipe, text=self.reading)
@@ -171,13 +176,13 @@ class TransformerStage:
 
         With label dropout, drop-path and, where the recipe asks for them, noise in what is looked at and fewer scales.
         """
-        tokens_BL, labels_B = self._batch(step, part)
+        tokens_BL, seen_BL, labels_B = self._told(step, part)
         prompts = self._prompts(step, part)
         weights_L = self._weights(step, total)
         first, end = self.model.config.scales.lengths[0], len(weights_L)
         self.frequencies.add(tokens_BL)
         with lowered(self.device, self.dtype):
-            inputs_BLC = self.tokenizer.teacher_inputs(self._looked_at(tokens_BL, step, part))
+            inputs_BLC = self.tokenizer.teacher_inputs(self._looked_at(seen_BL, step, part))
             loss, _, hit_BL = self.passed(
                 self._labels(labels_B, step, part).to(self.device),
                 inputs_BLC[:, : end - first],
@@ -199,6 +204,18 @@ class TransformerStage:
         seen = views(self.batch, step, self.seed, flip=self.recipe.flip)[part]
         tokens_BL, labels_B = self.data.train.batch(indices, views=seen)
         return tokens_BL.to(self.device), labels_B
+
+    def _told(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets, input tokens (with self-correction, others than the targets) and labels of a part of a batch."""
+        if not self.recipe.self_correction:
+            tokens_BL, labels_B = self._batch(step, part)
+            return tokens_BL, tokens_BL, labels_B
+        assert isinstance(self.data.train, Encoded)
+        most, numbers = self.recipe.self_correction, generator(self.seed, "flips", step)
+        by_BLG = flips.turns(self.tokenizer.config, most, batch=self.batch, numbers=numbers)
+        seen = views(self.batch, step, self.seed, flip=self.recipe.flip)[part]
+        found, painted, labels_B = self.data.train.corrected(self._indices(step)[part], by_BLG[part], views=seen)
+        return found, painted, labels_B
 
     def _indices(self, step: int) -> Tensor:
         """(batch,) int64, the pictures of a step."""
@@ -280,7 +297,6 @@ class TransformerStage:
         guesses by frequency ("unigram"): overall and at each scale."""
         learner, losses, hits, guesses = Learner(self.best_model), [], [], []
         surprise_KV, scales = self.frequencies.surprise(), self.model.config.scales
-        level_L = scales.level_ids().to(self.device)
         weights_L = torch.ones(scales.total, device=self.device)
         chosen = spread(self.data.validation, VALIDATED)
         for start in range(0, len(chosen), UNLEARNED):
@@ -293,7 +309,7 @@ class TransformerStage:
                 _, loss_BL, hit_BL = learner(labels_B, inputs, tokens_BL, weights_L=weights_L, prompts=prompts)
             losses.append(loss_BL)
             hits.append(hit_BL.float())
-            guesses.append(surprise_KV[level_L, tokens_BL])
+            guesses.append(self.frequencies.guesses(surprise_KV, tokens_BL))
         figures = {}
         for name, parts in (("cross_entropy", losses), ("accuracy", hits), ("unigram", guesses)):
             mean_L = torch.cat(parts).mean(dim=0)
@@ -370,11 +386,17 @@ def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
 
 
 def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int) -> TransformerConfig:
-    """`config` with the scales and codes of `tokenizer` and so many classes."""
+    """`config` with the scales and codes of `tokenizer` and so many classes.
+
+    Codes of several digits are predicted digit by digit, unless the config has groups for them already.
+    """
+    codes = tokenizer.config.codebook_size
+    cut = bool(config.groups) and config.codebook_size == codes
     return dataclasses.replace(
         config,
         scales=tokenizer.config.scales,
-        codebook_size=tokenizer.config.codebook_size,
+        codebook_size=codes,
         code_channels=tokenizer.config.code_channels,
+        groups=config.groups if cut else tokenizer.config.digits,
         classes=classes,
     )

@@ -5,7 +5,7 @@ Both are `TokenSet`s, so that the stage does not know which. Shapes: N pictures 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from nextscale.data.captions import Captions
 from nextscale.data.tokens import TokenSet
 from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
+from nextscale.training.transformer import flips
 
 TOGETHER = 64  # pictures encoded at a time
 
@@ -52,12 +53,25 @@ class Encoded:
     def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, L) int64 on the tokenizer's device, (n,) int64; see `data.tokens.Tokens.batch`."""
         originals, labels = self.pictures.batch(indices, views=views)
-        device = self.tokenizer.quantizer.codebook.weight.device
-        with lowered(device, self.dtype):
-            # past the door of `encode`, whose look at their range would wait for the device
-            features = (self.tokenizer.features(part.to(device)) for part in originals.split(TOGETHER))
-            parts = [self.tokenizer.quantizer.encode(f_BCHW) for f_BCHW in features]
-        return torch.cat(parts), labels
+        quantizer = self.tokenizer.quantizer
+        with lowered(quantizer.device, self.dtype):
+            return torch.cat([quantizer.encode(f_BCHW) for f_BCHW in self._features(originals)]), labels
+
+    @torch.no_grad()
+    def corrected(self, indices: Tensor, by_nLG: Tensor, *, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets and input tokens, (n, L) int64 each, and labels, with the turns `by_nLG` of `flips`."""
+        originals, labels = self.pictures.batch(indices, views=views)
+        quantizer, pairs = self.tokenizer.quantizer, []
+        with lowered(quantizer.device, self.dtype):
+            for f_BCHW, by_BLG in zip(self._features(originals), by_nLG.split(TOGETHER), strict=True):
+                flip = flips.flipping(by_BLG.to(quantizer.device), self.tokenizer.config)
+                pairs.append(quantizer.corrected(f_BCHW, flip))
+        found, seen = zip(*pairs, strict=True)
+        return torch.cat(found), torch.cat(seen), labels
+
+    def _features(self, originals: Tensor) -> Iterator[Tensor]:
+        """Of some pictures at a time, without the range check of `encode`, which would wait for the device."""
+        return (self.tokenizer.features(part.to(self.tokenizer.quantizer.device)) for part in originals.split(TOGETHER))
 
 
 def encoded(data: DataSet, tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> TokenSet:

@@ -285,6 +285,7 @@ OTHERS = {
     "codebook.restart_every": "3",
     "codebook.dead_below": "0",
     "codebook.dropout_from": "3",
+    "codebook.gradient": "rotation",
     "adversarial.discriminator": "features",
     "adversarial.adaptive_range": "0,0.01",
     "adversarial.betas": "0.4,0.9",
