@@ -1,4 +1,4 @@
-"""Our way to edit beside the release's: held-out pictures, masks of three kinds, before kept pixels are put back.
+"""Our way to edit beside the release's: held-out pictures, masks of three kinds.
 
     python benchmarks/editing.py MODEL [--count 100] [--sheet edits.png]
 
