@@ -1,8 +1,8 @@
 """CLIP score: how near pictures and prompts lie in a network that was trained to match photographs with their captions.
 
-Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", EMNLP 2021 (arXiv:2104.08718), but
-that the cosine is told in hundredths (w = 100), as most tools do, where the paper has w = 2.5, and that nothing is put
-before a prompt, where the paper has "A photo depicts". Any CLIP of the `transformers` library, by folder or hub name.
+Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", EMNLP 2021 (arXiv:2104.08718), with
+two differences: the cosine is multiplied by w = 100, as most tools do, not by the paper's 2.5, and a prompt is read as
+it is, where the paper has "A photo depicts" before it. Any CLIP of the `transformers` library, by folder or hub name.
 
 Shapes: B pictures or prompts, Q questions, E dimensions that both are embedded in.
 """
