@@ -54,7 +54,7 @@ ABOUT_CODES = (
     "much information: near 1, a scale says almost nothing."
 )
 ABOUT_CURVES = (
-    "Held-out figures that get worse while the loss still falls mean learning by heart. Cross-entropy is the surprise "
+    "Held-out figures that get worse while the loss still falls mean overfitting. Cross-entropy is the surprise "
     "at the right token; unigram is that of a guess by how often each code occurs at its scale, and below it more has "
     "been learned."
 )

@@ -1,4 +1,4 @@
-"""Is the tokenizer well? What each scale does, as a compact table, and plain words where a figure passes a threshold.
+"""The health of the tokenizer: what each scale does, as a table, and plain words where a figure passes a threshold.
 
 Figures come in, text goes out: nothing is measured here, nothing printed. The thresholds are the constants below; a
 figure that is missing (nan) passes none of them.

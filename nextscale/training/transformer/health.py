@@ -1,4 +1,4 @@
-"""Is the transformer well? How each scale's tokens are foretold, beside a guess by frequency and the scaling laws.
+"""The health of the transformer: how well each scale's tokens are predicted, beside frequencies and the scaling laws.
 
 Figures come in, text goes out; only the frequencies of codes are counted here. The thresholds are the
 constants below. Shapes: B images, L tokens, K scales, V codes.
@@ -18,8 +18,8 @@ from nextscale.machine import distributed
 from nextscale.scales import Scales
 from nextscale.training.monitoring import Figures, about_gradients, columns
 
-RISEN = 0.01  # of the lowest held-out cross-entropy: more than that above it is learning by heart
-EARLY = 4  # checks before which a scale need not foretell better than frequencies do
+RISEN = 0.01  # of the lowest held-out cross-entropy: more than that above it is overfitting
+EARLY = 4  # checks before which a scale need not predict better than frequencies do
 PAGE = "docs/transformer.md"
 
 # The release's: what the scaling laws were fitted to.
@@ -108,7 +108,7 @@ def loss_of_size(parameters: int) -> float:
 
 
 def accuracy_of_size(parameters: int) -> float:
-    """1 - (650 N)^-0.010, N in billions: share of tokens that are foretold right, likewise."""
+    """1 - (650 N)^-0.010, N in billions: share of tokens that are predicted right, likewise."""
     return 1 - (650 * parameters / 1e9) ** -0.010
 
 
@@ -161,7 +161,7 @@ def _about_learning_by_heart(validation: Figures, history: Sequence[Figures]) ->
     if now > (1 + RISEN) * lowest:
         yield (
             f"held-out cross-entropy is {now:.3f}, and was {lowest:.3f} at step {step:.0f}, which best/ keeps: the "
-            f"training pictures are being learned by heart; try fewer steps, flip or more views, a smaller --depth, "
+            f"model overfits the training pictures; try fewer steps, flip or more views, a smaller --depth, "
             f"or more pictures ({PAGE})"
         )
 
@@ -172,6 +172,6 @@ def _about_guesses(scales: Scales, validation: Figures, figures: Sequence[Figure
         nats, guess = validation[f"cross_entropy_scale_{k}"], validation[f"unigram_scale_{k}"]
         if nats > guess:
             yield (
-                f"scale {h}x{w} is foretold no better than by the frequency of its codes: {nats:.2f} nats against "
+                f"scale {h}x{w} is predicted no better than by the frequency of its codes: {nats:.2f} nats against "
                 f"{guess:.2f}; try a longer run, or a larger weight of this scale ({PAGE})"
             )

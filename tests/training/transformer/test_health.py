@@ -95,7 +95,7 @@ def test_guessing_is_told_once_there_was_time_to_learn() -> None:
     assert not warned(6.1, [6.2, 6.2, 6.2])
     assert len(warned(6.1, [6.2, 6.2, 6.2, 6.2])) == 3
     assert (
-        "scale 2x2 is foretold no better than by the frequency of its codes: 6.10 nats against 6.00"
+        "scale 2x2 is predicted no better than by the frequency of its codes: 6.10 nats against 6.00"
         in (warned(6.1, [6.2, 6.2, 6.2, 6.2])[1])
     )
     assert not warned(5.9, [6.2, 6.2, 6.2, 6.2])
@@ -105,4 +105,4 @@ def test_a_scale_is_expected_nothing_of_before_it_is_learned() -> None:
     """Progressive training has learned one of three, and half of the second."""
     history = [{"step": step, "cross_entropy": 6.2} for step in (10.0, 20.0, 30.0, 40.0)]
     (told,) = health.warnings(SCALES, figures(6.1), [{"scales_learned": 1.5}], history, clip=2.0)
-    assert "scale 1x1 is foretold no better" in told
+    assert "scale 1x1 is predicted no better" in told
