@@ -49,12 +49,12 @@ def call(
     return lambda *options: nextscale(*COMMAND, "--model", reads, "--reference", drawings, *options)
 
 
-def test_a_table_and_a_card_fit_80_columns(call: Callable[..., Any], drawings: Path, tmp_path: Path) -> None:
+def test_a_table_and_a_card_fit_80_columns(call: Callable[..., Any], tmp_path: Path) -> None:
     """Of both kinds of prompts that there are, each beside its marks; JSON holds the same; a sheet shows the first."""
     file = tmp_path / "found.json"
     done = call("--captions", "names", "--count", 4, "--json", file, "--out", tmp_path / "out")
     assert (done.status, done.errors) == (0, "")
-    assert max(len(line) for line in done.output.splitlines() if str(drawings) not in line) <= 80
+    assert max(len(line) for line in done.output.splitlines() if str(tmp_path.parent) not in line) <= 80
     assert "retrieval-EffNetLite0" in done.output
     found = json.loads(file.read_text(encoding="utf-8"))
     card = AlignmentCard.from_json(found["card"])
