@@ -360,6 +360,7 @@ def run() -> int:
     given = options.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (int(given.memory * 1e9),) * 2)
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without one
     chosen = [case for case in cases(pairs=given.pairs) if given.only in shlex.join(case.words)]
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, world(Path(folder)):
