@@ -234,10 +234,11 @@ def interrupted(process: Program) -> tuple[int | None, str, str]:
 
 def test_ctrl_c_leaves_what_can_be_loaded_and_continued(nextscale, started, tmp_path: Path) -> None:
     """Stopped while the transformer trains: both models load; the same command ends the work and writes the page."""
-    for minutes in (0.05, 0.1, 0.3, 1):  # on a busy machine it may be through before the signal reaches it
+    for minutes in (0.05, 0.1, 0.3, 1):  # on a busy machine its last step may be done before the signal reaches it
         command = ["demo", "--minutes", minutes, "--out", tmp_path / "demo"]
         status, output, errors = interrupted(started(*command))
-        if told := re.search(r"transformer: stopped at step (\d+) of (\d+)", output):
+        told = re.search(r"transformer: stopped at step (\d+) of (\d+)", output)
+        if told and int(told[1]) < int(told[2]):
             break
         shutil.rmtree(tmp_path / "demo")
     assert told, output

@@ -68,7 +68,9 @@ def test_pictures_grow_download_and_come_back(studio: Any, model: Pipeline, tmp_
     file = downloaded(studio, "Download Smileys & Emotion, seed 41", tmp_path)
     request = Request.from_notes(images.notes(file))
     assert (request.seed, request.label) == (41, 0)
-    assert model.repeat(request).pil()[0].tobytes() == Image.open(file).tobytes()
+    levels = np.asarray(images.open_rgb(file)).astype(int)
+    # the studio has other threads and a batch of four: float32 sums in another order, a level here and there
+    assert np.abs(levels - np.asarray(model.repeat(request).pil()[0])).max() <= 1
     assert downloaded(studio, "Download all 4 (zip)", tmp_path).stat().st_size > 4 * file.stat().st_size
     page.wait_for_selector("#history button img")
     page.screenshot(path=shots / "generate.png", full_page=True)

@@ -415,7 +415,8 @@ class TokenizerStage:
         originals = self.data.validation.batch(spread(self.data.validation, PROBED))[0].to(self.device)
         with lowered(self.device, self.dtype):
             f = self.model.features(originals)
-            painted = self.model.paint(self.model.quantizer(f).canvases[-1])
+            canvas = self.model.quantizer(f).canvases[-1]
+            painted = self.model.decoder(self.model.post_quantizer(canvas))  # `paint` would clamp infinities away
         return bool(f.isfinite().all() and painted.isfinite().all())
 
     @torch.no_grad()
