@@ -294,6 +294,7 @@ def test_pictures_do_not_depend_on_torchs_defaults(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "changes"), [("fp32", {"shared_modulation": True, "normalized_attention": False}), ("bf16", {})]
 )
@@ -315,6 +316,7 @@ def test_shapes_alone_go_through_the_whole_pipeline(
     assert (logits.shape, logits.dtype, logits.device.type) == ((2, total, size.codebook_size), torch.float32, "meta")
 
 
+@pytest.mark.slow
 def test_shapes_alone_are_no_pictures_and_no_files(tmp_path: Path) -> None:
     """Said in a sentence."""
     pipe = nextscale.Pipeline.from_preset("emoji-32", device="meta")

@@ -91,6 +91,7 @@ def test_what_fits_stays_mapped_and_what_does_not_is_converted():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells the peak there")
 def test_the_peak_of_a_conversion_is_the_converted_weights(tmp_path):
     """200 MB of float32 become 100 MB of bfloat16 with at most 125 MB resident on top of the process."""

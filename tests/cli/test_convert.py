@@ -86,6 +86,7 @@ def test_what_files_do_not_tell_can_be_said(nextscale, tmp_path):
     assert same_weights(again, pipe)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_s_file_alone_becomes_a_directory_and_goes_back(nextscale, release, tmp_path):
     """With its token maps told; what has no transformer needs one file."""
     vae, ours, back = release[0], tmp_path / "ours", tmp_path / "back.safetensors"
@@ -97,6 +98,7 @@ def test_the_tokenizer_s_file_alone_becomes_a_directory_and_goes_back(nextscale,
     assert all(torch.equal(tensor, golden.states()[0][name]) for name, tensor in load_file(back).items())
 
 
+@pytest.mark.slow
 def test_the_tokenizer_s_file_alone_serves_wherever_a_tokenizer_does(nextscale, release, tmp_path, monkeypatch):
     """Reconstructing, encoding, training on its tokens; --scales for directories is refused."""
     monkeypatch.chdir(tmp_path)
@@ -184,6 +186,7 @@ def test_classes_get_the_names_of_a_file(nextscale, release, tmp_path):
         assert not (tmp_path / out[0]).exists()
 
 
+@pytest.mark.slow
 def test_every_way_to_name_a_model_paints_the_same_picture(nextscale, release, cache, tmp_path):
     """Files of the release, a folder or repository of them, a trainer's checkpoint, our directory, our repository."""
     trainer = tmp_path / "ar-ckpt-last.pth"
@@ -221,6 +224,7 @@ def test_reconstruct_takes_the_release_s_files(nextscale, release, tmp_path):
     assert (tmp_path / "out" / "picture.png").exists()
 
 
+@pytest.mark.slow
 def test_a_name_is_found_in_the_cache_without_a_network(release, cache):
     """In a process of its own, told where the cache is in the way the hub's client documents."""
     store(cache, "FoundationVision/var", *release)

@@ -232,6 +232,7 @@ def interrupted(process: Program) -> tuple[int | None, str, str]:
     return process.returncode, output, errors
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_can_be_loaded_and_continued(nextscale, started, tmp_path: Path) -> None:
     """Stopped while the transformer trains: both models load; the same command ends the work and writes the page."""
     for minutes in (0.05, 0.1, 0.3, 1):  # on a busy machine its last step may be done before the signal reaches it

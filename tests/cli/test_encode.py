@@ -150,6 +150,7 @@ def wait_for_parts(process: Program, out: Path, count: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_goes_on_to_the_same_files(
     nextscale, started: Callable[..., Program], pictures: Path, run: Path, tmp_path: Path
 ) -> None:

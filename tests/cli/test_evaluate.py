@@ -92,6 +92,7 @@ def test_json_holds_every_figure_and_what_is_needed_to_repeat_it(
     assert set(values["scales"][0]) == {"size", "tokens", "used", "possible", "perplexity", "residual", "psnr"}
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tokenizer_run: Path, pictures: Path, tmp_path: Path) -> None:
     """Every figure to 1e-6 of itself, of every scale too, told once, plainly."""
     program = [Path(__file__).with_name("glance.py"), *COMMAND, "--tokenizer", tokenizer_run, "--data", pictures]
@@ -117,6 +118,7 @@ def test_two_processes_find_what_one_finds(tokenizer_run: Path, pictures: Path, 
         assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_perceptual_network_may_be_another_with_heads(call: Callable[..., Any], tmp_path: Path) -> None:
     """As the trainer's: heads twice as heavy make the distance twice as large, and nothing else another."""
     counts = features.load().channels
@@ -156,6 +158,7 @@ def test_figures_of_neighbours_want_four_pictures(call: Callable[..., Any]) -> N
     assert list(values["figures"]) == [name for name in RESULTS if name not in missing]
 
 
+@pytest.mark.slow
 def test_few_pictures_are_warned_of(call: Callable[..., Any]) -> None:
     """In the block as in the JSON, with their number."""
     done = call("--split", "train")

@@ -132,6 +132,7 @@ def test_seeds_alone_decide(call: Callable[..., Any]) -> None:
     assert first["frechet_distance"]["value"] != pytest.approx(moved["frechet_distance"]["value"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_repetitions_have_seeds_of_their_own(call: Callable[..., Any], tmp_path: Path) -> None:
     """Each value is that of a run with those seeds; the block tells mean and deviation, files which seeds."""
     file = tmp_path / "figures.json"
@@ -285,6 +286,7 @@ def test_samples_want_a_place(call: Callable[..., Any]) -> None:
     assert "--save-npz: expected --out" in done.errors
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     """Every figure to 1e-6 of itself, told once, plainly; with rejection sampling, which they also share."""
     given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 2, "--batch", 4]
@@ -332,6 +334,7 @@ def test_classes_are_judged_apart(nextscale: Callable[..., Any], tiny: Path, lab
     assert any("5 of 5 classes have as few as 3 pictures for 1,280 dimensions" in line for line in result["warnings"])
 
 
+@pytest.mark.slow
 def test_rejection_sampling_is_marked(nextscale: Callable[..., Any], tiny: Path, labelled: Path) -> None:
     """Every figure's name, and the card says how; the pictures are the surest, not the first."""
     given = [*COMMAND, "--model", tiny, "--reference", labelled, "--per-class-count", 2, "--json", "-"]

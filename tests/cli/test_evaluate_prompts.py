@@ -69,6 +69,7 @@ def test_a_table_and_a_card_fit_80_columns(call: Callable[..., Any], tmp_path: P
         assert sheet.size[0] > 500
 
 
+@pytest.mark.slow
 def test_json_alone_goes_to_stdout(call: Callable[..., Any]) -> None:
     """And is the same for the same seed, whatever the batch."""
     first, second = (call("--captions", "names", "--count", 2, "--json", "-", "--batch", batch) for batch in (1, 4))

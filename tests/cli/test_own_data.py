@@ -128,6 +128,7 @@ def test_fine_tuning_at_other_codes_is_refused(train, pictures: Path, loose: Pat
 # ---- what is said of the data ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_command_says_what_it_left_out(nextscale, trained: Path, train, pictures: Path, tmp_path: Path) -> None:
     """And how the held-out part came about."""
     root = shutil.copytree(pictures, tmp_path / "set")

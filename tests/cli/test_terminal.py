@@ -40,6 +40,7 @@ def test_a_full_stdout_is_one_line() -> None:
     assert done.stderr == b"nextscale: error: cannot write to stdout: No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
 def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
     """Files are written all the same, and nothing that is printed gets into them."""

@@ -172,6 +172,7 @@ def test_a_killed_run_continues_bit_for_bit(nextscale, started, reading: list[ob
         assert left_behind(run) == left_behind(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_continues(nextscale, started, pictures: Path, tmp_path: Path) -> None:
     """After Ctrl-C or SIGTERM: saved, one line, status 130, a model that loads; the same command goes on from there."""
     signals = {tmp_path / "interrupted": signal.SIGINT, tmp_path / "terminated": signal.SIGTERM}
@@ -199,6 +200,7 @@ def test_an_interrupted_run_says_so_and_continues(nextscale, started, pictures: 
         assert int(first[1]) > int(told[1])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reused(nextscale, command: list[object], tmp_path: Path) -> None:
     """The second time it says so, takes no step, and changes nothing."""
     out = tmp_path / "run"
@@ -535,6 +537,7 @@ def test_a_mistaken_recipe_is_one_line(
     is_a_mistake(nextscale("train", "tokenizer", "--data", "missing", *arguments), *told)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they keep")
 def test_memory_that_training_gave_back_is_not_fetched_again() -> None:
     """Pages that the system has to fill for tensors of a size that was there before."""

@@ -67,6 +67,7 @@ def test_folded_network_is_the_unfolded_one(network: EfficientNetLite0, side: in
     torch.testing.assert_close(network.classifier(network.embed(pixels)), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_drawings_of_things_are_named_as_these_things(network: EfficientNetLite0) -> None:
     """Weights, padding and the scaling of pixels are right: half of the things have their class among the first five.

@@ -155,6 +155,7 @@ def test_a_group_that_cannot_be_is_a_mistake(environment, device: str, variables
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_agree() -> None:
     """Every function of the room at once, since it takes seconds to start two."""
     done = together(SCRIPT, "laws")

@@ -17,6 +17,8 @@ from training.two_processes import ADDS_UP, CORNERS, STEPS, run
 from nextscale import MultiScaleVQVAE, Pipeline
 from nextscale.training.transformer.stage import TransformerStage
 
+pytestmark = pytest.mark.slow  # starts torchrun
+
 
 @pytest.fixture(scope="module")
 def out(once) -> Path:

@@ -18,6 +18,8 @@ from nextscale.errors import InputError
 from nextscale.files.checkpoint import read_tensors
 from nextscale.training.optimization import WeightAverage, running_average
 
+pytestmark = pytest.mark.slow  # starts torchrun
+
 
 @pytest.fixture(scope="module")
 def out(once) -> Path:

@@ -174,6 +174,7 @@ def test_stop_keeps_what_is_there(studio: Any, tmp_path: Path) -> None:
     assert studio.well()
 
 
+@pytest.mark.slow
 def test_a_page_that_waits_shows_its_place(opened: Callable[..., Any]) -> None:
     """In the queue, behind the work of another page; it is answered all the same."""
     first, second = opened(), opened()

@@ -37,6 +37,7 @@ def pair(count: int = 8, seed: int = 0) -> Pair:
     return Pair(images + ramp, painted - ramp, draws(count, torch.Generator().manual_seed(seed)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_to_tell_pictures_that_can_be_told_apart(kind: str) -> None:
     """Through DiffAug: forty steps take a third of its loss, and it is right of three patches in four."""

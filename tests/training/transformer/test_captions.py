@@ -87,6 +87,7 @@ def test_validation_tells_the_first_caption_as_it_is(monkeypatch: pytest.MonkeyP
     assert read[:6] == ["a dark picture", "a light picture", "", "a light picture", "a dark picture", ""]
 
 
+@pytest.mark.slow
 def test_a_run_that_reads_continues_bit_for_bit(tmp_path: Path, left_behind) -> None:
     """Cut short after any step; the vocabulary travels with the model."""
     length, rhythm = Length(steps=4), Rhythm(checks=2)
@@ -124,6 +125,7 @@ def written(count: int) -> CachedTokens:
     )
 
 
+@pytest.mark.slow
 def test_words_are_learned() -> None:
     """The right ones tell all, none leave two to choose from; the class, which says nothing, is never told."""
     dark, light = "a dark one", "a light one"

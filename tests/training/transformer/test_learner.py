@@ -131,6 +131,7 @@ def test_model_in_a_learner_keeps_its_names(make_transformer: Callable[..., VAR]
     assert [*learner.state_dict()] == [f"model.{name}" for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_learn_the_same(
