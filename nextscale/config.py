@@ -27,8 +27,9 @@ MOST_LEVELS = 16
 LARGEST = 1 << 24  # channels, codes, classes
 MOST_BITS = 62  # of a token that is made of digits, which int64 holds
 COUNTABLE = 1 << 16  # codes that are counted one by one; of more, the digits of their numbers are
+WIDEST_SPHERE = 181  # channels of quantizer sphere, whose codes are counted one by one
 
-Quantizer = Literal["codebook", "fsq", "bsq"]
+Quantizer = Literal["codebook", "fsq", "bsq", "sphere"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -65,7 +66,8 @@ class TokenizerConfig:
     """What "nearest code" means, in a learned codebook."""
     # added later: left out of files and fingerprints at the default, so that those of older tokenizers stay the same
     quantizer: Quantizer = field(default="codebook", repr=False)
-    """A learned codebook, or fixed codes: scalars rounded to levels (FSQ), corners of a cube on a sphere (BSQ)."""
+    """A learned codebook, or fixed codes: scalars rounded to levels (FSQ), corners of a cube on a sphere (BSQ), or unit
+    vectors with two channels that are not 0 (sphere; V follows from C)."""
     levels: tuple[int, ...] = field(default=(), repr=False)
     """Levels of each channel, for fsq; V and C follow."""
     bits: int = field(default=0, repr=False)
@@ -102,8 +104,10 @@ class TokenizerConfig:
         )
 
     def _settle_digits(self) -> None:
-        """Set V and C of fixed codes to those of their levels or bits, whatever is given."""
+        """Set V and C of fixed codes to those of their levels, bits or channels, whatever is given."""
         self._check_digits()
+        if self.quantizer == "sphere":
+            object.__setattr__(self, "codebook_size", 2 * self.code_channels * (self.code_channels - 1))
         if self.digits:
             object.__setattr__(self, "codebook_size", math.prod(self.digits))
             object.__setattr__(self, "code_channels", len(self.digits))
@@ -126,10 +130,20 @@ class TokenizerConfig:
         )
         _require(0 <= self.bits <= MOST_BITS, f"tokenizer bits: expected at most {MOST_BITS}, got {self.bits}")
         _require_digits("tokenizer levels", self.digits)
+        _require(
+            self.quantizer != "sphere" or 2 <= self.code_channels <= WIDEST_SPHERE,
+            f"tokenizer code_channels: expected 2 .. {WIDEST_SPHERE} for quantizer sphere, "
+            f"got {reprlib.repr(self.code_channels)}",
+        )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the codes are fixed, not learned."""
+        return self.quantizer != "codebook"
 
     @property
     def digits(self) -> tuple[int, ...]:
-        """How many values each channel of a fixed code has; none for a learned codebook."""
+        """How many values each channel of a code has, where codes combine them freely (fsq, bsq); none otherwise."""
         return (2,) * self.bits if self.bits else self.levels
 
     @property
@@ -166,7 +180,7 @@ class TokenizerConfig:
             [widths[-1], *reversed(widths)], self.residual_blocks + 1, widths[-1]
         )
         last = _convolution(widths[-1], c) + 2 * widths[-1] + _convolution(widths[0], 3) + 2 * widths[0]
-        codes = 0 if self.digits else self.codebook_size * c + (c * c if self.reparametrised else 0)
+        codes = 0 if self.fixed else self.codebook_size * c + (c * c if self.reparametrised else 0)
         between = codes + (2 + self.phi_count) * _convolution(c, c)
         return encoder + decoder + 2 * _middle(widths[-1]) + last + between
 

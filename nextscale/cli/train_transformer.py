@@ -251,7 +251,7 @@ def _is_cut(setting: str) -> bool:
 
 def _same_codes(one: MultiScaleVQVAE, other: MultiScaleVQVAE) -> bool:
     """Whether tokens mean the same to both: by their codes or, where those are fixed, by the layer before them."""
-    if one.config.digits or other.config.digits:
-        features = one.pre_quantizer.weight, other.pre_quantizer.weight
-        return one.config.digits == other.config.digits and features[0].equal(features[1])
+    if one.config.fixed or other.config.fixed:
+        kinds = [(config.quantizer, config.digits, config.code_channels) for config in (one.config, other.config)]
+        return kinds[0] == kinds[1] and one.pre_quantizer.weight.equal(other.pre_quantizer.weight)
     return one.quantizer.learned.vectors().equal(other.quantizer.learned.vectors())

@@ -101,7 +101,7 @@ def encoder_work(config: TokenizerConfig) -> Work:
 
 def quantizer_work(config: TokenizerConfig) -> Work:
     """Features to tokens: the distance to every code at every position, and what each scale paints."""
-    compared = 0 if config.digits else config.codebook_size
+    compared = 0 if config.fixed else config.codebook_size
     distances = 2 * config.scales.total * config.code_channels * compared
     painted = len(config.scales) * painting_work(config).convolution
     return Work(matrix=distances, convolution=painted)

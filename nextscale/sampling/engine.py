@@ -161,7 +161,7 @@ def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
     if transformer.positions.is_meta:
         return ""
     digest = hashlib.sha256(repr((tokenizer.config, transformer.config)).encode())
-    if tokenizer.config.digits:
+    if tokenizer.config.fixed:
         told = f"{tokenizer.config.quantizer} {tokenizer.config.digits} {checksum(tokenizer.quantizer.gain_K)}"
         digest.update(told.encode())
     digest.update(repr(transformer.config.groups).encode() if transformer.config.groups else b"")

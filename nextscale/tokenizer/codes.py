@@ -1,4 +1,4 @@
-"""The codes that a residual is replaced by: a learned codebook, levels of scalars (FSQ), corners on a sphere (BSQ).
+"""The codes that a residual is replaced by: learned vectors, levels of scalars (FSQ), fixed unit vectors (BSQ, sphere).
 
 Each finds the code nearest to a vector, gives the code of a number, and passes a gradient from the code to the vector.
 They know nothing of the size of residuals: `quantizer` divides those by a gain for each scale.
@@ -137,13 +137,53 @@ class SphereCorners(nn.Module):
         return valued(self(tokens), F.normalize(z, dim=-1))
 
 
-Codes = Codebook | ScalarLevels | SphereCorners
+class SpherePairs(nn.Module):
+    """The permutations of (+-1, +-1, 0 ...) / sqrt(2): 2 d (d - 1) unit vectors with two channels that are not 0.
+
+    With d = 24 they are the 1,104 of the form (+-4, +-4, 0 ...) / sqrt(32) among the shortest vectors of the Leech
+    lattice, all of which Spherical Leech Quantization (arXiv:2512.14697) takes for its codes. The number of a code is
+    4 p + [z_i > 0] + 2 [z_j > 0], p being that of its channels i < j: (0, 1), (0, 2), (1, 2), (0, 3) ...
+
+    Arguments:
+        channels: d.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def nearest(self, z_Nd: Tensor) -> Tensor:
+        """(N, d) float32 -> (N,) int64, the code with the largest product: the two largest channels, with their signs.
+
+        Lengths of vectors do not matter.
+        """
+        i_N, j_N = z_Nd.abs().topk(2, dim=-1).indices.sort(dim=-1).values.unbind(-1)
+        up_N2 = (z_Nd.gather(-1, torch.stack([i_N, j_N], dim=-1)) > 0).long()
+        return 4 * (j_N * (j_N - 1) // 2 + i_N) + up_N2[:, 0] + 2 * up_N2[:, 1]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(...) int64 -> codes (..., d) float32 of length 1."""
+        j_P, i_P = torch.tril_indices(self.channels, self.channels, offset=-1, device=tokens.device)
+        pairs = tokens.div(4, rounding_mode="floor")
+        channels = torch.stack([i_P[pairs], j_P[pairs]], dim=-1)
+        signs = digits.split(tokens.remainder(4), (2, 2)) * 2 - 1
+        codes = torch.zeros(*tokens.shape, self.channels, device=tokens.device)
+        return codes.scatter(-1, channels, signs * 0.5**0.5)
+
+    def through(self, z: Tensor, tokens: Tensor) -> Tensor:
+        """The codes; their gradient goes to z / |z|, and from there to `z`."""
+        return valued(self(tokens), F.normalize(z, dim=-1))
+
+
+Codes = Codebook | ScalarLevels | SphereCorners | SpherePairs
 
 
 def codes_of(config: TokenizerConfig) -> Codes:
     """What a config quantizes to."""
     if config.bits:
         return SphereCorners(config.bits)
+    if config.quantizer == "sphere":
+        return SpherePairs(config.code_channels)
     return ScalarLevels(config.levels) if config.levels else Codebook(config)
 
 

@@ -115,7 +115,7 @@ class MultiScaleVQVAE(nn.Module):
         return Quantized(walk.f_hat(f), walk.tokens, self._loss(walk, f, beta))
 
     def _loss(self, walk: Walk, f_BCHW: Tensor, beta: float) -> Tensor:
-        """The loss of `quantize`; FSQ has none."""
+        """The loss of `quantize`; FSQ and sphere have none."""
         if self.config.quantizer == "codebook":
             return codebook_loss(walk.canvases, f_BCHW) + beta * commitment_loss(walk.canvases, f_BCHW)
         return beta * spherical_commitment(walk.residuals) if self.config.bits else f_BCHW.new_zeros(())

@@ -25,7 +25,7 @@ from nextscale.config import TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.machine.precision import as_held
 from nextscale.scales import Scales
-from nextscale.tokenizer.codes import Codebook, SphereCorners, codes_of
+from nextscale.tokenizer.codes import Codebook, ScalarLevels, codes_of
 
 Replace = Callable[[int, Tensor], Tensor]
 """(scale k, tokens (B, h_k, w_k)) -> the tokens to paint instead."""
@@ -39,7 +39,7 @@ class Quantized(NamedTuple):
     tokens: Tensor
     """(B, L) int64."""
     loss: Tensor
-    """Scalar, averaged over scales: codebook and commitment loss; for BSQ commitment alone, for FSQ 0."""
+    """Scalar, averaged over scales: codebook and commitment loss; for BSQ commitment alone, for FSQ and sphere 0."""
 
 
 class Walk(NamedTuple):
@@ -115,8 +115,8 @@ class MultiScaleQuantizer(nn.Module):
         self.codebook = codes_of(config)
         self.phis = nn.ModuleList(Phi(config.code_channels) for _ in range(config.phi_count))
         self.phi_of = nearest_phi(len(config.scales), config.phi_count) if config.phi_count else []
-        self.gain_of = list(range(len(config.scales))) if config.digits else []
-        if config.digits:
+        self.gain_of = list(range(len(config.scales))) if config.fixed else []
+        if config.fixed:
             self.register_buffer("gain_K", torch.ones(len(config.scales)))
         else:
             self.register_buffer("hits_KV", torch.zeros(len(config.scales), config.codebook_size))
@@ -131,7 +131,7 @@ class MultiScaleQuantizer(nn.Module):
     @property
     def reach(self) -> float:
         """The length of the longest of fixed codes."""
-        return 1.0 if isinstance(self.codebook, SphereCorners) else self.channels**0.5
+        return self.channels**0.5 if isinstance(self.codebook, ScalarLevels) else 1.0
 
     @property
     def _buffer(self) -> Tensor:

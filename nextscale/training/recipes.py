@@ -278,10 +278,10 @@ def _only(config: TokenizerConfig) -> Iterator[tuple[str, Any, str]]:
     yield "codebook.learning", "gradient", kind
     yield "codebook.start", "random", kind
     yield "codebook.restart_every", 0, kind
-    if config.digits:
+    if config.fixed:
         yield "codebook.gradient", "straight", kind
         yield "objective.codebook", 0.0, kind
-    if config.levels:
+    if config.fixed and not config.bits:
         yield "objective.commitment", 0.0, kind
         yield "objective.entropy", 0.0, kind
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from nextscale import InputError, MultiScaleVQVAE, Scales
 from nextscale.config import TokenizerConfig, from_json, to_json
 from nextscale.release import convert
-from nextscale.tokenizer.codes import ScalarLevels, SphereCorners, rotated, valued
+from nextscale.tokenizer.codes import ScalarLevels, SphereCorners, SpherePairs, rotated, valued
 from nextscale.tokenizer.quantizer import evenness, nearest_scale, spherical_commitment
 from nextscale.tokenizer.rescaled import rescaled
 
@@ -30,6 +30,7 @@ FIXED: list[dict[str, Any]] = [
     {"quantizer": "bsq", "bits": 6},
     {"quantizer": "bsq", "bits": 40, "phi_sharing": "none"},
     {"quantizer": "bsq", "bits": 5, "scales": Scales([1, (2, 1), (3, 2), (4, 6)])},
+    {"quantizer": "sphere", "code_channels": 24},
 ]
 KINDS = [*FIXED, {"reparametrised": True}]
 
@@ -92,6 +93,28 @@ def test_corners_are_numbered_by_their_signs() -> None:
     torch.testing.assert_close(codes(codes.nearest(z)), z.sign() / 60**0.5)
 
 
+def test_pairs_on_the_sphere_are_the_permutations_and_numbered_by_channels_and_signs() -> None:
+    """(4, 4, 0 ...) / sqrt(32) with either sign, in 24 dimensions 1,104; each its own nearest, at any length."""
+    codes = SpherePairs(24)
+    vectors = codes(torch.arange(1104))
+    assert len({tuple(row) for row in (vectors * 2**0.5).round().tolist()}) == 1104
+    assert [*map(len, (vectors.nonzero(), vectors.norm(dim=1).unique()))] == [2 * 1104, 1]
+    torch.testing.assert_close(vectors.abs().amax(dim=1), torch.full((1104,), 4 / 32**0.5))
+    assert torch.equal(codes.nearest(vectors * 7), torch.arange(1104))
+    assert SpherePairs(3)(torch.tensor([[0], [6], [11]]))[:, 0].mul(2**0.5).round().tolist() == [
+        [-1, -1, 0],
+        [-1, 0, 1],
+        [0, 1, 1],
+    ]
+
+
+def test_the_nearest_pair_has_the_largest_product() -> None:
+    """Of all codes; where products are alike, any of them."""
+    codes, z = SpherePairs(24), drawn(99, 24)
+    products = z @ codes(torch.arange(1104)).T
+    torch.testing.assert_close((codes(codes.nearest(z)) * z).sum(dim=1), products.amax(dim=1))
+
+
 # ---- the walk --------------------------------------------------------------------------------------------------------
 
 
@@ -115,10 +138,9 @@ def held(tokenizer: MultiScaleVQVAE, f0: Tensor) -> Callable[[Tensor], Tensor]:
     roundings: list[Tensor] = []
 
     def smooth(z: Tensor) -> Tensor:
-        if isinstance(codes, SphereCorners):
-            return F.normalize(z, dim=-1)
-        assert isinstance(codes, ScalarLevels)
-        return codes.bounded(z) / torch.tensor([level // 2 for level in codes.levels])
+        if isinstance(codes, ScalarLevels):
+            return codes.bounded(z) / torch.tensor([level // 2 for level in codes.levels])
+        return F.normalize(z, dim=-1)
 
     def walk(f: Tensor, keep: bool = False) -> Tensor:
         residual, canvas = f, torch.zeros_like(f)
@@ -255,7 +277,7 @@ def test_every_kind_is_saved_and_loaded(
 ) -> None:
     """Config and weights, gains too: the same tokens and pictures; parameters are counted right."""
     tokenizer = make_tokenizer(**changes)
-    if tokenizer.config.digits:
+    if tokenizer.config.fixed:
         with_gains(tokenizer)
     tokenizer.save(tmp_path)
     loaded = MultiScaleVQVAE.load(tmp_path)
@@ -293,12 +315,15 @@ def test_codes_and_channels_follow_from_levels_and_bits() -> None:
     assert (config.codebook_size, config.code_channels, config.countable) == (2**62, 62, False)
     assert config.picture_bits == 30 * 62
     assert from_json(TokenizerConfig, to_json(config)) == config
+    config = dataclasses.replace(TOKENIZER, quantizer="sphere", code_channels=24)
+    assert (config.codebook_size, config.fixed, config.digits, config.counted) == (1104, True, (), (1104,))
+    assert from_json(TokenizerConfig, to_json(config)) == config
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"quantizer": "vq"}, "tokenizer quantizer: expected one of codebook, fsq, bsq, got 'vq'"),
+        ({"quantizer": "vq"}, "tokenizer quantizer: expected one of codebook, fsq, bsq, sphere, got 'vq'"),
         ({"quantizer": "fsq"}, "tokenizer levels: expected for quantizer fsq"),
         ({"levels": (8, 8)}, "tokenizer levels: expected for quantizer fsq and for no other"),
         ({"quantizer": "fsq", "levels": (2, 8)}, r"tokenizer levels: expected 3 .. 65536 each \(for two, take bsq\)"),
@@ -306,6 +331,8 @@ def test_codes_and_channels_follow_from_levels_and_bits() -> None:
         ({"quantizer": "bsq"}, "tokenizer bits: expected for quantizer bsq"),
         ({"quantizer": "bsq", "bits": 63}, "tokenizer bits: expected at most 62, got 63"),
         ({"quantizer": "bsq", "bits": 8, "reparametrised": True}, "reparametrised: expected of a codebook alone"),
+        ({"quantizer": "sphere", "code_channels": 1}, "code_channels: expected 2 .. 181 for quantizer sphere, got 1"),
+        ({"quantizer": "sphere", "code_channels": 182}, "expected 2 .. 181 for quantizer sphere, got 182"),
     ],
 )
 def test_contradictions_are_told(changes: dict[str, Any], words: str) -> None:

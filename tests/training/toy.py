@@ -70,6 +70,7 @@ OF_FIXED_CODES = (
 )
 CORNERS = dataclasses.replace(TOKENIZER, quantizer="bsq", bits=20)
 LEVELS = dataclasses.replace(TOKENIZER, quantizer="fsq", levels=(5, 4, 3))
+PAIRS = dataclasses.replace(TOKENIZER, quantizer="sphere", code_channels=12)
 
 TRANSFORMER = TransformerConfig(
     scales=TOKENIZER.scales,

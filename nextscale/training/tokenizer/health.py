@@ -29,6 +29,7 @@ COLLAPSED = {
     "codebook": "a k-means start, restarts of dead codes, or fewer channels a code",
     "fsq": "fewer levels, or a longer run",
     "bsq": "a larger objective.entropy, fewer bits, or a longer run",
+    "sphere": "fewer channels, or a longer run",
 }
 SPARSE = COLLAPSED | {"codebook": "restarts of dead codes more often, fewer channels a code, or a smaller codebook"}
 

@@ -112,14 +112,14 @@ class TokenizerStage:
             known["begin"] = fingerprint(begin.state_dict())  # before it is trained
         self.begun = begin is not None
         self.model = (begin or MultiScaleVQVAE(config, seed=seed)).to(self.device)
-        if not config.digits:
+        if not config.fixed:
             self.model.quantizer.learned.learns(recipe.codebook.learning == "gradient")
         autoencoder = Autoencoder(self.model, rotation=recipe.codebook.gradient == "rotation")
         self.passed = distributed.wrapped(autoencoder, idle=self._leaves_some_idle())
         self.optimization = Optimization(self.model, recipe.optimization, self.passed)
         self.average = running_average(self.model, recipe.average)
         self.means: codebook.RunningMeans | None = None
-        if not config.digits:
+        if not config.fixed:
             self.means = codebook.RunningMeans(self.model.quantizer, recipe.codebook.decay)
         self.perceptual: PerceptualDistance | None = None
         if recipe.objective.perceptual:
@@ -181,7 +181,7 @@ class TokenizerStage:
     def prepare(self) -> None:
         """Before the first step: measure the gains of fixed codes, or begin with k-means if the recipe says so."""
         quantizer = self.model.quantizer
-        if self.model.config.digits and not self.begun:
+        if self.model.config.fixed and not self.begun:
             gains.measure(quantizer, self._starting_features())
         elif self.recipe.codebook.start == "kmeans" and not self.begun:
             codebook.start_from_residuals(quantizer, self._starting_features(), generator(self.seed, "kmeans"))
@@ -280,7 +280,7 @@ class TokenizerStage:
     def _on_codes(self, made: Pass) -> dict[str, Tensor]:
         """The unweighted terms about codes, those that this kind of codes has."""
         config, walk = self.model.config, made.walk
-        if config.levels:
+        if config.fixed and not config.bits:
             return {}
         if config.bits:
             units = [F.normalize(z_NC, dim=1) for z_NC in walk.residuals]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from training import toy as toys
-from training.toy import CORNERS, LEVELS, TOKENIZER
+from training.toy import CORNERS, LEVELS, PAIRS, TOKENIZER
 from training.two_processes import run
 
 from nextscale import InputError, MultiScaleVQVAE
@@ -25,6 +25,7 @@ TOGETHER = dataclasses.replace(TOKENIZER, reparametrised=True)
 MANY = dataclasses.replace(TOKENIZER, quantizer="fsq", levels=(16,) * 5)  # more than are counted
 KINDS = {
     "corners": (CORNERS, toys.OF_FIXED_CODES),
+    "pairs": (PAIRS, ("codebook.dropout=0.5", "adversarial.discriminator=patch", "adversarial.start=0.1")),
     "reparametrised, turned": (TOGETHER, (*toys.OF_FIXED_CODES, "codebook.gradient=rotation")),
 }
 
@@ -41,7 +42,7 @@ def test_a_run_of_any_kind_continues_bit_for_bit(kind: str, tmp_path: Path) -> N
     assert all(torch.equal(tensor, whole.best_model.state_dict()[name]) for name, tensor in loaded.items())
 
 
-@pytest.mark.parametrize("config", [CORNERS, LEVELS], ids=["corners", "levels"])
+@pytest.mark.parametrize("config", [CORNERS, LEVELS, PAIRS], ids=["corners", "levels", "pairs"])
 def test_pictures_become_more_like_the_originals(config: TokenizerConfig) -> None:
     """Every phi, and the encoder, learn by the pixels alone where codes are fixed."""
     stage = toys.stage(config=config, batch=8)
@@ -57,7 +58,7 @@ def test_pictures_become_more_like_the_originals(config: TokenizerConfig) -> Non
 # ---- gains -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CORNERS, LEVELS], ids=["corners", "levels"])
+@pytest.mark.parametrize("config", [CORNERS, LEVELS, PAIRS], ids=["corners", "levels", "pairs"])
 def test_gains_leave_least_of_the_residuals(config: TokenizerConfig) -> None:
     """Of a few multiples of their size; each scale's by what the measured ones before have left."""
     quantizer = MultiScaleVQVAE(config, seed=3).quantizer
@@ -124,6 +125,7 @@ def test_the_entropy_of_bits_is_finite_where_they_are_sure() -> None:
         (CORNERS, "codebook.start=kmeans", "codebook.start: expected random for quantizer bsq, got kmeans"),
         (CORNERS, "codebook.restart_every=5", "codebook.restart_every: expected 0 for quantizer bsq, got 5"),
         (CORNERS, "codebook.gradient=rotation", "codebook.gradient: expected straight for quantizer bsq"),
+        (PAIRS, "objective.commitment=0.25", "objective.commitment: expected 0.0 for quantizer sphere, got 0.25"),
         (TOGETHER, "codebook.learning=average", "codebook.learning: expected gradient for reparametrised codes"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from training import toy as toys
-from training.toy import CORNERS, LEVELS, TOKENIZER
+from training.toy import CORNERS, LEVELS, PAIRS, TOKENIZER
 from training.two_processes import run
 
 from nextscale import InputError, MultiScaleVQVAE, Pipeline
@@ -22,7 +22,7 @@ from nextscale.training.transformer import flips
 from nextscale.training.transformer.stage import TransformerStage, fitted
 from nextscale.training.transformer.tokens import Encoded
 
-KINDS = {"codebook": TOKENIZER, "levels": LEVELS, "corners": CORNERS}
+KINDS = {"codebook": TOKENIZER, "levels": LEVELS, "corners": CORNERS, "pairs": PAIRS}
 
 
 def stage(config: TokenizerConfig, settings: list[str], data: TokenSet | None = None) -> TransformerStage:
