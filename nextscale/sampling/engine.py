@@ -188,7 +188,7 @@ def view_in(transformer: VAR, dtype: torch.dtype) -> VAR:
     What needs no conversion is shared; the transformer itself where that is everything.
     """
     packs = dtype == torch.bfloat16 and transformer.positions.device.type == "cpu" and packs_bf16()
-    view = VAR(transformer.config, seed=None).lower_precision(dtype)
+    view = type(transformer)(transformer.config, seed=None).lower_precision(dtype)
     held = transformer.state_dict()
     wanted = {name: weight.dtype for name, weight in view.state_dict().items()}
     if not packs and all(weight.dtype == wanted[name] for name, weight in held.items()):

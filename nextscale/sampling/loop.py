@@ -1,8 +1,8 @@
 """One loop over scales: predict a scale, choose its tokens, paint them, pool the canvas, go on.
 
 Two models come in, neither knows the other; tokens, canvas and cache belong to the loop. What others want to change is
-a function: the guidance schedule, `process`, which may replace the logits, and `edit`, which may replace what is about
-to be painted.
+a function: the guidance schedule, `process`, which may replace the logits, `edit`, which may replace what is about to
+be painted, and `on`, which makes what it is painted on.
 
 Randomness is a pure function of (seed of the image, position, code), for a head in groups of (seed, position, digit,
 value): no generator has a state, so image i depends on seed i, label i and prompt i alone, whatever the batch, the
@@ -16,6 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +73,32 @@ class Painted:
     """(B, C, h_K, w_K) float32, f_hat so far; `MultiScaleVQVAE.paint` shows it."""
 
 
+class Canvas(Protocol):
+    """What is painted step by step, and what the transformer sees of it."""
+
+    def paint(self, k: int, codes_BChw: Tensor) -> Tensor:
+        """f_hat (B, C, h_K, w_K) once the codes of step k are on it."""
+        ...
+
+    def seen(self, k: int) -> Tensor:
+        """(B, l, C), what step k begins with."""
+        ...
+
+
+class Pyramid:
+    """A `Canvas` of scales: each adds what the coarser ones lack, and sees their sum at its own size."""
+
+    def __init__(self, quantizer: MultiScaleQuantizer, batch: int) -> None:
+        self.quantizer, self.f_hat = quantizer, quantizer.blank(batch)
+
+    def paint(self, k: int, codes_BChw: Tensor) -> Tensor:
+        self.f_hat = self.f_hat + self.quantizer.contribution(codes_BChw, k)
+        return self.f_hat
+
+    def seen(self, k: int) -> Tensor:
+        return self.quantizer.pool(self.f_hat, k).flatten(2).transpose(1, 2)
+
+
 @torch.inference_mode()
 def generate(
     transformer: VAR,
@@ -85,6 +112,7 @@ def generate(
     negative: Prompts | None = None,
     process: Process | None = None,
     edit: Edit | None = None,
+    on: Callable[[MultiScaleQuantizer, int], Canvas] = Pyramid,
 ) -> Iterator[Painted]:
     """Sample images coarse to fine; yields after each scale.
 
@@ -97,6 +125,7 @@ def generate(
         negative: B prompts that guidance leads away from, of as many places; None: no text.
         process: may replace the logits of a scale before its tokens are drawn.
         edit: may replace the codes of a scale before they are painted.
+        on: makes what is painted on, of the quantizer and B.
 
     Raises `InputError` for smooth sampling from a head in groups, logits of `process` that nothing can be drawn from,
     and prompts for a model that reads none.
@@ -112,7 +141,7 @@ def generate(
     condition = transformer.condition(torch.tensor(rows, device=device), text.to(device) if text else None)
     cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device)
     keys_BL = random_keys(seeds, scales.total).to(device)
-    canvas, codes_BlC = quantizer.blank(batch), None
+    canvas, codes_BlC = on(quantizer, batch), None
     for k, part in enumerate(scales.slices()):
         logits_BlV = guided(transformer.step(k, codes_BlC, condition, cache), batch, weights[k])
         logits_BlV = processed(process, k, logits_BlV, groups=groups) if process else logits_BlV
@@ -122,11 +151,10 @@ def generate(
         codes_BChw = (
             quantizer.lookup(tokens_Bhw) if mixture_BlV is None else mixed(quantizer, mixture_BlV, scales.sizes[k])
         )
-        canvas = canvas + quantizer.contribution(edit(k, codes_BChw) if edit else codes_BChw, k)
+        f_hat = canvas.paint(k, edit(k, codes_BChw) if edit else codes_BChw)
         if k + 1 < len(scales):
-            codes_BlC = quantizer.pool(canvas, k + 1).flatten(2).transpose(1, 2)
-            codes_BlC = codes_BlC.repeat(len(rows) // batch, 1, 1)
-        yield Painted(k, tokens_Bhw, canvas)
+            codes_BlC = canvas.seen(k + 1).repeat(len(rows) // batch, 1, 1)
+        yield Painted(k, tokens_Bhw, f_hat)
 
 
 def guided(logits_RlV: Tensor, batch: int, t: float) -> Tensor:

@@ -55,8 +55,8 @@ def adapted(
             **_places(weights, model.config.scales, config.scales),
         }
     if model.config.text is None and config.text is not None:
-        weights = VAR(config, seed=seed).state_dict() | weights
-    new = VAR(config, seed=None)
+        weights = type(model)(config, seed=seed).state_dict() | weights
+    new = type(model)(config, seed=None)
     checkpoint.assign(new, lambda: weights, copy=True)
     return new
 

@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from nextscale.transformer.layers import Block, DropPath, Modulation, Words, lin
 
 WEIGHTS = "transformer.safetensors"
 Run = Callable[..., Tensor]
+Inputs = Any
+"""Teacher inputs (B, L - h_1*w_1, C); a subclass may look at something else."""
 
 
 class Condition(NamedTuple):
@@ -107,7 +109,7 @@ class VAR(nn.Module):
     def hidden(
         self,
         labels_B: Tensor,
-        inputs_BLC: Tensor,
+        inputs_BLC: Inputs,
         *,
         prompts: Prompts | None = None,
         drop_path: DropPath | None = None,
@@ -117,9 +119,13 @@ class VAR(nn.Module):
 
         `run` is called with each block and its arguments, to run it in another way; nothing in it may be drawn.
         """
-        scales = self._seen(labels_B, inputs_BLC)
-        condition = self.condition(labels_B, prompts)
-        x_BLD = torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC, 1, len(scales))], dim=1)
+        return self.states(inputs_BLC, self.condition(labels_B, prompts), drop_path=drop_path, run=run)
+
+    def states(
+        self, inputs_BLC: Inputs, condition: Condition, *, drop_path: DropPath | None = None, run: Run | None = None
+    ) -> Tensor:
+        """`hidden` under a condition that is there already, of the same B pictures."""
+        x_BLD, scales = self.embedded(inputs_BLC, condition)
         look = block_causal(scales, x_BLD.device)
         conditions = zip(self.blocks, condition.blocks, condition.words, strict=True)
         for i, (block, modulations, words) in enumerate(conditions):
@@ -178,6 +184,11 @@ class VAR(nn.Module):
         with as_held(c_BD.device):
             c_BD = c_BD + self.pooled_text(pooled_BW.float())
         return c_BD, [cast(Block, block).text_keys(states, mask_BT) for block in self.blocks]
+
+    def embedded(self, inputs_BLC: Inputs, condition: Condition) -> tuple[Tensor, Scales]:
+        """What the blocks take, (B, L, D), and the maps that it is of, of which none looks at a later one."""
+        scales = self._seen(len(condition.embedding), inputs_BLC)
+        return torch.cat([self.embed_start(condition), self.embed_codes(inputs_BLC, 1, len(scales))], dim=1), scales
 
     def embed_start(self, condition: Condition) -> Tensor:
         """Class embedding + start position + position + level of the first scale, (B, h_1*w_1, D)."""
@@ -245,13 +256,13 @@ class VAR(nn.Module):
         checkpoint.load(model, weights, device=place)
         return model
 
-    def _seen(self, labels_B: Tensor, inputs_BLC: Tensor) -> Scales:
+    def _seen(self, batch: int, inputs_BLC: Tensor) -> Scales:
         """The scales that teacher inputs are of: all, or the first ones."""
         scales = self.config.scales
         for count, part in enumerate(scales.slices(), start=1):
-            if inputs_BLC.shape == (len(labels_B), part.stop - scales.lengths[0], self.config.code_channels):
+            if inputs_BLC.shape == (batch, part.stop - scales.lengths[0], self.config.code_channels):
                 return scales if count == len(scales) else Scales(scales.sizes[:count])
-        expected = (len(labels_B), scales.total - scales.lengths[0], self.config.code_channels)
+        expected = (batch, scales.total - scales.lengths[0], self.config.code_channels)
         raise InputError(f"teacher inputs: expected shape {expected}, got {tuple(inputs_BLC.shape)}")
 
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from nextscale.text.prompts import Prompts
 from nextscale.training.losses import chunked_cross_entropy
 from nextscale.transformer import VAR, DropPath
+from nextscale.transformer.model import Inputs
 
 
 class Learner(nn.Module):
@@ -40,7 +41,7 @@ class Learner(nn.Module):
     def forward(
         self,
         labels_B: Tensor,
-        inputs_BLC: Tensor,
+        inputs_BLC: Inputs,
         tokens_BL: Tensor,
         drop_path: DropPath | None = None,
         weights_L: Tensor | None = None,
@@ -50,7 +51,7 @@ class Learner(nn.Module):
         """Loss, -log p of each token (B, L), and whether it is the likeliest (B, L): see `chunked_cross_entropy`.
 
         Arguments:
-            labels_B, inputs_BLC, drop_path, prompts: as `VAR.forward` takes them.
+            labels_B, inputs_BLC, drop_path, prompts: as `VAR.hidden` takes them.
             tokens_BL: int64, the targets.
             weights_L: float, what each position counts; None: all alike.
             smoothing: of the targets.

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,11 +35,23 @@ from nextscale.training.transformer import captions, flips, health, tokens
 from nextscale.training.transformer.learner import Learner
 from nextscale.training.transformer.tokens import Encoded
 from nextscale.transformer import VAR, DropPath
+from nextscale.transformer.model import Inputs
 
 SHOWN = 3  # sample pictures a row of a sheet
 ROWS = 8  # classes or captions, at most
 VALIDATED = 4096  # held-out pictures at most
 UNLEARNED = 64  # pictures at a time where nothing is learned
+
+
+class Lesson(NamedTuple):
+    """What a transformer is told of the tokens of a batch."""
+
+    inputs: Inputs
+    """What it sees."""
+    targets: Tensor
+    """(B, L) int64, what it is to predict."""
+    weights: Tensor
+    """(L,) float32, what each counts."""
 
 
 class TransformerStage:
@@ -154,7 +167,7 @@ class TransformerStage:
             return
         weights = self.average.whole() if self.average is not None else distributed.whole_state(self.model)
         if distributed.is_first():
-            self._whole = VAR(self.model.config, seed=None)
+            self._whole = type(self.model)(self.model.config, seed=None)
             self._whole.load_state_dict(weights, assign=True)
             self._whole.to(self.device).requires_grad_(False)
 
@@ -178,17 +191,15 @@ class TransformerStage:
         """
         tokens_BL, seen_BL, labels_B = self._told(step, part)
         prompts = self._prompts(step, part)
-        weights_L = self._weights(step, total)
-        first, end = self.model.config.scales.lengths[0], len(weights_L)
         self.frequencies.add(tokens_BL)
         with lowered(self.device, self.dtype):
-            inputs_BLC = self.tokenizer.teacher_inputs(self._looked_at(seen_BL, step, part))
+            lesson = self._lesson(tokens_BL, self._looked_at(seen_BL, step, part), step, total)
             loss, _, hit_BL = self.passed(
                 self._labels(labels_B, step, part).to(self.device),
-                inputs_BLC[:, : end - first],
-                tokens_BL[:, :end],
+                lesson.inputs,
+                lesson.targets,
                 drop_path=self._drop_path(step, part),
-                weights_L=weights_L,
+                weights_L=lesson.weights,
                 smoothing=self.recipe.label_smoothing,
                 prompts=prompts,
             )
@@ -197,6 +208,21 @@ class TransformerStage:
             learned = self.recipe.scales_learned(step, total, len(self.model.config.scales))
             figures["scales_learned"] = torch.full((), learned, device=self.device)
         return loss, figures
+
+    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, total: int | None) -> Lesson:
+        """What a step tells of tokens: targets, and what is taken to be seen of them."""
+        weights_L = self._weights(step, total)
+        first, end = self.model.config.scales.lengths[0], len(weights_L)
+        return Lesson(self._teacher_inputs(seen_BL)[:, : end - first], tokens_BL[:, :end], weights_L)
+
+    def _exam(self, tokens_BL: Tensor) -> Lesson:
+        """What is asked about held-out tokens."""
+        weights_L = torch.ones(tokens_BL.shape[1], device=self.device)
+        return Lesson(self._teacher_inputs(tokens_BL), tokens_BL, weights_L)
+
+    def _teacher_inputs(self, tokens_BL: Tensor) -> Tensor:
+        """What the transformer sees of tokens."""
+        return self.tokenizer.teacher_inputs(tokens_BL)
 
     def _batch(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
         """Tokens, on the device, and labels of a part of a step's batch."""
@@ -297,7 +323,6 @@ class TransformerStage:
         guesses by frequency ("unigram"): overall and at each scale."""
         learner, losses, hits, guesses = Learner(self.best_model), [], [], []
         surprise_KV, scales = self.frequencies.surprise(), self.model.config.scales
-        weights_L = torch.ones(scales.total, device=self.device)
         chosen = spread(self.data.validation, VALIDATED)
         for start in range(0, len(chosen), UNLEARNED):
             seen = chosen[start : start + UNLEARNED]
@@ -305,8 +330,10 @@ class TransformerStage:
             tokens_BL = tokens_BL.to(self.device)
             labels_B, prompts = self._first(seen, labels_B)
             with lowered(self.device, self.dtype):
-                inputs = self.tokenizer.teacher_inputs(tokens_BL)
-                _, loss_BL, hit_BL = learner(labels_B, inputs, tokens_BL, weights_L=weights_L, prompts=prompts)
+                exam = self._exam(tokens_BL)
+                _, loss_BL, hit_BL = learner(
+                    labels_B, exam.inputs, exam.targets, weights_L=exam.weights, prompts=prompts
+                )
             losses.append(loss_BL)
             hits.append(hit_BL.float())
             guesses.append(self.frequencies.guesses(surprise_KV, tokens_BL))
@@ -331,8 +358,8 @@ class TransformerStage:
         tokens_BL = tokens_BL.to(self.device)
         labels_B, prompts = self._first(seen, labels_B)
         with lowered(self.device, self.dtype):
-            inputs = self.tokenizer.teacher_inputs(tokens_BL)
-            _, loss_BL, _ = learner(labels_B, inputs, tokens_BL, prompts=prompts)
+            exam = self._exam(tokens_BL)
+            _, loss_BL, _ = learner(labels_B, exam.inputs, exam.targets, weights_L=exam.weights, prompts=prompts)
         return bool(loss_BL.isfinite().all())
 
     def health(
