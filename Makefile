@@ -4,7 +4,7 @@ READY := .venv/.ready
 TESTS := .venv/bin/python -m pytest --numprocesses auto --dist worksteal
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-all check
+.PHONY: help demo test test-all check smoke
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ check: $(READY)  ## format, lint and types
 	@.venv/bin/ruff format --check --quiet .
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy --no-error-summary
+
+smoke: $(READY)  ## build the package, install it outside the repository, run every command once
+	@.venv/bin/python scripts/smoke.py
 
 # A file, so that a second `make` starts at once; changed requirements install again.
 $(READY): pyproject.toml constraints.txt
