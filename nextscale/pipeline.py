@@ -33,10 +33,11 @@ from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, save, to
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
-from nextscale.sampling.guidance import Guidance, listed_guidance, weights_of
-from nextscale.sampling.loop import Choice, Process
+from nextscale.sampling.guidance import Guidance, listed_guidance
+from nextscale.sampling.loop import Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
+from nextscale.sampling.settings import Dealt, Settings
 from nextscale.text.frozen import FrozenEncoder
 from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.text.vocabulary import Vocabulary
@@ -70,10 +71,11 @@ class Request:
     """Of the class."""
     seed: int
     guidance: float | tuple[float, ...]
-    """A number as `Pipeline.generate` takes it, or the weight at each scale that a schedule gave."""
-    top_k: int
-    top_p: float
-    temperature: float
+    """A number as `Pipeline.generate` takes it, or the weight at each scale."""
+    top_k: int | tuple[int, ...]
+    """Of all scales, or of each; likewise the next two."""
+    top_p: float | tuple[float, ...]
+    temperature: float | tuple[float, ...]
     smooth: bool
     precision: str
     """Of the computation: float32, bfloat16 or float16."""
@@ -118,9 +120,9 @@ class Request:
         if not {"nextscale", "nextscale-model"} <= notes.keys():
             raise InputError("expected a picture that tells what it was painted from, got one without such a note")
         try:
-            values = json.loads(notes["nextscale"]) | json.loads(notes["nextscale-model"])
-            weights = values["guidance"]
-            return cls(**values | {"guidance": tuple(weights) if isinstance(weights, list) else weights})
+            values: dict[str, Any] = {**json.loads(notes["nextscale"]), **json.loads(notes["nextscale-model"])}
+            listed = {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
+            return cls(**{**values, **listed})
         except (ValueError, TypeError, KeyError):
             raise InputError("expected a picture's note as nextscale writes it, got another") from None
 
@@ -372,10 +374,10 @@ class Pipeline:
         *,
         prompts: Texts | None = None,
         negative_prompt: str | None = None,
-        guidance: float | Guidance = 1.5,
-        top_k: int = 900,
-        top_p: float = 0.96,
-        temperature: float = 1.0,
+        guidance: float | Sequence[float] | Guidance = 1.5,
+        top_k: int | Sequence[int] = 900,
+        top_p: float | Sequence[float] = 0.96,
+        temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
         memory: float | None = None,
         logits_processor: Process | None = None,
@@ -391,9 +393,9 @@ class Pipeline:
             prompts: what is to be seen, in words; of one too long for the model the end is cut off, with a warning. One
                 alone is for every label or seed.
             negative_prompt: what guidance leads away from, instead of from no text.
-            guidance: a number grows linearly from 0 at the first scale to itself at the last; or a schedule, see
-                `nextscale.sampling.guidance`.
-            top_k, top_p, temperature, smooth: see `sampling.loop.Choice`.
+            guidance: a number grows linearly from 0 at the first scale to itself at the last; a sequence has the weight
+                of each scale; or a schedule, see `nextscale.sampling.guidance`.
+            top_k, top_p, temperature, smooth: see `sampling.loop.Choice`; a sequence has a value for each scale.
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
             logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
@@ -404,12 +406,12 @@ class Pipeline:
         number of seeds than of labels or prompts, too little memory for a single image, or logits that nothing can be
         drawn from.
         """
-        choice = Choice(top_k, top_p, temperature, smooth)
+        settings = Settings(guidance, top_k, top_p, temperature, smooth)
         asked = Asked(labels, prompts, negative_prompt)
-        requests, weights, engine = self._requests(asked, seeds, guidance, choice)
-        size = len(requests) if memory is None else self._images_within(memory, guided=any(weights))
+        requests, dealt, engine = self._requests(asked, seeds, settings)
+        size = len(requests) if memory is None else self._images_within(memory, guided=any(dealt.weights))
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        walks = (self._walk(engine, part, weights, choice, logits_processor, callback) for part in parts)
+        walks = (self._walk(engine, part, dealt, logits_processor, callback) for part in parts)
         done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
@@ -422,19 +424,19 @@ class Pipeline:
         *,
         prompts: Texts | None = None,
         negative_prompt: str | None = None,
-        guidance: float | Guidance = 1.5,
-        top_k: int = 900,
-        top_p: float = 0.96,
-        temperature: float = 1.0,
+        guidance: float | Sequence[float] | Guidance = 1.5,
+        top_k: int | Sequence[int] = 900,
+        top_p: float | Sequence[float] = 0.96,
+        temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
-        choice = Choice(top_k, top_p, temperature, smooth)
+        settings = Settings(guidance, top_k, top_p, temperature, smooth)
         asked = Asked(labels, prompts, negative_prompt)
-        requests, weights, engine = self._requests(asked, seeds, guidance, choice)  # mistakes raise at the call
-        return self._walk(engine, requests, weights, choice, logits_processor, callback)
+        requests, dealt, engine = self._requests(asked, seeds, settings)  # mistakes raise at the call
+        return self._walk(engine, requests, dealt, logits_processor, callback)
 
     @checked
     def repeat(self, request: Request) -> Generated:
@@ -446,16 +448,13 @@ class Pipeline:
             raise InputError(f"expected the model that painted it, {request.model}, got another, {self.fingerprint}")
         if request.edit is not None:
             raise InputError("expected a picture painted from nothing, got an edit: its picture and mask are needed")
-        told = request.guidance
-        guidance = listed_guidance(told) if isinstance(told, tuple) else told
-        choice = {name: getattr(request, name) for name in vars(Choice())}
+        settings = {name: getattr(request, name) for name in vars(Settings())}
         return self.generate(
             request.label,
             [request.seed],
             prompts=request.prompt,
             negative_prompt=request.negative_prompt,
-            guidance=guidance,
-            **choice,
+            **settings,
         )
 
     @torch.no_grad()
@@ -475,10 +474,10 @@ class Pipeline:
         feather: int = 0,
         composite: bool = True,
         copy: bool = False,
-        guidance: float | Guidance = 1.5,
-        top_k: int = 900,
-        top_p: float = 0.96,
-        temperature: float = 1.0,
+        guidance: float | Sequence[float] | Guidance = 1.5,
+        top_k: int | Sequence[int] = 900,
+        top_p: float | Sequence[float] = 0.96,
+        temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
@@ -511,17 +510,15 @@ class Pipeline:
             raise InputError("copy: expected leak_free=False and no keep_scales, since the release's way leaks")
         given, signed = self._pictures(images, count)
         mask_B1HW = self._mask(mask, len(signed) // count).repeat_interleave(count, 0)
-        choice = Choice(top_k, top_p, temperature, smooth)
+        settings = Settings(guidance, top_k, top_p, temperature, smooth)
         names = _spread("labels", len(self.classes) if labels is None else labels, len(signed))
         words = None if prompts is None else _spread("prompts", prompts, len(signed))
-        requests, weights, engine = self._requests(Asked(names, words, negative_prompt), seeds, guidance, choice)
+        requests, dealt, engine = self._requests(Asked(names, words, negative_prompt), seeds, settings)
         seen = editing.filled(signed, mask_B1HW > 0) if leak_free and not keep_scales else signed
         change = self._change(seen, mask_B1HW, keep_scales=keep_scales, copy=copy)
         told = {"leak_free": leak_free, "keep_scales": keep_scales, "feather": feather, "copy": copy}
         requests = tuple(replace(request, edit=told) for request in requests)
-        painted, drawn_BL = self._paint(
-            engine, self._walk(engine, requests, weights, choice, logits_processor, callback, change)
-        )
+        painted, drawn_BL = self._paint(engine, self._walk(engine, requests, dealt, logits_processor, callback, change))
         if composite:
             around = torch.where(mask_B1HW > 0, to_unit(seen), given)
             painted = editing.composed(painted, around, editing.feathered(mask_B1HW, feather))
@@ -558,26 +555,24 @@ class Pipeline:
         self,
         asked: Asked,
         seeds: int | Sequence[int] | None,
-        guidance: float | Guidance,
-        choice: Choice,
-    ) -> tuple[tuple[Request, ...], list[float], Engine]:
-        """One an image, the weight of guidance at each scale, and what paints them."""
+        settings: Settings,
+    ) -> tuple[tuple[Request, ...], Dealt, Engine]:
+        """One an image, the settings of each scale, and what paints them."""
         labels, prompts, numbers = _aligned(asked, seeds)
         self._check_words(
             [*(prompts if asked.prompts is not None else ()), *([asked.negative] if asked.negative else ())]
         )
-        weights = weights_of(guidance, len(self.transformer.config.scales))
-        told = tuple(weights) if callable(guidance) else float(guidance)
+        dealt = settings.dealt(len(self.transformer.config.scales))
         known = (*self.classes, NO_CLASS)
         places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
         engine, model = self._painter()
-        how = {**vars(choice), "precision": str(self.dtype).removeprefix("torch."), "model": model}
+        how = {**dealt.told, "precision": str(self.dtype).removeprefix("torch."), "model": model}
         rows = zip(places, numbers, prompts, strict=True)
         requests = (
-            Request(place, known[place], seed, told, **how, prompt=prompt, negative_prompt=asked.negative)
+            Request(place, known[place], seed, **how, prompt=prompt, negative_prompt=asked.negative)
             for place, seed, prompt in rows
         )
-        return tuple(requests), weights, engine
+        return tuple(requests), dealt, engine
 
     def _check_words(self, prompts: Sequence[str]) -> None:
         """Raise `InputError` for prompts that cannot be read; warn of those whose end is cut off."""
@@ -609,8 +604,7 @@ class Pipeline:
         self,
         engine: Engine,
         requests: tuple[Request, ...],
-        weights: Sequence[float],
-        choice: Choice,
+        dealt: Dealt,
         process: Process | None,
         callback: Callable[[Step], object] | None,
         edit: loop.Edit | None = None,
@@ -621,8 +615,8 @@ class Pipeline:
             engine.tokenizer.quantizer,
             [request.label for request in requests],
             [request.seed for request in requests],
-            guidance=listed_guidance(weights),
-            choice=choice,
+            guidance=listed_guidance(dealt.weights),
+            choice=dealt.choices,
             prompts=prompts,
             negative=negative,
             process=process,

@@ -26,7 +26,7 @@ from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 from nextscale.machine.precision import Precision
 from nextscale.pipeline import Pipeline, Step
-from nextscale.sampling.guidance import weights_of
+from nextscale.sampling.guidance import Guidance, guided_scales, weights_of
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.transformer import VAR
 
@@ -197,12 +197,14 @@ class Sampling:
     ratios_of_repeats: tuple[float, ...]
 
 
-def sampling_work(pipe: Pipeline, *, guided: bool) -> Work:
-    """All operations of an image: class, scales, canvas, decoder."""
+def sampling_work(pipe: Pipeline, *, guided: bool, until: int | None = None) -> Work:
+    """All operations of an image: class, scales, canvas, decoder. Guidance ends before scale `until`, if it does."""
     tokenizer, transformer = pipe.tokenizer.config, pipe.transformer.config
+    count = len(transformer.scales)
     work = flops.condition_work(transformer, guided=guided) + flops.decoder_work(tokenizer)
-    for k in range(len(transformer.scales)):
-        work += flops.scale_work(transformer, k, guided=guided) + flops.painting_work(tokenizer)
+    for k in range(count):
+        second = guided and k < (count if until is None else until)
+        work += flops.scale_work(transformer, k, guided=second) + flops.painting_work(tokenizer)
     return work
 
 
@@ -231,9 +233,9 @@ def measure_sampling(
     pipe: Pipeline,
     batch: int,
     *,
-    guidance: float = 1.5,
-    top_k: int = 900,
-    top_p: float = 0.96,
+    guidance: float | Sequence[float] | Guidance = 1.5,
+    top_k: int | Sequence[int] = 900,
+    top_p: float | Sequence[float] = 0.96,
     prompt: str | None = None,
     repeats: int = 5,
     done: Done = lambda: None,
@@ -247,7 +249,7 @@ def measure_sampling(
         done: called after the first call and after each repeat.
     """
     config = pipe.transformer.config
-    guided = any(weights_of(guidance, len(config.scales)))
+    until = guided_scales(weights_of(guidance, len(config.scales)))
     labels = [i % config.classes for i in range(batch)]
     given: dict[str, Any] = {"labels": labels, "prompts": prompt, "guidance": guidance, "top_k": top_k, "top_p": top_p}
 
@@ -256,7 +258,8 @@ def measure_sampling(
 
     first, peak, scope = peak_memory(lambda: seconds_of(whole, pipe.device), pipe.device)
     done()
-    work, gauge = sampling_work(pipe, guided=guided), _gauge(pipe, batch * (2 if guided else 1))
+    work = sampling_work(pipe, guided=until > 0, until=until)
+    gauge = _gauge(pipe, batch * (2 if until == len(config.scales) else 1))
     totals, splits, rates = [], [], []
     for _ in range(repeats):
         before = gauge.rates()

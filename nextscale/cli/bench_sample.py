@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nextscale.cli import bench
-from nextscale.cli.options import Batches, Json, Precision, Text, Threads
+from nextscale.cli.options import Batches, Json, NumberPerScale, Precision, Text, Threads, Until, WholePerScale
 from nextscale.cli.output import check_json, console, progress, say, table, write_json
+from nextscale.cli.painting import schedule
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,11 +31,13 @@ class BenchSample:
     """Images painted at a time, one size or several."""
     prompt: Text = None
     """What all images are to show, beside their classes, for a preset that reads text."""
-    guidance: float = 1.5
-    """Strength of classifier-free guidance at the last scale; 0 is none, and half of the work."""
-    top_k: int = 900
+    guidance: NumberPerScale = 1.5
+    """Strength of classifier-free guidance at the last scale, or at each; 0 is none, and half of the work."""
+    guidance_until: Until = None
+    """No guidance from this scale on, counted from 0."""
+    top_k: WholePerScale = 900
     """Choose among the k likeliest codes; 0 is all."""
-    top_p: float = 0.96
+    top_p: NumberPerScale = 0.96
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     repeats: int = 5
     """Times each size is measured; medians are reported."""
@@ -59,7 +62,8 @@ class BenchSample:
             measured = self._measure(pipe)
             setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
         setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
-        setting |= {} if self.prompt is None else {"prompt": self.prompt}
+        others = {"prompt": self.prompt, "guidance_until": self.guidance_until}
+        setting |= {name: value for name, value in others.items() if value is not None}
         if self.json is not None:
             write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
         if str(self.json) != "-":
@@ -78,7 +82,7 @@ class BenchSample:
                     measure_sampling(
                         pipe,
                         size,
-                        guidance=self.guidance,
+                        guidance=schedule(self.guidance, self.guidance_until),
                         top_k=self.top_k,
                         top_p=self.top_p,
                         prompt=self.prompt,

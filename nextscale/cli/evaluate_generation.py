@@ -14,7 +14,7 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.data import ListBroken, check_broken, written_to
-from nextscale.cli.options import Depth, Json, Model, Precision
+from nextscale.cli.options import Depth, Json, Model, NumberPerScale, Precision, Until, WholePerScale
 from nextscale.cli.output import at_least, at_most, bar, check_json, directory, wrapped
 from nextscale.cli.training import together
 from nextscale.errors import InputError
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 class EvaluateGeneration:
     """How near a model's pictures come to real ones, and how that was found.
 
-    several values of --guidance, --top-k ...: all combinations, a row each
+    several values of --guidance, --top-k ...: all combinations, a row each; 0,1,2 is one value, of three scales
 
     FD: Fréchet distance, named after the network whose features it compares
 
@@ -90,13 +90,15 @@ class EvaluateGeneration:
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
     repeats: int = 1
     """Sets of so many pictures, with other seeds each: figures are means, with their deviation from set to set."""
-    guidance: tuple[float, ...] = (1.5,)
-    """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: tuple[int, ...] = (TOP_K,)
+    guidance: tuple[NumberPerScale, ...] = (1.5,)
+    """Strength of classifier-free guidance at the last scale, growing up to there, 0 is none; or that of each scale."""
+    guidance_until: Until = None
+    """No guidance from this scale on, counted from 0."""
+    top_k: tuple[WholePerScale, ...] = (TOP_K,)
     """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
-    top_p: tuple[float, ...] = (0.96,)
+    top_p: tuple[NumberPerScale, ...] = (0.96,)
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
-    temperature: tuple[float, ...] = (1.0,)
+    temperature: tuple[NumberPerScale, ...] = (1.0,)
     """Above 1 more varied, below 1 more typical."""
     rejection: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
     """Share of the pictures painted that is judged: those of each class that the classifier is surest of."""
@@ -176,7 +178,7 @@ class EvaluateGeneration:
 
     def _evaluate(self, device: str) -> None:
         from nextscale.cli import evaluate_prompts, generation_report
-        from nextscale.evaluation.generation import repeated, settings
+        from nextscale.evaluation.generation import fitted, repeated, settings
         from nextscale.machine import distributed
 
         chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
@@ -187,7 +189,9 @@ class EvaluateGeneration:
             return
         if self.save_npz and distributed.world() > 1:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
-        parts = self._parts(chosen[0], device)
+        pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
+        chosen = fitted(chosen, len(pipe.transformer.config.scales), until=self.guidance_until)
+        parts = self._parts(pipe, chosen[0], device)
         if self.out is not None:
             directory("--out", self.out)
         results = []
@@ -200,12 +204,11 @@ class EvaluateGeneration:
         if results:
             generation_report.give(results, parts.pipe.classes, self.json, self.out)
 
-    def _parts(self, setting: Setting, device: str) -> Parts:
+    def _parts(self, pipe: Pipeline, setting: Setting, device: str) -> Parts:
         from nextscale import features
         from nextscale.evaluation import generation, judging
         from nextscale.evaluation.card import Card
 
-        pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
         models.note_top_k(pipe, self.top_k, usual=TOP_K)
         network = features.load(self.features, device=device)
         each = self._each(len(pipe.classes))

@@ -42,6 +42,7 @@ class Asking:
     list_broken: Path | None
     count: int | None
     seed: int
+    guidance_until: int | None
     features: str
     clip: str | None
     batch: int
@@ -57,8 +58,8 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     from nextscale.evaluation.gathering import gather
     from nextscale.machine import distributed
 
-    (setting,) = settings
     pipe = models.load(command.model, command.depth, device=device, precision=command.precision)
+    (setting,) = generation.fitted(settings, len(pipe.transformer.config.scales), until=command.guidance_until)
     if pipe.reader is None:
         raise InputError(f"--prompts: expected a model that reads text, got {' '.join(command.model)}")
     if command.reference == "figures":

@@ -43,8 +43,8 @@ def named(file: str, setting: Setting | None, seed: int | None) -> str:
     """`samples.npz`; of several settings and seeds `samples-guidance1.5-top-k900-top-p0.96-temperature1-seed0.npz`."""
     stem, _, suffix = file.partition(".")
     if setting is not None:
-        words = f"guidance{setting.guidance:g}-top-k{setting.top_k}-top-p{setting.top_p:g}"
-        stem = f"{stem}-{words}-temperature{setting.temperature:g}"
+        guidance, top_k, top_p, temperature = _short(setting)
+        stem = f"{stem}-guidance{guidance}-top-k{top_k}-top-p{top_p}-temperature{temperature}"
     return f"{stem}.{suffix}" if seed is None else f"{stem}-seed{seed}.{suffix}"
 
 
@@ -88,7 +88,9 @@ def _rows(results: Sequence[Result], chosen: int) -> Table:
 
 
 def _short(setting: Setting) -> tuple[str, ...]:
-    return f"{setting.guidance:g}", str(setting.top_k), f"{setting.top_p:g}", f"{setting.temperature:g}"
+    from nextscale.evaluation.card import shown
+
+    return tuple(shown(value) for value in (setting.guidance, setting.top_k, setting.top_p, setting.temperature))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,10 +106,11 @@ def class_called(pipe: Pipeline, word: str) -> int:
     return label
 
 
-def note_top_k(pipe: Pipeline, asked: Sequence[int], usual: int) -> None:
+def note_top_k(pipe: Pipeline, asked: Sequence[int | tuple[int, ...]], usual: int) -> None:
     """Say where `--top-k` is beyond the codebook, unless it is the usual value: all codes are taken then."""
     codes = pipe.tokenizer.config.codebook_size
-    for top_k in asked:
+    values = (value if isinstance(value, tuple) else (value,) for value in asked)
+    for top_k in dict.fromkeys(chain.from_iterable(values)):
         if top_k > codes and top_k != usual:
             print(f"nextscale: note: --top-k {top_k}: the codebook has {codes} codes, all are taken", file=sys.stderr)
 

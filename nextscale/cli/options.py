@@ -40,6 +40,36 @@ Threads = Count
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+
+class Each(tuple[Any, ...]):
+    """A value for each scale, as it is typed: `0,1,1.5`."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+def _per_scale(kind: type[int] | type[float]) -> PrimitiveConstructorSpec[Any]:
+    """One number for all scales, or one a scale with commas between."""
+
+    def parsed(words: list[str]) -> Any:
+        values = [kind(word) for word in words[0].split(",")]
+        return Each(values) if "," in words[0] else values[0]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N|N,N,...",
+        instance_from_str=parsed,
+        is_instance=lambda value: isinstance(value, kind | int | Each),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+WholePerScale = Annotated[int | tuple[int, ...], _per_scale(int)]
+NumberPerScale = Annotated[float | tuple[float, ...], _per_scale(float)]
+Until = Annotated[int | None, tyro.conf.arg(metavar="SCALE", help_behavior_hint="")]
+
 WORDS = ("prompt", "negative_prompt")  # options that are text for a model
 REGISTRY = ConstructorRegistry()
 
@@ -77,7 +107,7 @@ def expanded(command: Any) -> Any:
 
 def _expanded(value: Any) -> Any:
     """Of a path, or of text that is one: it begins with `~` or has `$` in it; what is there as it was typed stays."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not isinstance(value, Each):
         return tuple(map(_expanded, value))
     text = str(value)
     if not isinstance(value, str | Path) or not (text.startswith("~") or "$" in text) or os.path.lexists(text):

@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale.cli import models
-from nextscale.cli.options import Depth, Encoder, Indices, Labels, Model, Precision, Prompts, Text
+from nextscale.cli.options import (
+    Depth,
+    Each,
+    Encoder,
+    Indices,
+    Labels,
+    Model,
+    NumberPerScale,
+    Precision,
+    Prompts,
+    Text,
+    Until,
+    WholePerScale,
+)
 from nextscale.cli.output import at_least, at_most
 
 if TYPE_CHECKING:
@@ -42,13 +55,15 @@ class Painting:
     """Pictures of each class or prompt."""
     seed: int = 0
     """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
-    guidance: float = 1.5
-    """Strength of classifier-free guidance at the last scale; 0 is none."""
-    top_k: int = TOP_K
+    guidance: NumberPerScale = 1.5
+    """Strength of classifier-free guidance at the last scale, growing up to there, 0 is none; or that of each scale."""
+    guidance_until: Until = None
+    """No guidance from this scale on, counted from 0; half of the work there."""
+    top_k: WholePerScale = TOP_K
     """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
-    top_p: float = 0.96
+    top_p: NumberPerScale = 0.96
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
-    temperature: float = 1.0
+    temperature: NumberPerScale = 1.0
     """Above 1 more varied, below 1 more typical."""
     smooth: bool = False
     """Mix codes (Gumbel-softmax) instead of choosing one: prettier, not for measuring."""
@@ -78,12 +93,20 @@ class Painting:
 
     def settings(self) -> dict[str, Any]:
         """How tokens are chosen, as the methods of `Pipeline` take it."""
-        names = ("guidance", "top_k", "top_p", "temperature", "smooth", "negative_prompt")
-        return {name: getattr(self, name) for name in names}
+        names = ("top_k", "top_p", "temperature", "smooth", "negative_prompt")
+        guidance = schedule(self.guidance, self.guidance_until)
+        return {"guidance": guidance, **{name: getattr(self, name) for name in names}}
 
     def notes(self, request: Request) -> Mapping[str, str] | None:
         """What its PNG carries along."""
         return None if self.no_metadata else request.notes
+
+
+def schedule(guidance: float | tuple[float, ...], until: int | None) -> Any:
+    """What --guidance and --guidance-until ask for, as `Pipeline.generate` takes it."""
+    from nextscale.sampling.guidance import guidance_until
+
+    return guidance if until is None else guidance_until(guidance, until)
 
 
 def is_file(path: Path) -> bool:
@@ -110,5 +133,6 @@ def _options(command: Painting) -> list[str]:
     for name in changed(command):
         value = getattr(command, name)
         words.append(f"--{name.replace('_', '-')}")
-        words += [] if value is True else [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+        several = isinstance(value, tuple) and not isinstance(value, Each)
+        words += [] if value is True else [str(item) for item in (value if several else (value,))]
     return words

@@ -26,22 +26,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setting:
-    """How tokens are drawn; the values of `Pipeline.generate`."""
+    """How tokens are drawn; the values of `Pipeline.generate`, one for all scales or a tuple of one a scale."""
 
-    guidance: float = 1.5
-    """At the last scale, growing linearly from 0 at the first."""
-    top_k: int = 900
+    guidance: float | tuple[float, ...] = 1.5
+    """At the last scale, growing linearly from 0 at the first; or at each scale."""
+    top_k: int | tuple[int, ...] = 900
     """0: all codes."""
-    top_p: float = 0.96
+    top_p: float | tuple[float, ...] = 0.96
     """0 or 1: all codes."""
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else value)  # JSON has lists
 
     def __str__(self) -> str:
         k, p = (
-            f"top-k {self.top_k}" if self.top_k else "no top-k",
-            "no top-p" if self.top_p in (0, 1) else f"top-p {self.top_p:g}",
+            f"top-k {shown(self.top_k)}" if self.top_k else "no top-k",
+            "no top-p" if self.top_p in (0, 1) else f"top-p {shown(self.top_p)}",
         )
-        return f"guidance {self.guidance:g}, {k}, {p}, temperature {self.temperature:g}"
+        return f"guidance {shown(self.guidance)}, {k}, {p}, temperature {shown(self.temperature)}"
+
+
+def shown(value: float | tuple[float, ...]) -> str:
+    """A setting as it is typed: `1.5`, or `0,1,1.5` of three scales."""
+    if isinstance(value, tuple):
+        return ",".join(map(shown, value))
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -499,12 +510,16 @@ def _other_size(card: Card) -> Iterator[str]:
 
 def _unguided(card: Card) -> Iterator[str]:
     setting = card.setting
-    everything = setting.top_k in range(1, card.model.codes)
-    if not setting.guidance and not everything and setting.top_p in (0, 1):
+    cut = any(top_k in range(1, card.model.codes) for top_k in _each(setting.top_k))
+    if not any(_each(setting.guidance)) and not cut and {0, 1}.issuperset(_each(setting.top_p)):
         yield (
             "guidance is 0 and truncation is off: the bare distribution; published figures are made with "
             "--guidance 1.5 --top-k 900 --top-p 0.96"
         )
+
+
+def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _squeezed(card: Protocol) -> Iterator[str]:

@@ -33,8 +33,8 @@ from nextscale.features import FeatureNetwork
 from nextscale.files.checkpoint import fingerprint as weights_fingerprint
 from nextscale.machine.precision import DTYPES
 from nextscale.pipeline import Pipeline
-from nextscale.sampling.guidance import linear_guidance
-from nextscale.sampling.loop import Choice
+from nextscale.sampling.guidance import guidance_until, weights_of
+from nextscale.sampling.settings import Settings
 
 # ---- which pictures --------------------------------------------------------------------------------------------------
 
@@ -73,13 +73,31 @@ def balanced(classes: int, each: int, *, first_seed: int = 0) -> Plan:
 
 
 def settings(
-    guidance: Sequence[float], top_k: Sequence[int], top_p: Sequence[float], temperature: Sequence[float]
+    guidance: Sequence[float | tuple[float, ...]],
+    top_k: Sequence[int | tuple[int, ...]],
+    top_p: Sequence[float | tuple[float, ...]],
+    temperature: Sequence[float | tuple[float, ...]],
 ) -> list[Setting]:
     """All combinations, each once; the last value changes first. Raises `InputError` for a value out of range."""
     found = [Setting(*values) for values in dict.fromkeys(product(guidance, top_k, top_p, temperature))]
     for setting in found:
-        Choice(setting.top_k, setting.top_p, setting.temperature)
-        linear_guidance(setting.guidance)
+        lengths = [len(value) for value in vars(setting).values() if isinstance(value, tuple)]
+        Settings(**vars(setting)).dealt(max(lengths, default=1))
+    return found
+
+
+def fitted(settings: Sequence[Setting], scales: int, *, until: int | None = None) -> list[Setting]:
+    """The settings for a model of K scales, without guidance from scale `until` on.
+
+    Raises `InputError` for those that are of another number of scales.
+    """
+    found = list(settings)
+    if until is not None:
+        schedules = [guidance_until(setting.guidance, until) for setting in found]
+        weights = [tuple(weights_of(schedule, scales)) for schedule in schedules]
+        found = [dataclasses.replace(setting, guidance=each) for setting, each in zip(found, weights, strict=True)]
+    for setting in found:
+        Settings(**vars(setting)).dealt(scales)
     return found
 
 

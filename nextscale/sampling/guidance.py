@@ -1,13 +1,14 @@
 """Guidance schedules: how strongly each scale is pulled towards its class (classifier-free guidance).
 
 A schedule is a function (scale k, number of scales K) -> t; logits are (1 + t) * conditional - t * unconditional.
-These five, or any function of that form. Needs no torch.
+These six, or any function of that form. Needs no torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 from nextscale.checks import checked, fits
 from nextscale.errors import InputError
@@ -59,28 +60,63 @@ def interval_guidance(guidance: float, first: int, last: int) -> Guidance:
 @checked
 def listed_guidance(weights: Sequence[float]) -> Guidance:
     """One weight a scale. Raises `InputError` unless all are finite, and when asked about another number of scales."""
-    for listed in weights:
-        _check(listed)
+    listed = [*weights]
+    for one in listed:
+        _check(one)
 
     def weight(k: int, scales: int) -> float:
-        if scales != len(weights):
-            raise InputError(f"guidance: expected one weight a scale, {scales}, got {len(weights)}")
-        return weights[k]
+        if scales != len(listed):
+            raise InputError(f"guidance: expected one weight a scale, {scales}, got {len(listed)}")
+        return listed[k]
 
     return weight
 
 
-def weights_of(guidance: float | Guidance, scales: int) -> list[float]:
-    """The weights of all scales; a number means the linear schedule that ends there.
+def guidance_until(guidance: float | Sequence[float] | Guidance, end: int) -> Guidance:
+    """t of another schedule at scales 0 .. end - 1, and 0 from scale `end` on, which then cost no second row.
 
-    Raises `InputError` for what is neither a number nor a schedule, and for a schedule that does not fit the pyramid or
-    gives a weight that is not finite.
+    Raises `InputError` unless `end` is 0 or more, and when asked about a pyramid of fewer scales.
     """
-    schedule = guidance if callable(guidance) else linear_guidance(guidance)
+    if not (fits(end, int) and end >= 0):
+        raise InputError(f"guidance_until: expected a scale, 0 or more, got {end!r}")
+
+    def weight(k: int, scales: int) -> float:
+        if end > scales:
+            raise InputError(f"guidance_until: expected a scale, 0 .. {scales}, got {end}")
+        return weights_of(guidance, scales)[k] if k < end else 0.0
+
+    return weight
+
+
+def weights_of(guidance: float | Sequence[float] | Guidance, scales: int) -> list[float]:
+    """The weights of all scales; a number means the linear schedule that ends there, a sequence has one a scale.
+
+    Raises `InputError` for what is none of these, and for a schedule that does not fit the pyramid or gives a weight
+    that is not finite.
+    """
+    schedule = _schedule(guidance)
     weights = [schedule(k, scales) for k in range(scales)]
     for weight in weights:
         _check(weight)
-    return weights
+    return [*map(float, weights)]
+
+
+def _schedule(guidance: float | Sequence[float] | Guidance) -> Guidance:
+    if callable(guidance):
+        return guidance
+    if is_listed(guidance):
+        return listed_guidance(guidance)
+    return linear_guidance(guidance)  # type: ignore[arg-type]  # a number; all else is refused
+
+
+def is_listed(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether there is a value for each scale, rather than one for all."""
+    return fits(value, Sequence[Any]) and hasattr(value, "__len__")
+
+
+def guided_scales(weights: Sequence[float]) -> int:
+    """How many scales need a second row: all up to the last whose weight is not 0."""
+    return max((k + 1 for k, weight in enumerate(weights) if weight), default=0)
 
 
 def _check(weight: float) -> None:

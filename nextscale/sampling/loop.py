@@ -24,7 +24,7 @@ from torch import Tensor
 from nextscale import digits
 from nextscale.checks import check_fields
 from nextscale.errors import InputError
-from nextscale.sampling.guidance import Guidance, weights_of
+from nextscale.sampling.guidance import Guidance, guided_scales, weights_of
 from nextscale.text.prompts import Prompts
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR, KeyValueCache
@@ -107,7 +107,7 @@ def generate(
     seeds: Sequence[int],
     *,
     guidance: Guidance,
-    choice: Choice,
+    choice: Choice | Sequence[Choice],
     prompts: Prompts | None = None,
     negative: Prompts | None = None,
     process: Process | None = None,
@@ -119,8 +119,8 @@ def generate(
     Arguments:
         labels: B class numbers; the number of classes itself means "no class".
         seeds: B integers; seed i alone decides the randomness of image i.
-        guidance: the schedule of its weight (`sampling.guidance`); one that is 0 throughout costs no second row.
-        choice: truncation, temperature, smoothness.
+        guidance: the schedule of its weight (`sampling.guidance`); from where on it is 0 it costs no second row.
+        choice: truncation, temperature, smoothness; of all scales, or one a scale.
         prompts: B of them; None: no text.
         negative: B prompts that guidance leads away from, of as many places; None: no text.
         process: may replace the logits of a scale before its tokens are drawn.
@@ -131,29 +131,36 @@ def generate(
     and prompts for a model that reads none.
     """
     scales, groups, batch = transformer.config.scales, transformer.config.groups, len(labels)
-    if choice.smooth and groups:
+    choices = [choice] * len(scales) if isinstance(choice, Choice) else [*choice]
+    assert len(choices) == len(scales)
+    if groups and any(choice.smooth for choice in choices):
         raise InputError(f"smooth: expected a head over all codes, which it mixes, got one in {len(groups)} groups")
     device = transformer.positions.device
     weights = weights_of(guidance, len(scales))
-    unconditional = [transformer.config.classes] * batch if any(weights) else []
+    guided_until = guided_scales(weights)
+    unconditional = [transformer.config.classes] * batch if guided_until else []
     rows = [*labels, *unconditional]
     text = prompts if prompts is None or not unconditional else prompts.followed_by(negative or prompts.none())
     condition = transformer.condition(torch.tensor(rows, device=device), text.to(device) if text else None)
     cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device)
     keys_BL = random_keys(seeds, scales.total).to(device)
-    canvas, codes_BlC = on(quantizer, batch), None
+    canvas, codes_RlC = on(quantizer, batch), None
     for k, part in enumerate(scales.slices()):
-        logits_BlV = guided(transformer.step(k, codes_BlC, condition, cache), batch, weights[k])
+        logits_BlV = guided(transformer.step(k, codes_RlC, condition, cache), batch, weights[k])
         logits_BlV = processed(process, k, logits_BlV, groups=groups) if process else logits_BlV
         progress = k / max(len(scales) - 1, 1)
-        tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choice, progress=progress, groups=groups)
+        tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choices[k], progress=progress, groups=groups)
         tokens_Bhw = tokens_Bl.unflatten(1, scales.sizes[k])
         codes_BChw = (
             quantizer.lookup(tokens_Bhw) if mixture_BlV is None else mixed(quantizer, mixture_BlV, scales.sizes[k])
         )
         f_hat = canvas.paint(k, edit(k, codes_BChw) if edit else codes_BChw)
         if k + 1 < len(scales):
-            codes_BlC = canvas.seen(k + 1).repeat(len(rows) // batch, 1, 1)
+            codes_RlC = canvas.seen(k + 1)
+            if k + 1 < guided_until:
+                codes_RlC = codes_RlC.repeat(2, 1, 1)
+            elif k + 1 == guided_until:  # no scale looks at the second rows again
+                condition, cache = condition.first(batch), cache.first(batch)
         yield Painted(k, tokens_Bhw, f_hat)
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,12 @@ class KeyValueCache:
         keys[:, :, self.length : end] = k_BHLD
         values[:, :, self.length : end] = v_BHLD
         return keys[:, :, :end], values[:, :, :end]
+
+    def first(self, rows: int) -> KeyValueCache:
+        """The same memory for the first sequences alone."""
+        part = copy.copy(self)
+        part.memory = self.memory[:, :, :rows]
+        return part
 
     def advance(self, tokens: int) -> None:
         """Count a scale's tokens as stored, once every layer has them."""

@@ -50,6 +50,15 @@ class Condition(NamedTuple):
     words: list[Words | None]
     """What each block sees of the text."""
 
+    def first(self, rows: int) -> Condition:
+        """Of the first pictures alone."""
+        blocks = [
+            (Modulation(*(part[:rows] for part in one)), Modulation(*(part[:rows] for part in other)))
+            for one, other in self.blocks
+        ]
+        words = [seen and Words(*(part[:rows] for part in seen)) for seen in self.words]
+        return Condition(self.embedding[:rows], blocks, self.head_scale[:rows], self.head_shift[:rows], words)
+
 
 class VAR(nn.Module):
     """The transformer (paper, section 3.1 and appendix).

@@ -339,13 +339,15 @@ def described(pipe: Pipeline, request: Request) -> str:
         raise InputError(f"expected a class of this model, 0 .. {len(pipe.classes)}, got {request.label}")
     away = f", not {request.negative_prompt}" if request.negative_prompt else ""
     told = (
-        f"{request.title}{away}, seed {request.seed}, guidance {_guidance(request)}, top-k {request.top_k}, "
-        f"top-p {request.top_p:g}, temperature {request.temperature:g}"
+        f"{request.title}{away}, seed {request.seed}, guidance {_shown(request.guidance)}, "
+        f"top-k {_shown(request.top_k)}, top-p {_shown(request.top_p)}, "
+        f"temperature {_shown(request.temperature)}"
     )
     if request.model != pipe.fingerprint:
         return f"{told}. Another model painted it ({request.model}): with this one it will look different."
     return f"{told}."
 
 
-def _guidance(request: Request) -> str:
-    return "a schedule" if isinstance(request.guidance, tuple) else f"{request.guidance:g}"
+def _shown(value: float | tuple[float, ...]) -> str:
+    """One number, or one a scale: `0/1/1.5`."""
+    return "/".join(map(_shown, value)) if isinstance(value, tuple) else f"{value:.6g}"

@@ -54,10 +54,10 @@ def choosing(given: Choosing = DEFAULT) -> Fields:
 
 
 def refilled(pipe: Pipeline, request: Request) -> list[Any]:
-    """What the fields show for a request; a schedule of guidance, which no slider holds, leaves that as it is."""
-    guidance = gr.skip() if isinstance(request.guidance, tuple) else request.guidance
-    told = (request.top_k, request.top_p, request.temperature, request.smooth)
-    return [*condition(pipe, request), request.seed, 1, guidance, *told]
+    """What the fields show for a request; values of single scales, which no slider holds, leave theirs as it is."""
+    told = (request.guidance, request.top_k, request.top_p, request.temperature, request.smooth)
+    shown = [gr.skip() if isinstance(value, tuple) else value for value in told]
+    return [*condition(pipe, request), request.seed, 1, *shown]
 
 
 def condition(pipe: Pipeline, request: Request) -> list[Any]:

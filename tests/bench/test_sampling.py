@@ -80,6 +80,11 @@ def test_work_of_an_image_is_the_sum_of_its_parts(pipe: Pipeline) -> None:
     phi = flops.painting_work(pipe.tokenizer.config).convolution
     assert plain.convolution == guided.convolution == decoder.convolution + 4 * phi
     assert guided.matrix - decoder.matrix == 2 * (plain.matrix - decoder.matrix)
+    early, last = (
+        sampling.sampling_work(pipe, guided=True, until=3),
+        flops.scale_work(pipe.transformer.config, 3, guided=False),
+    )
+    assert guided.matrix - early.matrix == last.matrix
 
 
 @pytest.mark.parametrize("reads", [False, True])

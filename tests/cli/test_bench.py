@@ -77,6 +77,27 @@ def test_a_prompt_is_part_of_the_setting(nextscale: Callable[..., Any]) -> None:
     assert "this model reads no text" in refused.errors
 
 
+def test_guidance_that_ends_early_is_less_work(nextscale: Callable[..., Any]) -> None:
+    """Counted, not only faster."""
+    given = [
+        "bench",
+        "sample",
+        *QUICK,
+        "--batch",
+        1,
+        "--json",
+        "-",
+        "--top-k",
+        "0,1,2,3,4,5",
+        "--guidance",
+        "1,1,1,1,1,1",
+    ]
+    plain, early = (json.loads(nextscale(*given, *more).output) for more in ([], ["--guidance-until", 5]))
+    assert (early["guidance"], early["guidance_until"], early["top_k"]) == ([1] * 6, 5, [0, 1, 2, 3, 4, 5])
+    work, less = (values["batches"][0]["matrix_flop_per_image"] for values in (plain, early))
+    assert less < 0.9 * work
+
+
 @pytest.mark.parametrize("sizes", [[1], [1] * 9], ids=["one", "nine"])
 def test_tables_fit_however_many_sizes_there_are(nextscale: Callable[..., Any], sizes: list[int]) -> None:
     """Eight columns of scales at most."""

@@ -174,6 +174,21 @@ def test_a_sweep_is_a_table_whose_best_is_marked(call: Callable[..., Any], tmp_p
     assert len(list(out.glob("samples-*.npz"))) == 4
 
 
+def test_a_value_may_be_one_of_each_scale(call: Callable[..., Any], tmp_path: Path) -> None:
+    """A setting as others are: in the table, the card and the names of files."""
+    out = tmp_path / "out"
+    done = call("--guidance", 1, "0,1,2,1", "--guidance-until", 3, "--out", out, "--json", tmp_path / "json")
+    assert (done.status, done.errors) == (0, "")
+    results = json.loads((tmp_path / "json").read_text())["results"]
+    cards = [Card.from_json(result["card"]) for result in results]
+    third = 1 / 3
+    assert [card.setting.guidance for card in cards] == [pytest.approx((0, third, 2 * third, 0)), (0, 1, 2, 0)]
+    assert (out / "sheet-guidance0,1,2,0-top-k900-top-p0.96-temperature1.png").is_file()
+    refused = call("--top-k", "1,2")
+    assert (refused.status, refused.errors.count("\n")) == (2, 1)
+    assert "top_k: expected one value, or one a scale, 4, got 2" in refused.errors
+
+
 def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
     """The sheet has a row of them beside each class's name."""
     assert call("--out", tmp_path, "--save-npz").status == 0

@@ -149,6 +149,21 @@ def test_the_printed_command_paints_the_same_pictures(nextscale, model: Path, tm
     assert (tmp_path / "grid.png").read_bytes() == before
 
 
+def test_values_of_each_scale_are_typed_with_commas(nextscale, model: Path, tmp_path: Path) -> None:
+    """They are in the picture's note and in the command that is printed, and `--like` paints it again."""
+    drawn = ["--top-k", "0,2,2,9,9,0", "--temperature", "1,1,1,1,1,0"]
+    guided = ["--guidance", "0,0,0.5,1,2,1", "--guidance-until", 5]
+    done = nextscale("sample", "--model", model, "--label", 3, *guided, *drawn, "--out", tmp_path)
+    assert (done.status, done.errors) == (0, "")
+    assert "--guidance 0.0,0.0,0.5,1.0,2.0,1.0 --guidance-until 5 --top-k 0,2,2,9,9,0 --temperature 1.0," in done.output
+    (file,) = tmp_path.glob("3-*.png")
+    told = json.loads(Image.open(file).text["nextscale"])
+    assert told["guidance"] == [0, 0, 0.5, 1, 2, 0]
+    assert (told["top_k"], told["temperature"]) == ([0, 2, 2, 9, 9, 0], [1, 1, 1, 1, 1, 0])
+    again = nextscale("sample", "--model", model, "--like", file, "--out", tmp_path / "again.png")
+    assert "the same pixels as" in again.output
+
+
 def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path) -> None:
     """No trace of a progress bar where there is no terminal."""
     done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path)
@@ -169,6 +184,11 @@ def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path
         (["--model", "MODEL", "--label-index", "-1"], "-1"),
         (["--model", "MODEL", "--label-index", "seven"], "seven"),
         (["--model", "MODEL", "--top-p", "2"], "top_p: expected 0 .. 1, got 2.0"),
+        (["--model", "MODEL", "--top-k", "1,2"], "top_k: expected one value, or one a scale, 6, got 2"),
+        (["--model", "MODEL", "--guidance", "1,2"], "guidance: expected one weight a scale, 6, got 2"),
+        (["--model", "MODEL", "--guidance", "1,x"], "--guidance: expected a number, got 'x'"),
+        (["--model", "MODEL", "--guidance", "1,"], "--guidance: expected a number, got ''"),
+        (["--model", "MODEL", "--guidance-until", "7"], "guidance_until: expected a scale, 0 .. 6, got 7"),
         (["--model", "MODEL", "--device", "abacus"], "abacus"),
         (["--count", "0"], "--count: expected at least 1, got 0"),
         (["--batch", "0"], "--batch: expected at least 1, got 0"),

@@ -16,6 +16,7 @@ from nextscale.sampling.guidance import (
     Guidance,
     constant_guidance,
     cosine_guidance,
+    guidance_until,
     interval_guidance,
     linear_guidance,
     listed_guidance,
@@ -34,8 +35,17 @@ from nextscale.sampling.guidance import (
         (lambda k, scales: k / scales, [0.0, 0.25, 0.5, 0.75]),
         (1.5, [0.0, 0.5, 1.0, 1.5]),
         (np.float32(1.5), [0.0, 0.5, 1.0, 1.5]),
+        ([4, 0.0, -1.0, 2.0], [4.0, 0.0, -1.0, 2.0]),
+        (torch.tensor([4, 0.0, -1.0, 2.0]), [4.0, 0.0, -1.0, 2.0]),
+        (guidance_until(1.5, 2), [0.0, 0.5, 0.0, 0.0]),
+        (guidance_until([1.0, 2.0, 3.0, 4.0], 3), [1.0, 2.0, 3.0, 0.0]),
+        (guidance_until(constant_guidance(1.5), 4), [1.5, 1.5, 1.5, 1.5]),
+        (guidance_until(constant_guidance(1.5), 0), [0.0, 0.0, 0.0, 0.0]),
     ],
-    ids=["linear", "constant", "cosine", "interval", "list", "any function", "a number", "a number of numpy's"],
+    ids=[
+        *("linear", "constant", "cosine", "interval", "list", "any function", "a number", "a number of numpy's"),
+        *("numbers", "a tensor", "linear until", "numbers until", "until the end", "until the start"),
+    ],
 )
 def test_schedule_weighs_the_scales_as_it_says(schedule: float | Guidance, weights: list[float]) -> None:
     """Of a pyramid of four."""
@@ -66,10 +76,11 @@ def test_single_scale_is_the_first() -> None:
         cosine_guidance,
         lambda weight: interval_guidance(weight, 0, 1),
         lambda weight: listed_guidance([0.0, weight]),
-        lambda weight: weights_of(weight, 4),
+        lambda weight: weights_of(weight if weight != [1.5] else [weight] * 4, 4),
+        lambda weight: weights_of([0.0, weight, 0.0, 0.0], 4),
         lambda weight: weights_of(lambda k, scales: weight, 4),
     ],
-    ids=["linear", "constant", "cosine", "interval", "list", "a number", "any function"],
+    ids=["linear", "constant", "cosine", "interval", "list", "a number", "numbers", "any function"],
 )
 def test_weights_that_are_no_finite_numbers_are_refused(make: Callable[[Any], object], weight: Any) -> None:
     """In one line that shows what was given."""
@@ -84,12 +95,23 @@ def test_weights_that_are_no_finite_numbers_are_refused(make: Callable[[Any], ob
         (lambda: interval_guidance(1.5, -1, 1), "expected scales in order, 0 <= first <= last, got -1 and 1"),
         (lambda: weights_of(interval_guidance(1.5, 1, 4), 4), "expected an interval within scales 0 .. 3, got 1 .. 4"),
         (lambda: weights_of(listed_guidance([1.0, 2.0]), 4), "expected one weight a scale, 4, got 2"),
+        (lambda: weights_of([1.0, 2.0], 4), "expected one weight a scale, 4, got 2"),
+        (lambda: weights_of(guidance_until([1.0, 2.0], 1), 4), "expected one weight a scale, 4, got 2"),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused(call: Callable[[], object], complaint: str) -> None:
     """When they are made, or when they meet the pyramid."""
     with pytest.raises(InputError, match=f"^guidance: {complaint}$"):
         call()
+
+
+def test_guidance_ends_before_a_scale_that_there_is() -> None:
+    """Or after the last."""
+    for end in (-1, 1.5, None):
+        with pytest.raises(InputError, match=f"^guidance_until: expected a scale, 0 or more, got {end}$"):
+            guidance_until(1.5, end)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^guidance_until: expected a scale, 0 \.\. 4, got 5$"):
+        weights_of(guidance_until(1.5, 5), 4)
 
 
 def test_pipeline_takes_a_number_or_a_schedule(pipe: Pipeline) -> None:

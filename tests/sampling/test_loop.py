@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
 from nextscale.sampling import loop
-from nextscale.sampling.guidance import linear_guidance
+from nextscale.sampling.guidance import guidance_until, linear_guidance, listed_guidance
 from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, mixed, random_keys
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
@@ -402,6 +402,46 @@ def test_no_guidance_costs_no_second_row(
     pair[1].blocks[0].register_forward_pre_hook(lambda block, x: seen.append(len(x[0])))
     walk(pair, [0, 1, 2], [0, 1, 2], guidance=linear_guidance(guidance))
     assert seen == [rows] * 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "rows"), [([0, 2, 0, 0], [6, 6, 3, 3]), ([2, 0, 1, 0], [6, 6, 6, 3]), ([0, 0, 0, 1], [6] * 4)], ids=str
+)
+def test_guidance_that_is_over_costs_no_second_row(
+    make_tokenizer: Callable[..., MultiScaleVQVAE],
+    make_transformer: Callable[..., VAR],
+    weights: list[float],
+    rows: list[int],
+) -> None:
+    """Counted at the first block; before the last guided scale the second row is needed, for its keys and values."""
+    pair, seen = (make_tokenizer(), make_transformer()), []
+    pair[1].blocks[0].register_forward_pre_hook(lambda block, x: seen.append(len(x[0])))
+    walk(pair, [0, 1, 2], [0, 1, 2], guidance=listed_guidance(weights))
+    assert seen == rows
+
+
+@torch.no_grad()
+def test_scales_after_guidance_are_drawn_from_the_conditional_logits(pair: Pair) -> None:
+    """Which saw all coarser scales, guided as those were."""
+    tokenizer, transformer = pair
+    scales, labels, seeds = transformer.config.scales, [0, 3, 5], [5, 6, 7]
+    until = len(scales) - 1
+    tokens = join(walk(pair, labels, seeds, guidance=guidance_until([2.0] * len(scales), until)))
+    conditional = transformer(torch.tensor(labels), tokenizer.teacher_inputs(tokens))
+    last = scales.slices()[-1]
+    expected, _ = choose(conditional[:, last], random_keys(seeds, scales.total)[:, last], Choice(), progress=0.0)
+    assert torch.equal(tokens[:, last], expected)
+
+
+@pytest.mark.parametrize("field", ["top_k", "top_p", "temperature"])
+def test_each_scale_may_be_drawn_in_its_own_way(tokenizer: MultiScaleVQVAE, transformer: VAR, field: str) -> None:
+    """As with a value for all up to where it changes: from there on, as nothing else is, are other pictures."""
+    pair, labels, seeds = (tokenizer, transformer), [0, 1, 2, 3] * 4, list(range(16))
+    one, other = {"top_k": (0, 2), "top_p": (0.0, 0.3), "temperature": (1.0, 0.2)}[field]
+    choices = [Choice(**{"top_k": 0, "top_p": 0.0, field: value}) for value in (one, one, other, one)]
+    listed, plain = walk(pair, labels, seeds, choice=choices), walk(pair, labels, seeds, choice=choices[0])
+    assert [torch.equal(a.tokens, b.tokens) for a, b in zip(listed, plain, strict=True)] == [True, True, False, False]
+    assert join(walk(pair, labels, seeds, choice=[choices[0]] * 4)).equal(join(plain))
 
 
 def test_guidance_may_be_any_schedule(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
