@@ -39,6 +39,7 @@ MODULES = {
     "tokenizer": ("tokenizer/model.py", ["tokenizer/test_model.py"]),
     "transformer": ("transformer/model.py", ["transformer/test_model.py", "transformer/test_layers.py"]),
     "loop": ("sampling/loop.py", ["sampling/test_loop.py"]),
+    "muon": ("training/muon.py", ["training/test_muon.py"]),
     "optimization": ("training/optimization.py", ["training/test_optimization.py"]),
     "statistics": ("evaluation/statistics.py", ["evaluation/test_statistics.py"]),
     "distances": ("evaluation/distances.py", ["evaluation/test_distances.py"]),

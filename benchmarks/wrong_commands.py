@@ -137,6 +137,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
             "optimization.batch=2 optimization.batch=4",
             "a.b.c.d=1",
         ),
+        *("optimization.optimizer=sgd", "optimization.optimizer=muon", "optimization.muon_rate=1"),
         *("optimization.clip=nan", "optimization.learning_rate=1e30", "average=2", "progressive=nan", "seed=1"),
     ),
     "mask": (*PLACE, "cut.png", "pictures"),

@@ -9,13 +9,14 @@ Shapes: B images, L positions, C code channels, V codes.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from nextscale.bench.sampling import Done, Gauge, Scope, peak_memory, seconds_of
 from nextscale.config import TokenizerConfig, TransformerConfig
@@ -23,7 +24,7 @@ from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 from nextscale.machine.precision import Precision, lowered
 from nextscale.tokenizer import MultiScaleVQVAE
-from nextscale.training.optimization import make_optimizer, training_dtype
+from nextscale.training.optimization import Optimization, make_optimizer, training_dtype
 from nextscale.training.recipes import Recipe
 from nextscale.training.transformer.learner import Learner
 from nextscale.transformer import VAR, DropPath
@@ -54,6 +55,18 @@ class NaiveStep:
 
 
 @dataclass(frozen=True)
+class MuonCost:
+    """What Muon takes more than AdamW, on the same gradients."""
+
+    update_seconds: float
+    """Of Muon for the matrices of the blocks and AdamW for the rest."""
+    adamw_update_seconds: float
+    """Of AdamW for all weights."""
+    added: float
+    """By how much a step is longer than one with AdamW, as a share of that, taken in each repeat."""
+
+
+@dataclass(frozen=True)
 class TransformerTraining:
     """A step at one batch size; medians over the repeats unless it says otherwise."""
 
@@ -76,6 +89,8 @@ class TransformerTraining:
     peak_memory_of: Scope
     seconds_of_repeats: tuple[float, ...]
     naive: NaiveStep | None
+    muon: MuonCost | None
+    """Where the step is one with Muon."""
 
 
 def step_work(config: TransformerConfig) -> Work:
@@ -95,6 +110,7 @@ def measure_transformer_training(
     recompute: bool = False,
     compiled: bool = False,
     naive: bool = False,
+    optimizer: Literal["adamw", "muon"] = "adamw",
     repeats: int = 5,
     done: Done = lambda: None,
 ) -> TransformerTraining:
@@ -104,17 +120,20 @@ def measure_transformer_training(
         tokenizer_config, config: of one preset.
         recompute, compiled: as `Learner` takes them.
         naive: time the naive step too.
+        optimizer: of our step; the naive one has AdamW.
     """
     dtype = training_dtype(precision, device)
     tokenizer = MultiScaleVQVAE(tokenizer_config).to(device).requires_grad_(False)
     if not naive:
         del tokenizer.encoder, tokenizer.decoder  # a cache needs neither
-    ours = _Ours(tokenizer, _woken(VAR(config)).to(device), batch, dtype=dtype, recompute=recompute, compiled=compiled)
+    model, recipe = _woken(VAR(config)).to(device), _recipe(batch, optimizer)
+    ours = _Ours(tokenizer, model, recipe, dtype=dtype, recompute=recompute, compiled=compiled)
     first, peak, scope = peak_memory(lambda: seconds_of(ours.step, device), device)
-    theirs = _Naive(tokenizer, ours.model, batch) if naive else None
+    theirs = _Naive(tokenizer, model, batch) if naive else None
     apart = _apart(ours, theirs) if theirs else None
     if theirs:
         theirs.step()
+    updates = _Updates(ours.optimization) if optimizer == "muon" else None
     done()
     gauge = Gauge(batch * config.scales.total, config.width, ANY, device=device, dtype=dtype)
     work = batch * step_work(config).matrix
@@ -123,6 +142,8 @@ def measure_transformer_training(
         before = gauge.matrix_rate()
         times.append(seconds_of(ours.step, device))
         rates.append((before + gauge.matrix_rate()) / 2)
+        if updates:
+            updates.measure(times[-1], device)
         if theirs:
             naive_times.append(seconds_of(theirs.step, device))
             encoding_times.append(seconds_of(theirs.encode, device))
@@ -152,6 +173,7 @@ def measure_transformer_training(
             gradient_difference=apart[3],
             seconds_of_repeats=tuple(naive_times),
         ),
+        muon=updates.cost() if updates else None,
     )
 
 
@@ -177,7 +199,7 @@ class _Ours:
         self,
         tokenizer: MultiScaleVQVAE,
         model: VAR,
-        batch: int,
+        recipe: Recipe,
         *,
         dtype: torch.dtype,
         recompute: bool,
@@ -185,15 +207,13 @@ class _Ours:
     ) -> None:
         self.tokenizer, self.model, self.dtype = tokenizer, model, dtype
         self.learner = Learner(model, recompute=recompute, compiled=compiled)
-        self.optimizer, self.device = _optimizer(model), model.positions.device
-        self.tokens_BL, self.labels_B = _tokens(model.config, batch, self.device)
+        self.optimization, self.device = Optimization(model, recipe, dtype=dtype), model.positions.device
+        self.tokens_BL, self.labels_B = _tokens(model.config, recipe.batch, self.device)
 
     def step(self) -> None:
         config = self.model.config
         paths = DropPath(0.1 * config.depth / 24, torch.Generator(self.device).manual_seed(0))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.dtype, paths).backward()
-        _descend(self.model, self.optimizer)
+        self.optimization.update(((loss, {}) for loss in [self.loss(self.dtype, paths)]), 0, None)
 
     def loss(self, dtype: torch.dtype, paths: DropPath | None = None) -> Tensor:
         with lowered(self.device, dtype):
@@ -211,7 +231,7 @@ class _Naive:
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.model.load_state_dict(weights, assign=True)
         self.model.requires_grad_()
-        self.optimizer, device = _optimizer(self.model), model.positions.device
+        self.optimizer, device = make_optimizer(self.model, _recipe(batch)), model.positions.device
         count = batch * 3 * config.height * config.width
         self.images = torch.linspace(-1, 1, count, device=device).view(batch, 3, config.height, config.width)
         self.labels_B = _tokens(model.config, batch, device)[1]
@@ -223,11 +243,32 @@ class _Naive:
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.encode()).backward()
-        _descend(self.model, self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 2.0)
+        self.optimizer.step()
 
     def loss(self, tokens_BL: Tensor) -> Tensor:
         logits_BLV = dense_logits(self.model, self.labels_B, self.tokenizer.teacher_inputs(tokens_BL))
         return F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
+
+
+class _Updates:
+    """Times of the update alone, by Muon and by AdamW for all weights, whose gradients are those of the step before."""
+
+    def __init__(self, muon: Optimization) -> None:
+        self.muon = muon
+        self.adamw = make_optimizer(muon.model, dataclasses.replace(muon.recipe, optimizer="adamw"))
+        self.times: list[tuple[float, float, float]] = []
+        self.adamw.step()  # which makes its moments
+
+    def measure(self, step: float, device: torch.device) -> None:
+        """After a step that has taken so many seconds."""
+        muon = seconds_of(lambda: [optimizer.step() for optimizer in self.muon.optimizers], device)
+        self.times.append((step, muon, seconds_of(self.adamw.step, device)))
+
+    def cost(self) -> MuonCost:
+        _, muon, adamw = map(median, zip(*self.times, strict=True))
+        added = median((muon - adamw) / (step - muon + adamw) for step, muon, adamw in self.times)
+        return MuonCost(muon, adamw, added)
 
 
 def _apart(ours: _Ours, theirs: _Naive) -> tuple[float, float, float, float]:
@@ -262,19 +303,14 @@ def _tokens(config: TransformerConfig, batch: int, device: torch.device) -> tupl
     return tokens_BL.to(device), torch.arange(batch, device=device) % config.classes
 
 
-def _optimizer(model: nn.Module) -> AdamW:
-    recipe = Recipe(
-        batch=1,
+def _recipe(batch: int, optimizer: Literal["adamw", "muon"] = "adamw") -> Recipe:
+    return Recipe(
+        batch=batch,
         learning_rate=1e-4,
         betas=(0.9, 0.95),
         weight_decay=0.05,
         warmup_steps=0,
         final_rate=1.0,
         clip=2.0,
+        optimizer=optimizer,
     )
-    return make_optimizer(model, recipe)
-
-
-def _descend(model: nn.Module, optimizer: AdamW) -> None:
-    nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-    optimizer.step()

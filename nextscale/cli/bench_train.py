@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from nextscale.bench.transformer import NaiveStep, TransformerTraining
+    from nextscale.bench.transformer import MuonCost, NaiveStep, TransformerTraining
     from nextscale.presets import Preset
 
 Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="(default: 4)")]
@@ -40,6 +40,8 @@ class BenchTrain:
     """Images a step, one size or several."""
     compare: Compared = None
     """Beside a naive step: from pictures, float32, one mask of all positions by all positions, all logits at once."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon also tells what a step takes longer than with AdamW."""
     compile: bool = False
     """Run the blocks through torch.compile."""
     recompute: bool = False
@@ -71,7 +73,12 @@ class BenchTrain:
         with bench.threads(self.threads):
             measured = self._measure(dataclasses.replace(preset, transformer=config), device)
             setting = bench.setting(device, dtype, self._name, self.repeats)
-        setting |= {"compile": self.compile, "recompute": self.recompute, "parameters": config.parameters}
+        setting |= {
+            "compile": self.compile,
+            "recompute": self.recompute,
+            "optimizer": self.optimizer,
+            "parameters": config.parameters,
+        }
         if self.json is not None:
             write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
         if str(self.json) != "-":
@@ -106,6 +113,7 @@ class BenchTrain:
                         recompute=self.recompute,
                         compiled=self.compile,
                         naive=self.compare == "naive",
+                        optimizer=self.optimizer,
                         repeats=self.repeats,
                         done=lambda: bar.advance(task),
                     )
@@ -124,6 +132,17 @@ def _show(measured: list[TransformerTraining]) -> None:
     compared = [(row.batch, row.naive) for row in measured if row.naive is not None]
     if compared:
         console().print(_compared(compared), "", sep="\n")
+    by_muon = [(row.batch, row.muon) for row in measured if row.muon is not None]
+    if by_muon:
+        console().print(_added(by_muon), "", sep="\n")
+
+
+def _added(measured: list[tuple[int, MuonCost]]) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (batch, f"{cost.update_seconds:.3f}", f"{cost.adamw_update_seconds:.3f}", f"{cost.added:+.1%}")
+        for batch, cost in measured
+    ]
+    return table("What Muon costs", ("batch",), ("s an update", "by AdamW", "a step"), rows)
 
 
 def _steps(measured: list[TransformerTraining]) -> Table:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib
+import math
 import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -203,6 +204,22 @@ def gathered(tensor_Nd: Tensor) -> Tensor:
     return torch.cat(everything)
 
 
+def swapped(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """What the ranks have for this one, in their order, where `parts` are what this one has for each of them.
+
+    Arguments:
+        parts: as many as ranks, each of any shape, or empty; of one dtype on one device.
+        shapes: of what will come.
+    """
+    if world() == 1:
+        return list(parts)
+    sent = torch.cat([part.detach().flatten() for part in parts])
+    sizes = [math.prod(shape) for shape in shapes]
+    received = sent.new_empty(sum(sizes))
+    torch.distributed.all_to_all_single(received, sent, sizes, [part.numel() for part in parts])
+    return [part.view(shape) for part, shape in zip(received.split(sizes), shapes, strict=True)]
+
+
 def from_first(value: T) -> T:
     """Rank 0's value on all ranks: something small that pickles. A tensor comes to the device of the rank's own one.
 
@@ -334,6 +351,15 @@ def is_sharded(tensor: Tensor) -> bool:
 def own_share(tensor: Any) -> Tensor:
     """This rank's share of a sharded tensor, not copied; a whole tensor as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def rows_held(tensor: Tensor, rank: int) -> range:
+    """Which rows of a sharded tensor that rank holds, as `torch.chunk` cuts it; of a whole tensor all of them."""
+    if not is_sharded(tensor):
+        return range(len(tensor))
+    share = -(-len(tensor) // world())
+    first, last = (min(place * share, len(tensor)) for place in (rank, rank + 1))
+    return range(first, last)
 
 
 def whole(tensor: Any) -> Tensor:

@@ -9,6 +9,8 @@ Shapes: B prompts, T places, D width, H heads, d head dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,8 @@ MAX_TEMPERATURE = math.log(100)  # of attention, as in the blocks
 
 class Layer(nn.Module):
     """Attention over all pieces of a prompt, then feed-forward."""
+
+    MATRICES: ClassVar[Mapping[str, int]] = {"inside": 3, "outside": 1, "wide": 1, "narrow": 1}
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

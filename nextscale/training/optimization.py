@@ -1,4 +1,4 @@
-"""One network under one optimiser: gradients of a step's parts in, one clipped update out, or none if it is not finite.
+"""One network under its optimisers: gradients of a step's parts in, a clipped update out, or none if it is not finite.
 
 Also the running average of the weights. What the numbers of a recipe mean is said in `recipes`.
 """
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nextscale.errors import InputError
 from nextscale.machine import distributed
 from nextscale.machine.precision import find_dtype
+from nextscale.training.muon import Muon, hidden_matrices
 from nextscale.training.recipes import Recipe
 
 Figures = Mapping[str, Tensor]  # scalars on the device of the losses
@@ -33,17 +34,30 @@ class Outcome(NamedTuple):
 
 
 class Optimization:
-    """AdamW over those parameters of `model` that learn, decayed and spared apart.
+    """AdamW over those parameters of `model` that learn, decayed and spared apart, or AdamW and Muon (`muon.Muon`).
 
     Arguments:
         model: what learns.
-        recipe: rate, decay, clip, and how the batch is cut.
+        recipe: rates, decay, clip, and how the batch is cut.
         passed: what forward passes go through (`distributed.wrapped`), where that is not the model itself.
+        dtype: what Muon's products run in.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, passed: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        passed: nn.Module | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.model, self.recipe, self.passed = model, recipe, passed or model
-        self.optimizer = make_optimizer(model, recipe)
+        matrices = hidden_matrices(model) if recipe.optimizer == "muon" else []
+        self.optimizer = make_optimizer(model, recipe, without=[matrix.weight for matrix in matrices])
+        self.muon: Muon | None = None
+        if matrices:
+            self.muon = Muon(matrices, rate=recipe.muon_peak, decay=recipe.weight_decay, dtype=dtype)
+        self.optimizers: list[Optimizer] = [self.optimizer, *([self.muon] if self.muon else [])]
         self.part = _part(recipe)
         self._begin_shares()
 
@@ -64,11 +78,7 @@ class Optimization:
 
         Each loss comes with figures, whose means over parts and processes are reported.
         """
-        rate, decay = self.recipe.rate(step, total), self.recipe.decay(step, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["weight_decay"] = decay if group["weight_decay"] else 0.0
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self._prepare(step, total)
         seen: list[Figures] = []
         for loss, figures in losses:
             (loss / self.recipe.accumulate).backward()
@@ -76,8 +86,22 @@ class Optimization:
         norm = distributed.whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
         finite = bool(torch.isfinite(norm))
         if finite:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         return Outcome({**_means(seen), "gradient_norm": float(norm), "learning_rate": rate}, finite)
+
+    def _prepare(self, step: int, total: int | None) -> float:
+        """Set the rates and decays of a step, and forget the gradients of the one before; AdamW's rate."""
+        rate, decay = self.recipe.rate(step, total), self.recipe.decay(step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            group["weight_decay"] = decay if group["weight_decay"] else 0.0
+        for group in self.muon.param_groups if self.muon else ():
+            group["lr"] = rate * self.recipe.muon_peak / self.recipe.learning_rate
+            group["weight_decay"] = decay
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return rate
 
     def _begin_shares(self) -> None:
         """Moments of sharded parameters, as AdamW would begin them: a checkpoint is read to where they already lie."""
@@ -87,10 +111,14 @@ class Optimization:
                 self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        """AdamW's, and if there is Muon both."""
+        state = self.optimizer.state_dict()
+        return {"adamw": state, "muon": self.muon.state_dict()} if self.muon else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state["adamw"] if self.muon else state)
+        if self.muon:
+            self.muon.load_state_dict(state["muon"])
 
 
 def _part(recipe: Recipe) -> int:
@@ -117,10 +145,11 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
     return find_dtype(precision, device)
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW over the parameters of `model` that want a gradient, in two groups: decayed and spared."""
+def make_optimizer(model: nn.Module, recipe: Recipe, *, without: Iterable[Tensor] = ()) -> AdamW:
+    """AdamW over the parameters of `model` that want a gradient, but for some, in two groups: decayed and spared."""
     matrices = {id(_weight(module)) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    learning = [p for p in model.parameters() if p.requires_grad]
+    left_out = {id(parameter) for parameter in without}
+    learning = [p for p in model.parameters() if p.requires_grad and id(p) not in left_out]
     groups = [
         {"params": [p for p in learning if id(p) in matrices], "weight_decay": recipe.weight_decay},
         {"params": [p for p in learning if id(p) not in matrices], "weight_decay": 0.0},

@@ -36,7 +36,7 @@ def _require_betas(name: str, betas: tuple[float, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one network is optimised: AdamW, its schedule, and how a step is cut into parts."""
+    """How one network is optimised: by what, its schedule, and how a step is cut into parts."""
 
     batch: int
     """Images a step, over all processes."""
@@ -65,6 +65,11 @@ class Recipe:
     accumulate: int = 1
     """Parts a process cuts its share of the batch into, one after the other: less memory, the same step, but for the
     adaptive weight and the entropy term, which are each part's own."""
+    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata=LATER)
+    """AdamW for all, or Muon for the matrices inside blocks and AdamW for the rest: embeddings, positions, modulations,
+    head, biases."""
+    muon_rate: float = field(default=0.0, metadata=LATER)
+    """Muon's peak, where it is not the learning rate; it follows the same course."""
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, f"batch: expected at least 1, got {self.batch}")
@@ -80,6 +85,11 @@ class Recipe:
             self.final_weight_decay >= 0, f"final_weight_decay: expected at least 0, got {self.final_weight_decay}"
         )
         _require_betas("betas", self.betas)
+        _require(self.muon_rate >= 0, f"muon_rate: expected at least 0, got {self.muon_rate}")
+        _require(
+            not self.muon_rate or self.optimizer == "muon",
+            f"muon_rate: expected 0 without optimizer=muon, got {self.muon_rate}",
+        )
         _require(self.accumulate >= 1, f"accumulate: expected at least 1, got {self.accumulate}")
         _require(
             self.batch % self.accumulate == 0,
@@ -100,6 +110,11 @@ class Recipe:
         done = min(max((step - falling) / max(total - falling, 1), 0.0), 1.0)
         left = 1 - done if self.fall == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+
+    @property
+    def muon_peak(self) -> float:
+        """Muon's rate after the warm-up."""
+        return self.muon_rate or self.learning_rate
 
     @property
     def endless(self) -> bool:
@@ -242,6 +257,10 @@ class TokenizerRecipe:
 
     def __post_init__(self) -> None:
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
+        _require(
+            self.optimization.optimizer == "adamw",
+            f"optimization.optimizer: expected adamw for a tokenizer, got {self.optimization.optimizer}",
+        )
 
     def check(self, config: TokenizerConfig) -> None:
         """Raise `InputError` for settings that do not apply to the kind of codes that a tokenizer has."""

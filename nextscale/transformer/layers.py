@@ -1,13 +1,15 @@
 """The parts of a block: modulation, attention, feed-forward. They know nothing of scales, tokens or classes.
 
+`MATRICES` names the layers whose weights are matrices from hidden channels to hidden channels, and how many matrices
+each weight stacks: an optimiser may treat those in another way (`training.muon`).
 Shapes: B batch, L positions, D width, H heads, d head dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Te
 
 class Attention(nn.Module):
     """Multi-head attention; `remember` stores this call's keys and values and returns all there are, `look` attends."""
+
+    MATRICES: ClassVar[Mapping[str, int]] = {"qkv": 3, "out": 1}
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -108,6 +112,8 @@ class Words(NamedTuple):
 class TextKeys(nn.Module):
     """A block's keys and values of the text. Apart from `CrossAttention`, as they are made once a picture."""
 
+    MATRICES: ClassVar[Mapping[str, int]] = {"kv": 2}
+
     def __init__(self, config: TransformerConfig, text: TextConfig) -> None:
         super().__init__()
         self.heads, self.normalized = text.heads, config.normalized_attention
@@ -126,6 +132,8 @@ class CrossAttention(nn.Module):
     The output projection begins at 0. A gate of D numbers that begins at 0 does, too, what a model of classes did, but
     takes five times as many steps to let words through: what a gate's gradient sees is the mean over all texts.
     """
+
+    MATRICES: ClassVar[Mapping[str, int]] = {"query": 1, "out": 1}
 
     def __init__(self, config: TransformerConfig, text: TextConfig) -> None:
         super().__init__()
@@ -158,6 +166,8 @@ def attend_to_words(q_BHLd: Tensor, words: Words, scale: float) -> Tensor:
 
 class FeedForward(nn.Module):
     """Linear, GELU (tanh), linear."""
+
+    MATRICES: ClassVar[Mapping[str, int]] = {"up": 1, "down": 1}
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

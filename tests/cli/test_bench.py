@@ -235,6 +235,24 @@ def test_training_of_the_transformer_is_timed_beside_a_naive_step(
     assert naive["gradient_difference"] < 1e-5
 
 
+def test_what_muon_costs_is_told(nextscale: Callable[..., Any], tmp_path: Path) -> None:
+    """Of the update alone beside AdamW's, and of the whole step; without Muon there is no such figure."""
+    file = tmp_path / "bench.json"
+    done = nextscale("bench", "train", *QUICK, "--batch", 1, 2, "--optimizer", "muon", "--json", file)
+    assert (done.status, done.errors) == (0, "")
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "What Muon costs" in done.output
+    values = json.loads(file.read_text(encoding="utf-8"))
+    assert values["optimizer"] == "muon"
+    for row in values["batches"]:
+        cost, seconds = row["muon"], row["seconds_per_step"]
+        assert min(cost["adamw_update_seconds"], cost["update_seconds"]) > 0
+        more = cost["update_seconds"] - cost["adamw_update_seconds"]
+        assert cost["added"] == pytest.approx(more / (seconds - more))
+    plain = nextscale("bench", "train", *QUICK, "--batch", 1, "--json", "-")
+    assert [row["muon"] for row in json.loads(plain.output)["batches"]] == [None]
+
+
 def test_naive_step_is_not_made_unless_asked_for(nextscale: Callable[..., Any]) -> None:
     """Nor is there a table for it."""
     done = nextscale("bench", "train", *QUICK, "--batch", 1)

@@ -58,6 +58,8 @@ def test_one_process_keeps_what_it_brings() -> None:
     mine = torch.randn(3, 2, requires_grad=True)
     for same in (distributed.summed, distributed.averaged, distributed.gathered, distributed.from_first):
         assert torch.equal(same(mine), mine)
+    assert torch.equal(distributed.swapped([mine], [(3, 2)])[0], mine)
+    assert distributed.rows_held(mine, 0) == range(3)
     assert distributed.shared(7) == slice(0, 7)
     assert [distributed.any_of(flag) for flag in (False, True)] == [False, True]
     distributed.barrier()

@@ -28,6 +28,7 @@ def laws() -> None:
         shares_of_work(me)
         sums(me)
         rows(me)
+        swaps(me)
         values_of_the_first(me)
         gradients(me)
         shards(me)
@@ -61,6 +62,21 @@ def rows(me: int) -> None:
     assert distributed.gathered(mine.T).tolist() == [[0, 2, 4], [1, 3, 5], [10, 12, 14], [11, 13, 15]]
     assert distributed.gathered(torch.tensor([float(me)])).tolist() == [0.0, 1.0]
     assert distributed.gathered(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def swaps(me: int) -> None:
+    """Each rank gets what the other has for it, of any shape, also nothing, and keeps its own."""
+    parts = [torch.full((2, 3), 10.0 * me), torch.full((1 + me, 2), 10.0 * me + 1)]
+    shapes = [((2, 3), (2, 3)), ((1, 2), (2, 2))][me]
+    got = distributed.swapped(parts, shapes)
+    assert [part.tolist() for part in got] == [
+        torch.full(shape, 10.0 * other + me).tolist() for other, shape in enumerate(shapes)
+    ]
+    nothing = torch.empty(0, 4, dtype=torch.bfloat16)
+    mine = torch.arange(4, dtype=torch.bfloat16).view(1, 4)
+    got = distributed.swapped([mine, nothing] if me == 0 else [nothing, mine], [((1, 4), (0, 4)), ((0, 4), (1, 4))][me])
+    assert torch.equal(got[me], mine)
+    assert got[1 - me].shape == (0, 4)
 
 
 def values_of_the_first(me: int) -> None:
@@ -101,6 +117,7 @@ def shards(me: int) -> None:
         [(2, 2), (1, 3), (1,)],
         [(1, 2), (0, 3), (0,)],
     ][me]
+    assert [[*distributed.rows_held(p, me)] for p in module.parameters()] == [[[0, 1], [0], [0]], [[2], [], []]][me]
     assert all(
         distributed.is_sharded(p) and torch.equal(distributed.whole(p), torch.ones(p.shape))
         for p in module.parameters()

@@ -6,6 +6,7 @@ A law that needs both processes to be seen broken is asserted here.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import resource
 import sys
@@ -58,6 +59,7 @@ RECIPE = Recipe(
     clip=0.5,
     accumulate=2,
 )
+MUON = dataclasses.replace(RECIPE, optimizer="muon", muon_rate=5e-3)
 Strategy = Literal["copies", "shares"]
 
 
@@ -75,13 +77,18 @@ class Learner(nn.Module):
 class TinyStage:
     """A transformer that learns tokens drawn at random, from the classes 0 to 3."""
 
-    name, recipe, batch, data = "tiny", RECIPE, RECIPE.batch, toy.data_set()
+    name, batch, data = "tiny", RECIPE.batch, toy.data_set()
     settings: Mapping[str, object] = {}
 
     def __init__(
-        self, strategy: Strategy, *, dtype: torch.dtype = torch.float32, shared_modulation: bool = False
+        self,
+        strategy: Strategy,
+        *,
+        dtype: torch.dtype = torch.float32,
+        shared_modulation: bool = False,
+        recipe: Recipe = RECIPE,
     ) -> None:
-        self.dtype, self.poisoned = dtype, -1
+        self.dtype, self.poisoned, self.recipe = dtype, -1, recipe
         self.model = model(shared_modulation)
         learner = Learner(self.model)
         if strategy == "shares":
@@ -89,7 +96,7 @@ class TinyStage:
             self.passed = distributed.sharded(learner, parts, dtype=dtype)
         else:
             self.passed = distributed.wrapped(learner)
-        self.optimization = Optimization(self.model, RECIPE, self.passed)
+        self.optimization = Optimization(self.model, recipe, self.passed, dtype=dtype)
         self.average = WeightAverage(self.model, 0.9)
         self.state: Mapping[str, Stateful] = {
             "model": self.model,
@@ -286,6 +293,16 @@ def skipped(directory: Path) -> None:
     assert stage.update(1, None).finite
 
 
+def with_muon(results: dict[str, Any], out: Path) -> None:
+    """Whole runs, and runs that go on from another number of processes, or from another way of holding the model."""
+    results["muon copies"] = run(TinyStage("copies", recipe=MUON), out / "muon copies")
+    run(TinyStage("shares", recipe=MUON), out / "muon shares", 3)
+    results["muon shares"] = run(TinyStage("shares", recipe=MUON), out / "muon shares")
+    results["muon from one"] = run(TinyStage("shares", recipe=MUON), out / "muon from one")
+    run(TinyStage("shares", recipe=MUON), out / "muon to one", 3)
+    run(TinyStage("shares", recipe=MUON), out / "muon whole")
+
+
 def main(out: Path) -> None:
     """Every run in a directory of its own."""
     results = {}
@@ -299,6 +316,7 @@ def main(out: Path) -> None:
         run(TinyStage("shares"), out / "to copies", 3)
         results["to copies"] = run(TinyStage("copies"), out / "to copies")
         results["shared modulation"] = run(TinyStage("shares", shared_modulation=True), out / "shared modulation")
+        with_muon(results, out)
         for strategy in ("copies", "shares"):
             stage = TinyStage(strategy, dtype=torch.bfloat16)
             results[f"lowered {strategy}"] = run(stage, out / f"lowered {strategy}")

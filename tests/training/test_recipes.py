@@ -109,6 +109,8 @@ def test_the_rate_is_positive_and_never_above_the_peak(warmup: int, total: int) 
         ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
         ({"final_rate": 1.5}, "final_rate: expected a share from 0 to 1, got 1.5"),
         ({"betas": (0.9, 1.0)}, r"betas: expected two numbers from 0 to below 1, got \(0.9, 1.0\)"),
+        ({"muon_rate": 0.1}, "muon_rate: expected 0 without optimizer=muon, got 0.1"),
+        ({"optimizer": "muon", "muon_rate": -0.1}, "muon_rate: expected at least 0, got -0.1"),
         ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
         ({"accumulate": 3}, "accumulate: expected a divisor of the batch of 4, got 3"),
     ],
@@ -243,6 +245,17 @@ def test_every_preset_has_a_recipe(name: str) -> None:
         assert (recipe, steps) == recipes.for_preset("var-d16")
 
 
+# ---- as records ------------------------------------------------------------------------------------------------------
+
+
+def test_runs_with_adamw_are_recognised_by_what_they_were_before_there_was_muon() -> None:
+    """Values added later are recorded only where they say something."""
+    plain = recipes.recorded(recipes.for_transformer("emoji-32")[0])["optimization"]
+    assert not {"optimizer", "muon_rate"} & plain.keys()
+    muon = recipes.changed(TRANSFORMER, ["optimization.optimizer=muon", "optimization.muon_rate=0.02"])
+    assert recipes.recorded(muon)["optimization"] == recipes.recorded(RECIPE) | {"optimizer": "muon", "muon_rate": 0.02}
+
+
 # ---- settings as text ------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +355,8 @@ def test_every_value_can_be_set_to_what_it_is(name: str) -> None:
         ("adversarial.start=2", "adversarial.start: expected a share from 0 to 1, got 2.0"),
         ("adversarial.adaptive_range=3,2", "adversarial.adaptive_range: expected 0 <= low <= high, got 3.0 and 2.0"),
         ("average=1", "average: expected 0 <= average < 1, got 1.0"),
+        ("optimization.optimizer=lion", "optimization.optimizer: expected one of adamw, muon, got 'lion'"),
+        ("optimization.optimizer=muon", "optimization.optimizer: expected adamw for a tokenizer, got muon"),
         ("optimization.accumulate=3", "accumulate: expected a divisor of the batch of 4, got 3"),
     ],
 )

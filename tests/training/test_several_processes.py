@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from processes import together
 from torch import Tensor
 from training import toy as toys
-from training.two_processes import ADDS_UP, CORNERS, STEPS, run
+from training.two_processes import ADDS_UP, CORNERS, STEPS, WITH_MUON, run
 
 from nextscale import MultiScaleVQVAE, Pipeline
 from nextscale.training.transformer.stage import TransformerStage
@@ -79,19 +79,22 @@ def test_two_processes_measure_the_gains_that_one_would(out: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "make"),
+    ("name", "make", "settings"),
     [
-        ("copies", toys.second_stage),
-        ("shares", toys.second_stage),
-        ("copies that read", toys.text_stage),
-        ("shares that read", toys.text_stage),
+        ("copies", toys.second_stage, toys.ALL_OF_STAGE_2),
+        ("shares", toys.second_stage, toys.ALL_OF_STAGE_2),
+        ("copies that read", toys.text_stage, WITH_MUON),
+        ("shares that read", toys.text_stage, WITH_MUON),
     ],
 )
 def test_two_processes_train_the_transformer_that_one_would(
-    out: Path, name: str, make: Callable[..., TransformerStage], tmp_path: Path
+    out: Path, name: str, make: Callable[..., TransformerStage], settings: Sequence[str], tmp_path: Path
 ) -> None:
-    """With every option on, held whole or in shares, and cut short: losses, counts, and the average that is saved."""
-    run(lambda: make(toys.ALL_OF_STAGE_2, begin=7), tmp_path)
+    """With every option on, held whole or in shares, and cut short: losses, counts, and the average that is saved.
+
+    One that reads text by Muon.
+    """
+    run(lambda: make(settings, begin=7), tmp_path)
     one, two = (json.loads((path / "history.json").read_text()) for path in (tmp_path, out / name))
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

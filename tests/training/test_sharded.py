@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import together
 from torch import Tensor
-from training.sharded import TinyStage, run
+from training.sharded import MUON, TinyStage, run
 
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import read_tensors
@@ -29,6 +29,7 @@ def out(once) -> Path:
 
 def start(directory: Path) -> None:
     run(TinyStage("copies"), directory / "from one", 3)
+    run(TinyStage("copies", recipe=MUON), directory / "muon from one", 3)
     done = together(Path(__file__).with_name("sharded.py"), directory)
     assert done.returncode == 0, done.stderr
 
@@ -150,6 +151,41 @@ def test_a_shared_modulation_is_shared_out_too(out: Path, tmp_path: Path) -> Non
     whole = run(TinyStage("copies", shared_modulation=True), tmp_path)
     shares = told(out, "shared modulation")
     assert shares["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+
+
+# ---- Muon ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def muon_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run with Muon in one process."""
+    return run(TinyStage("copies", recipe=MUON), tmp_path_factory.mktemp("muon alone"))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("muon copies", 6), ("muon shares", 4), ("muon from one", 4)])
+def test_muon_in_two_processes_learns_as_in_one(
+    out: Path, alone: dict[str, Any], muon_alone: dict[str, Any], name: str, steps: int
+) -> None:
+    """Copies, shares, and shares of what one process began: whole matrices are orthogonalised, not those rows of them
+    that a process happens to hold."""
+    assert len(told(out, name)["losses"]) == steps
+    assert_the_same_run(muon_alone, told(out, name))
+    assert muon_alone["losses"][-1] != pytest.approx(alone["losses"][-1], rel=1e-2)
+
+
+def test_muon_in_one_process_goes_on_with_what_two_began(out: Path, muon_alone: dict[str, Any], tmp_path: Path) -> None:
+    """Momenta in shares are put together."""
+    gone_on = run(TinyStage("copies", recipe=MUON), shutil.copytree(out / "muon to one", tmp_path / "run"))
+    assert_the_same_run(muon_alone, gone_on)
+
+
+def test_a_shared_run_with_muon_continues_bit_for_bit(out: Path) -> None:
+    """Cut short and gone on with: weights, moments, momenta."""
+    cut, whole = (sorted((out / name / "state-0000006").iterdir()) for name in ("muon shares", "muon whole"))
+    for ours, theirs in zip(map(read_tensors, cut), map(read_tensors, whole), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert "optimizer/muon/state/0/momentum_buffer" in theirs
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_an_average_of_weights_is_that_of_a_model() -> None:

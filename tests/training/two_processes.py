@@ -26,6 +26,7 @@ STEPS = 6
 # choices, and the adaptive weight, which each part of an accumulated step has for itself.
 ADDS_UP = [*toy.EVERYTHING, "objective.entropy=0", "optimization.accumulate=1"]
 CORNERS = [*toy.OF_FIXED_CODES, "objective.entropy=0", "optimization.accumulate=1"]
+WITH_MUON = [*toy.ALL_OF_STAGE_2, "optimization.optimizer=muon", "optimization.muon_rate=1e-3"]
 FEATURES = [*toy.EVERYTHING, "adversarial.discriminator=features"]
 
 
@@ -80,7 +81,7 @@ def main(out: Path) -> None:
         for name, sharded in (("copies", False), ("shares", True)):
             run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
         for name, sharded in (("copies that read", False), ("shares that read", True)):
-            run(partial(toy.text_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
+            run(partial(toy.text_stage, WITH_MUON, sharded=sharded, begin=7), out / name, cut=3)
         for name, stage in stages.items():
             parts = {part: content.state_dict() for part, content in stage.state.items()}
             torch.save(parts, out / f"{name}-{distributed.rank()}.pt")

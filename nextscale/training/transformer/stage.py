@@ -120,7 +120,7 @@ class TransformerStage:
             self.passed = distributed.sharded(self.learner, parts, dtype=self.dtype)
         else:
             self.passed = distributed.wrapped(self.learner)
-        self.optimization = Optimization(self.model, recipe.optimization, self.passed)
+        self.optimization = Optimization(self.model, recipe.optimization, self.passed, dtype=self.dtype)
         self.average = WeightAverage(self.model, recipe.average) if recipe.average else None
         self._whole: VAR | None = None
         self.frequencies = health.Frequencies(config.scales, config.codebook_size, self.device, groups=config.groups)
