@@ -663,7 +663,8 @@ def save(path: str | Path, image: Image.Image | Tensor, *, notes: Mapping[str, s
     the format cannot hold, and for a place that cannot be written.
     """
     path = Path(path)
-    picture_format = Image.registered_extensions().get(path.suffix.lower())
+    Image.preinit()  # knows the usual ones, and spares the import of forty others
+    picture_format = Image.EXTENSION.get(suffix := path.suffix.lower()) or Image.registered_extensions().get(suffix)
     if picture_format not in Image.SAVE:
         raise InputError(f"expected a picture's suffix such as .png, .jpg or .webp, got {path.name!r}")
     picture = to_pil(image) if isinstance(image, Tensor) else image

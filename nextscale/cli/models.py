@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextscale.cli import memory
 from nextscale.cli.options import Precision
 from nextscale.errors import InputError
 
@@ -26,8 +27,9 @@ def load(
 
     Where its frozen text encoder has moved, `text_encoder` says whither.
     """
-    from nextscale import official
-    from nextscale.pipeline import Pipeline
+    with memory.imports():
+        from nextscale import official
+        from nextscale.pipeline import Pipeline
 
     with notes():
         if files := release_files(model, depth):

@@ -18,6 +18,7 @@ from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.images import Given, as_batch, check_range
 from nextscale.machine.precision import exact, find_device
+from nextscale.machine.shapes import shapes_alone
 from nextscale.tokenizer.codes import Codebook
 from nextscale.tokenizer.convnet import Decoder, Encoder
 from nextscale.tokenizer.quantizer import (
@@ -45,7 +46,7 @@ class MultiScaleVQVAE(nn.Module):
     def __init__(self, config: TokenizerConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
-        with torch.device("meta"):
+        with shapes_alone():
             self.encoder = Encoder(config)
             self.pre_quantizer = nn.Conv2d(config.code_channels, config.code_channels, 3, padding=1)
             self.quantizer = MultiScaleQuantizer(config)

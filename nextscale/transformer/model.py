@@ -24,6 +24,7 @@ from nextscale.config import TransformerConfig, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.machine.precision import Precision, as_held, find_device, find_dtype
+from nextscale.machine.shapes import shapes_alone
 from nextscale.scales import Scales
 from nextscale.text.encoder import Layer, TextEncoder
 from nextscale.text.prompts import Prompts, check_prompts, no_text
@@ -73,7 +74,7 @@ class VAR(nn.Module):
         super().__init__()
         self.config = config
         width, scales = config.width, config.scales
-        with torch.device("meta"):
+        with shapes_alone():
             self.class_embedding = nn.Embedding(config.classes + 1, width)  # the last row: no class
             self.start = nn.Parameter(torch.empty(1, scales.lengths[0], width))
             self.code_projection = nn.Linear(config.code_channels, width)

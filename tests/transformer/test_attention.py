@@ -138,3 +138,19 @@ def test_a_second_derivative_is_refused() -> None:
     torch.testing.assert_close(once, again)
     with pytest.raises(RuntimeError, match="^block-causal attention cannot be differentiated twice"):
         torch.autograd.grad(total, (q, k, v), create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_code_calls_the_products_as_they_are() -> None:
+    """Traced through, they would be compiled for every part; and whoever does not compile imports no compiler."""
+    q, k, v = torch.randn(3, 2, 3, 14, 8).unbind()
+    look, traced = attention.block_causal(Scales([1, 2, 3]), CPU), list[str]()
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        traced.extend(str(node.target) for node in graph.graph.nodes if node.op != "placeholder")
+        return graph.forward
+
+    compiled = torch.compile(lambda *given: look(*(x + 1 for x in given), 1.0) * 2, backend=backend)
+    torch.testing.assert_close(compiled(q, k, v), look(q + 1, k + 1, v + 1, 1.0) * 2)
+    assert any("mul" in name for name in traced)
+    assert not any("bmm" in name or "softmax" in name for name in traced)
