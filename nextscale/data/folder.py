@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, count, islice, repeat
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Protocol
+
+import numpy as np
 
 from nextscale.data.captions import (
     GONE,
@@ -35,7 +37,8 @@ from nextscale.data.captions import (
     told,
 )
 from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, read_table
-from nextscale.data.listing import BY_HASH, Listing, hold_out, told_apart
+from nextscale.data.listing import BY_HASH, Items, Listing, hold_out, told_apart
+from nextscale.data.names import Names
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.splits import Role, first_choice, roles_of_folders, tells_no_class
 from nextscale.data.tables import plain
@@ -47,17 +50,16 @@ EMPTY = "folder{s} without pictures"
 EVERY = 10_000  # pictures between two calls of `progress`
 
 
-class File(NamedTuple):
-    """One picture file; `name` is its path below the folder, with forward slashes."""
+@dataclass(frozen=True)
+class Files:
+    """Picture files by their paths below a folder, with forward slashes."""
 
     root: str
-    name: str
-    label: int
-    held_out: bool
+    names: Names
 
-    def open(self) -> BinaryIO:
-        """See `nextscale.data.listing.Item`."""
-        return open(f"{self.root}/{self.name}", "rb")
+    def open(self, place: int) -> BinaryIO:
+        """See `nextscale.data.listing.Store`."""
+        return open(f"{self.root}/{self.names[place]}", "rb")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _survey(root: Path, labels: Labels | None, progress: Progress | None) -> Lis
 def _captioned(listing: Listing, captions: Captioning, progress: Progress | None) -> Listing:
     """The listing with captions; files that hold them are no longer counted among what is left out."""
     left = Counter(listing.left_out.counts)
-    names = [item.name for item in listing.items]
+    names = listing.items.names
     if captions == OWN:
         found = []
         for those, gone in in_threads(partial(_beside, listing.root), names, progress=progress):
@@ -383,17 +385,24 @@ def _one_folder(root: Path, part: Part) -> Listing:
 def _listing(root: Path, train: Part, held_out: Part | None, *, told: str, left: Counter[str]) -> Listing:
     numbers = {plain(group): number for number, group in enumerate(train.groups)}
     numbers |= {group: number for number, group in enumerate(train.groups)}  # where two differ in spelling alone
-    chosen = hold_out(train.names(), root=root) if held_out is None else set()
+    trained = train.names()
+    chosen_N = hold_out(trained, root=root) if held_out is None else np.zeros(len(trained), dtype=bool)
     labels = [numbers[group] for group, names in train.groups.items() for _ in names]
-    held = map(chosen.__contains__, count())
-    files = list(map(File._make, zip(repeat(str(root)), train.names(), labels, held, strict=False)))
-    for group, names in held_out.groups.items() if held_out else ():
-        label = numbers[group if group in numbers else plain(group)]
-        files += [File(str(root), name, label, True) for name in names]
+    names = list(trained)
+    for group, more in held_out.groups.items() if held_out else ():
+        names += more
+        labels += [numbers[group if group in numbers else plain(group)]] * len(more)
+    files = Names(names)
+    items = Items(
+        names=files,
+        labels=np.array(labels, dtype=np.int64),
+        held_out=np.pad(chosen_N, (0, len(files) - len(chosen_N)), constant_values=True),
+        store=Files(str(root), files),
+    )
     return Listing(
         kind="folder",
         root=root,
-        items=files,
+        items=items,
         classes=told_apart(train.groups),
         held_out=told,
         left_out=LeftOut(left),

@@ -1,6 +1,10 @@
 """What every source of pictures says of itself: which pictures, of which class, in which split. Opens no picture.
 
-`nextscale.data.folder` and `nextscale.data.shards` make listings, `nextscale.data.reading` turns one into a data set.
+A listing is a few arrays with a place for each picture, and a store that opens the picture at a place: a million take
+some megabytes. `nextscale.data.folder` and `nextscale.data.shards` make listings, `nextscale.data.reading` turns one
+into a data set.
+
+Letters of shapes: N pictures of a listing, M of them chosen.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, overload
 
 import numpy as np
 
 from nextscale.data.captions import Captions
+from nextscale.data.names import Names
 from nextscale.data.walk import LeftOut
 from nextscale.errors import InputError, printable
 
@@ -39,13 +44,82 @@ class Item(Protocol):
         ...
 
 
+class Store(Protocol):
+    """Where the pictures of a listing lie. It can be pickled, and read by several threads and processes."""
+
+    def open(self, place: int) -> BinaryIO:
+        """See `Item.open`; `place` is that in the listing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Those at some places, (M,) int64, of another store."""
+
+    store: Store
+    places: np.ndarray
+
+    def open(self, place: int) -> BinaryIO:
+        """See `Store`."""
+        return self.store.open(int(self.places[place]))
+
+
+class Listed(NamedTuple):
+    """An `Item` of a listing."""
+
+    name: str
+    label: int
+    held_out: bool
+    store: Store
+    place: int
+
+    def open(self) -> BinaryIO:
+        """See `Item`."""
+        return self.store.open(self.place)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Items(Sequence[Listed]):
+    """Pictures in an order that does not depend on the machine; `labels` is (N,) int64, `held_out` (N,) bool."""
+
+    names: Names
+    labels: np.ndarray
+    held_out: np.ndarray
+    store: Store
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Listed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+
+    def __getitem__(self, index: int | slice) -> Listed | Items:
+        if isinstance(index, slice):
+            return self.chosen(np.arange(len(self))[index])
+        place = range(len(self))[index]
+        label, held_out = int(self.labels[place]), bool(self.held_out[place])
+        return Listed(self.names[place], label, held_out, self.store, place)
+
+    def chosen(self, places: np.ndarray) -> Items:
+        """Those at some places, in that order."""
+        return Items(
+            names=self.names.chosen(places),
+            labels=self.labels[places],
+            held_out=self.held_out[places],
+            store=Chosen(self.store, places),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All pictures of a source, in an order that does not depend on the machine; `kind` goes into fingerprints."""
+    """All pictures of a source; `kind` goes into fingerprints."""
 
     kind: str
     root: Path
-    items: Sequence[Item]
+    items: Items
     classes: tuple[str, ...]
     held_out: str
     """How the held-out part came about."""
@@ -56,13 +130,15 @@ class Listing:
     """Of the items in their order; None where none are wanted."""
 
 
-def hold_out(names: Sequence[str], *, root: Path) -> set[int]:
-    """Indices of the 5 %, at least one, that come first by hash: a new name moves few others to the other side."""
+def hold_out(names: Sequence[str], *, root: Path) -> np.ndarray:
+    """(N,) bool, true for the 5 %, at least one, that come first by hash: a new name moves few to the other side."""
     if len(names) < 2:
         raise InputError(f"expected at least 2 pictures in {root}, one to train on and one held out, got {len(names)}")
     count = max(1, round(HELD_OUT * len(names)))
-    marks = np.array([by_hash(name) for name in names], dtype="S32")
-    return set(np.argpartition(marks, count - 1)[:count].tolist())
+    marks = np.fromiter(map(by_hash, names), dtype="S32", count=len(names))
+    chosen_N = np.zeros(len(names), dtype=bool)
+    chosen_N[np.argpartition(marks, count - 1)[:count]] = True
+    return chosen_N
 
 
 def by_hash(name: str) -> bytes:

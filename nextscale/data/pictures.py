@@ -52,7 +52,7 @@ class Pictures(Protocol):
     def labels(self) -> Tensor: ...
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> Sequence[str]: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -104,7 +104,7 @@ class Split:
 
     classes: tuple[str, ...]
     labels: Tensor
-    names: tuple[str, ...]
+    names: Sequence[str]
     fingerprint: str
     fetch: Fetch
     height: int

@@ -11,17 +11,19 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import BinaryIO, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nextscale import images
 from nextscale.data.captions import Captions
 from nextscale.data.labels import WHOLE
-from nextscale.data.listing import Item, Listing, by_hash
+from nextscale.data.listing import Item, Items, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
 from nextscale.errors import InputError, printable
 
@@ -29,7 +31,7 @@ Broken = Callable[[str, str], None]  # called with the name of an unreadable pic
 
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
-GONE = "gone"
+GONE = b"gone"
 SHOWN = 4  # groups of names in a note
 
 _Result = TypeVar("_Result")
@@ -121,16 +123,24 @@ def load(
 
     `progress` runs through the pictures once while headers are checked, and again while a small set is decoded.
     """
-    size = Size(height=height, width=width)
-    needed = list(in_threads(size.decoded_bytes, listing.items, progress=progress))
-    reasons = _reasons(listing.items, needed)
-    good = [item for item in listing.items if item.name not in reasons]
-    decoded: dict[str, Tensor] | None = None
-    if sum(count for count in needed if isinstance(count, int)) <= MEMORY:
-        pictures = list(in_threads(size.decode, good, progress=progress))
-        decoded = {item.name: one for item, one in zip(good, pictures, strict=True) if isinstance(one, Tensor)}
-        reasons |= _reasons(good, pictures)
-        good = [item for item in good if item.name in decoded]
+    size, items = Size(height=height, width=width), listing.items
+    reasons: dict[int, str] = {}
+    needed_N = np.zeros(len(items), dtype=np.int64)
+    for place, needed in enumerate(in_threads(size.decoded_bytes, items, progress=progress)):
+        if isinstance(needed, str):
+            reasons[place] = needed
+        else:
+            needed_N[place] = needed
+    decoded: dict[int, Tensor] | None = None
+    if needed_N.sum() <= MEMORY:
+        decoded = {}
+        good_M = _without(reasons, items)
+        pictures = in_threads(size.decode, items.chosen(good_M), progress=progress)
+        for place, picture in zip(good_M.tolist(), pictures, strict=True):
+            if isinstance(picture, str):
+                reasons[place] = picture
+            else:
+                decoded[place] = picture
     unreadable: list[str] = []
 
     def report(name: str, why: str) -> None:
@@ -138,18 +148,18 @@ def load(
         if broken is not None:
             broken(printable(name), why)
 
-    told = [(item.name, reasons[item.name]) for item in listing.items if item.name in reasons]
+    told = [(items[place].name, reasons[place]) for place in sorted(reasons)]
     for name, why in told:
         report(name, why)
     _refuse_too_many(told, listing, max_broken=max_broken)
 
     def split(name: str, side: Side) -> Split:
         on_demand = OnDemand(items=side.items, size=size, report=report)
-        fetch: Fetch = on_demand if decoded is None else from_memory([decoded[item.name] for item in side.items])
-        captions = _captions(side.items, listing, on_demand.stand_ins)
+        fetch: Fetch = on_demand if decoded is None else from_memory([decoded[place] for place in side.places])
+        captions = _captions(side, listing, on_demand.stand_ins)
         return _split(name, side, listing=listing, size=size, fetch=fetch, captions=captions)
 
-    train, validation = (Side.of(items) for items in _two_sides(good, listing))
+    train, validation = (Side.of(places_M, items) for places_M in _two_sides(_without(reasons, items), listing))
     return DataSet(
         train=split("train", train),
         validation=split("validation", validation),
@@ -161,9 +171,11 @@ def load(
     )
 
 
-def _reasons(items: Sequence[Item], found: Sequence[object]) -> dict[str, str]:
-    """By name why pictures cannot be read: of those for which a reason was found in place of what was wanted."""
-    return {item.name: reason for item, reason in zip(items, found, strict=True) if isinstance(reason, str)}
+def _without(reasons: Collection[int], items: Items) -> np.ndarray:
+    """The places of all pictures but for some, (M,) int64."""
+    good_N = np.ones(len(items), dtype=bool)
+    good_N[list(reasons)] = False
+    return np.flatnonzero(good_N)
 
 
 def _refuse_too_many(unreadable: Sequence[tuple[str, str]], listing: Listing, *, max_broken: float) -> None:
@@ -178,34 +190,36 @@ def _refuse_too_many(unreadable: Sequence[tuple[str, str]], listing: Listing, *,
         )
 
 
-def _two_sides(good: list[Item], listing: Listing) -> tuple[list[Item], list[Item]]:
-    """Training and held-out pictures. Where broken ones left one side empty, one of the other moves over."""
-    if len(good) < 2:
+def _two_sides(good_M: np.ndarray, listing: Listing) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out pictures, by place. Where broken ones left one side empty, one of the other moves over."""
+    if len(good_M) < 2:
         raise InputError(
             f"expected at least 2 readable pictures in {listing.root}, one to train on and one held out, "
-            f"got {len(good)}"
+            f"got {len(good_M)}"
         )
-    train = [item for item in good if not item.held_out]
-    validation = [item for item in good if item.held_out]
-    if not train:
-        train.append(validation.pop(0))
-    elif not validation:
-        chosen = min(range(len(train)), key=lambda index: by_hash(train[index].name))
-        validation.append(train.pop(chosen))
+    held_out_M = listing.items.held_out[good_M]
+    train, validation = good_M[~held_out_M], good_M[held_out_M]
+    if not len(train):
+        return validation[:1], validation[1:]
+    if not len(validation):
+        chosen = min(range(len(train)), key=lambda index: by_hash(listing.items[train[index]].name))
+        return np.delete(train, chosen), train[[chosen]]
     return train, validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """The pictures of one split, each with its mark (`_mark`)."""
+    """The pictures of one split: their places in the listing, and the mark of each (`_mark`), (M,) of 16 bytes."""
 
-    items: Sequence[Item]
-    marks: Sequence[str]
+    places: np.ndarray
+    items: Items
+    marks: np.ndarray
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> Side:
+    def of(cls, places_M: np.ndarray, listed: Items) -> Side:
         """Opens every file."""
-        return cls(items=items, marks=list(in_threads(_mark, items)))
+        items = listed.chosen(places_M)
+        return cls(places=places_M, items=items, marks=np.fromiter(in_threads(_mark, items), "S16", len(items)))
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
@@ -221,34 +235,33 @@ def _alike(classes: Sequence[str]) -> list[str]:
 
 def _copies(train: Side, validation: Side) -> list[str]:
     """That held-out pictures are trained on as well, if some are: by a link, or as a copy."""
-    held_out = {mark: item.name for item, mark in zip(validation.items, validation.marks, strict=True) if mark != GONE}
-    known = {mark: item.name for item, mark in zip(train.items, train.marks, strict=True) if mark in held_out}
-    if not known:
+    shared = np.intersect1d(train.marks, validation.marks[validation.marks != GONE])
+    if not len(shared):
         return []
-    count = sum(mark in known for mark in validation.marks)
-    mark, name = next(iter(known.items()))
+    count = int(np.isin(validation.marks, shared).sum())
+    mark = train.marks[np.isin(train.marks, shared).argmax()]
+    held_out, trained = (side.items[int(np.flatnonzero(side.marks == mark)[-1])].name for side in (validation, train))
     return [
         f"{count} of {len(validation.items)} held-out pictures look like copies of some that are trained on (length, "
-        f"first and last 4 KiB are the same), such as {printable(held_out[mark])} of {printable(name)}"
+        f"first and last 4 KiB are the same), such as {printable(held_out)} of {printable(trained)}"
     ]
 
 
-def _captions(items: Sequence[Item], listing: Listing, stand_ins: Mapping[int, int]) -> Captions | None:
-    """Those of some items of a listing."""
+def _captions(side: Side, listing: Listing, stand_ins: Mapping[int, int]) -> Captions | None:
+    """Those of one side of a listing."""
     if listing.captions is None:
         return None
-    places = {item.name: place for place, item in enumerate(listing.items)}
-    return listing.captions.chosen((places[item.name] for item in items), stand_ins=stand_ins)
+    return listing.captions.chosen(side.places.tolist(), stand_ins=stand_ins)
 
 
 def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch, captions: Captions | None) -> Split:
-    names = tuple(item.name for item in side.items)
-    labels = [item.label for item in side.items]
+    labels = side.items.labels
+    every = chain(listing.classes, side.items.names.encoded(), labels.tolist(), side.marks.tolist())
     return Split(
         classes=listing.classes,
-        labels=torch.tensor(labels, dtype=torch.int64),
-        names=tuple(map(printable, names)),
-        fingerprint=fingerprint([listing.kind, name, size, MARGIN, *listing.classes, *names, *labels, *side.marks]),
+        labels=torch.from_numpy(labels),
+        names=side.items.names.printable(),
+        fingerprint=fingerprint(chain([listing.kind, name, size, MARGIN], every)),
         fetch=fetch,
         height=size.height,
         width=size.width,
@@ -256,7 +269,7 @@ def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch,
     )
 
 
-def _mark(item: Item) -> str:
+def _mark(item: Item) -> bytes:
     """Tells an edited picture from the old one without reading all of it: its length, and 4 KiB from either end."""
     try:
         with item.open() as stream:
@@ -264,6 +277,6 @@ def _mark(item: Item) -> str:
             stream.seek(0)
             start = stream.read(4096)
             stream.seek(max(0, length - 4096))
-            return fingerprint([length, start, stream.read(4096)])
+            return fingerprint([length, start, stream.read(4096)]).encode()
     except OSError:
         return GONE  # since it was listed; a batch that wants it finds that too, and names it

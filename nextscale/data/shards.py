@@ -32,6 +32,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from nextscale.data.captions import (
     LONG,
     MOST_BYTES,
@@ -46,10 +48,11 @@ from nextscale.data.captions import (
     told,
 )
 from nextscale.data.labels import Labels, check_label, no_classes, one_number, whole_numbers
-from nextscale.data.listing import BY_KEY, Listing, hold_out, told_apart
+from nextscale.data.listing import BY_KEY, Items, Listing, hold_out, told_apart
+from nextscale.data.names import Names
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.splits import role_of_word, roles_of_folders, words_of
-from nextscale.data.tar import Member, members
+from nextscale.data.tar import Member, members, window
 from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
 from nextscale.errors import InputError
 from nextscale.images import KINDS, SUFFIXES
@@ -87,20 +90,35 @@ class Found:
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One picture in a shard; `name` is the shard's path below the root, a slash, and the member's name."""
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """Pictures by the shard that each lies in, as a number of `paths`, and the place of its bytes; -1 of them are none.
 
-    name: str
-    label: int
-    held_out: bool
-    picture: Member
+    `shards` is (N,) int32, `offsets` and `sizes` are (N,) int64.
+    """
 
-    def open(self) -> BinaryIO:
-        """See `nextscale.data.listing.Item`."""
-        if self.picture.size < 0:
+    paths: tuple[Path, ...]
+    shards: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> Members:
+        """The places of these."""
+        paths = {path: number for number, path in enumerate(dict.fromkeys(member.tar for member in members))}
+        return cls(
+            paths=tuple(paths),
+            shards=np.array([paths[member.tar] for member in members], dtype=np.int32),
+            offsets=np.array([member.offset for member in members], dtype=np.int64),
+            sizes=np.array([member.size for member in members], dtype=np.int64),
+        )
+
+    def open(self, place: int) -> BinaryIO:
+        """See `nextscale.data.listing.Store`."""
+        size = int(self.sizes[place])
+        if size < 0:
             raise FileNotFoundError(errno.ENOENT, "a sample without a picture of its own")
-        return self.picture.open()
+        return window(self.paths[self.shards[place]], offset=int(self.offsets[place]), size=size)
 
 
 # ---- which files -----------------------------------------------------------------------------------------------------
@@ -302,21 +320,22 @@ def survey(
     train = read(sides.train)
     if sides.held_out:
         found = train + read(sides.held_out)
-        chosen = set(range(len(train), len(found)))
+        chosen_N = np.arange(len(found)) >= len(train)
     else:
-        found, chosen = train, hold_out([sample.key for sample in train], root=shards.root)
+        found, chosen_N = train, hold_out([sample.key for sample in train], root=shards.root)
     found, notes = _one_spelling(found, root=shards.root)
     classes, numbers = _labels(found, found[: len(train)], root=shards.root)
-    samples = [
-        Sample(name=sample.name, label=label, held_out=index in chosen, picture=sample.picture)
-        for index, (sample, label) in enumerate(zip(found, numbers, strict=True))
-    ]
     every = None if how is None else Captions(sample.captions for sample in found)
     of_captions = () if every is None else told(every, left, root=shards.root, how=str(how))
     return Listing(
         kind="shards",
         root=shards.root,
-        items=samples,
+        items=Items(
+            names=Names(sample.name for sample in found),
+            labels=np.array(numbers, dtype=np.int64),
+            held_out=chosen_N,
+            store=Members.of([sample.picture for sample in found]),
+        ),
         classes=told_apart(classes),
         held_out=sides.told,
         left_out=LeftOut(left),

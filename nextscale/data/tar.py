@@ -28,7 +28,12 @@ class Member(NamedTuple):
 
     def open(self) -> BinaryIO:
         """Its bytes alone. Raises `OSError` where the tar is gone."""
-        return io.BufferedReader(_Window(self.tar.open("rb", buffering=0), start=self.offset, length=self.size))
+        return window(self.tar, offset=self.offset, size=self.size)
+
+
+def window(path: Path, *, offset: int, size: int) -> BinaryIO:
+    """Some bytes of a file as a file of their own. Raises `OSError` where it is gone."""
+    return io.BufferedReader(_Window(path.open("rb", buffering=0), start=offset, length=size))
 
 
 def members(path: Path, left: Counter[str] | None = None) -> Iterator[Member]:

@@ -18,7 +18,9 @@ from PIL import Image
 
 from nextscale import data, images
 from nextscale.data import reading
-from nextscale.data.folder import File
+from nextscale.data.folder import Files
+from nextscale.data.listing import Items
+from nextscale.data.names import Names
 from nextscale.errors import InputError
 
 
@@ -40,6 +42,12 @@ def folder(root: Path, *, count: int = 6) -> Path:
 def load(root: Path, *, max_broken: float = 0.5) -> data.DataSet:
     """A folder at 16 px."""
     return data.load(root, height=16, width=16, max_broken=max_broken)
+
+
+def listed(files: Files) -> Items:
+    """Of one class."""
+    none_N = np.zeros(len(files.names), dtype=np.int64)
+    return Items(names=files.names, labels=none_N, held_out=none_N.astype(bool), store=files)
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:
@@ -111,11 +119,13 @@ def test_too_many_are_refused_with_the_reason_of_the_first(tmp_path: Path, conte
     assert "\n" not in str(caught.value)
 
 
-def _on_open(self: File, then: Callable[[Path, int], None], opened: dict[Path, int], plain: Callable) -> object:
-    path = Path(self.root) / self.name
+def _on_open(
+    self: Files, place: int, then: Callable[[Path, int], None], opened: dict[Path, int], plain: Callable
+) -> object:
+    path = Path(self.root) / self.names[place]
     opened[path] = opened.get(path, 0) + 1
     then(path, opened[path])
-    return plain(self)
+    return plain(self, place)
 
 
 @pytest.mark.parametrize("memory", [0, reading.MEMORY])
@@ -123,13 +133,13 @@ def _on_open(self: File, then: Callable[[Path, int], None], opened: dict[Path, i
 def test_a_file_may_vanish_at_any_time(tmp_path: Path, memory: int, time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its header is read, before it is decoded, before its mark is taken, and before a batch wants it."""
     monkeypatch.setattr(reading, "MEMORY", memory)
-    gone, opened, plain = put(folder(tmp_path) / "a.png"), {}, File.open
+    gone, opened, plain = put(folder(tmp_path) / "a.png"), {}, Files.open
 
     def vanish(path: Path, count: int) -> None:
         if path == gone and count == time:
             path.unlink()
 
-    monkeypatch.setattr(File, "open", lambda self: _on_open(self, vanish, opened, plain))
+    monkeypatch.setattr(Files, "open", lambda self, place: _on_open(self, place, vanish, opened, plain))
     loaded = load(tmp_path)
     pictures = [split.batch(range(len(split)))[0] for split in (loaded.train, loaded.validation)]
     assert sum(map(len, pictures)) in (6, 7)
@@ -140,10 +150,7 @@ def test_a_file_may_vanish_at_any_time(tmp_path: Path, memory: int, time: int, m
 def test_a_picture_of_any_shape_takes_little_room(tmp_path: Path) -> None:
     """1:20,000 was hundreds of megabytes at 16 pixels; now it is 16 squares at most, decoded or by its header."""
     Image.new("1", (20_000, 1)).save(tmp_path / "line.png")
-    item, size = (
-        File(root=str(tmp_path), name="line.png", label=0, held_out=False),
-        reading.Size(height=16, width=16),
-    )
+    (item,), size = listed(Files(str(tmp_path), Names(["line.png"]))), reading.Size(height=16, width=16)
     tracemalloc.start()
     picture = size.decode(item)
     _, peak = tracemalloc.get_traced_memory()
