@@ -102,8 +102,9 @@ def doors() -> list[Door]:
         Door(
             "data.load",
             data.load,
-            {"source": "pictures", "height": 8, "width": 8, "labels": "none", "captions": "names"},
+            {"source": "pictures", "height": 8, "width": 8, "labels": "none", "captions": "names", "columns": None},
         ),
+        Door("data.Columns", data.Columns, {"image": "a", "label": "b", "caption": "c", "outside": True}),
         Door("Pictures.batch", data.load("pictures", height=8, width=8).train.batch, {"indices": [0], "views": None}),
         Door("features.load", features.load, {"name_or_path": "text.pth", "device": "cpu"}),
         Door("features.read_heads", features.read_heads, {"path": "text.pth"}),

@@ -32,7 +32,7 @@ from nextscale.release import convert, files
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    *("tokenizer", "token-cache", "transformer", "text", "sampling", "editing", "evaluation", "release"),
+    *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "editing", "evaluation", "release"),
     "training-speed",
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
@@ -154,12 +154,26 @@ def bring_along() -> None:
     rows = [path.relative_to("pictures").as_posix() for path in sorted(Path("pictures").rglob("*.jpg"))]
     Path("labels.csv").write_text("file,label\n" + "".join(f"{row},{row.split('/')[1]}\n" for row in rows))
     Path("captions.csv").write_text("file,caption\n" + "".join(f"{row},a {row.split('/')[1]}\n" for row in rows))
+    data_sets()
     Path("prompts.txt").write_text("# for docs/text.md\nred heart\n\nthumbs up\n")
     Path("shards").mkdir()
     for number in range(100):
         with tarfile.open(f"shards/train-{number:03}.tar", "w") as tar:
             tar.add("cat.jpg", f"{number}.jpg")
     models()
+
+
+def data_sets() -> None:
+    """In the formats of docs/data.md."""
+    for split in ("train", "val"):
+        rows = []
+        for number in range(3):
+            _picture(Path(f"metadata/{split}/{number}.jpg"))
+            said = {"label": number % 2, "text": f"pet {number}", "breed": f"breed {number}", "remark": "none"}
+            rows.append(json.dumps({"file_name": f"{number}.jpg", **said}))
+        Path(f"metadata/{split}/metadata.jsonl").write_text("\n".join(rows))
+    names = [path.relative_to("photos").as_posix() for path in sorted(Path("photos").rglob("*.jpg"))]
+    Path("photos.jsonl").write_text("\n".join(json.dumps({"file": name, "kind": name[-5]}) for name in names))
 
 
 def models() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -13,10 +13,11 @@ from nextscale.cli.output import progress, say
 from nextscale.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from nextscale.data import DataSet
+    from nextscale.data import Columns, DataSet
 
-Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE.csv|none", help_behavior_hint="")]
-Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE.csv", help_behavior_hint="")]
+Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE|folders|none", help_behavior_hint="")]
+Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE", help_behavior_hint="")]
+Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
@@ -31,12 +32,13 @@ def load_data(
     width: int,
     labels: str | None = None,
     captions: str | None = None,
+    columns: Columns | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
 ) -> DataSet:
-    """The data set, its classes from `labels` if given (a CSV file, or "none"); says what was found.
+    """The data set; says what was found.
 
-    `captions` are those of `nextscale.data.load`.
+    `labels`, `captions` and `columns` are those of `nextscale.data.load`.
     `list_broken` is a file for the names of unreadable pictures, those included that turn out so later.
     """
     found = read_data(
@@ -45,6 +47,7 @@ def load_data(
         width=width,
         labels=labels,
         captions=captions,
+        columns=columns,
         max_broken=max_broken,
         list_broken=list_broken,
     )
@@ -78,6 +81,7 @@ def read_data(
     width: int,
     labels: str | None = None,
     captions: str | None = None,
+    columns: Columns | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
 ) -> DataSet:
@@ -93,10 +97,23 @@ def read_data(
             width=width,
             labels=labels,
             captions=captions,
+            columns=columns,
             max_broken=max_broken,
             broken=None if list_broken is None else written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+
+
+def columns_of(command: Any) -> Columns:
+    """What the options of a command say of columns; one that reads no captions asks for none."""
+    from nextscale.data import Columns
+
+    return Columns(
+        image=command.image_column,
+        label=command.label_column,
+        caption=getattr(command, "caption_column", None),
+        outside=command.outside_files,
+    )
 
 
 def check_broken(share: float) -> None:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextscale.cli import models
-from nextscale.cli.data import BROKEN, Captioned, Labelling, ListBroken, MaxBroken, check_outside, load_data
+from nextscale.cli.data import (
+    BROKEN,
+    Captioned,
+    Column,
+    Labelling,
+    ListBroken,
+    MaxBroken,
+    check_outside,
+    columns_of,
+    load_data,
+)
 from nextscale.cli.options import Count, Directory, Precision, TokenizerSource, TokenMaps
 from nextscale.cli.output import at_least, at_most, directory, progress, say
 from nextscale.cli.training import together
@@ -40,10 +50,19 @@ class Encode:
     """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
     WebDataset shards."""
     labels: Labelling = None
-    """Classes of a folder's pictures: a CSV file with the columns file and label, or none (default: its folders)."""
+    """Classes of a folder's pictures: a table with the columns file and label (CSV, JSON lines, parquet), folders, or
+    none (default: metadata beside them, or else its folders)."""
     captions: Captioned = None
-    """What pictures show, in words: what comes with them (own: .txt files beside them, .txt and .json in shards), the
-    words of their file names (names), or a CSV file with the columns file and caption (default: none)."""
+    """What pictures show, in words: what comes with them (own: metadata or .txt files beside them, .txt and .json in
+    shards), the words of their file names (names), or a table with the columns file and caption (default: none)."""
+    image_column: Column = None
+    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    label_column: Column = None
+    """Column that holds their classes (default: likewise)."""
+    caption_column: Column = None
+    """Column that holds their captions, which are then read (default: likewise, with --captions own)."""
+    outside_files: bool = False
+    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
@@ -90,6 +109,7 @@ class Encode:
             width=tokenizer.config.width,
             labels=self.labels,
             captions=self.captions,
+            columns=columns_of(self),
             max_broken=self.max_broken,
             list_broken=self.list_broken,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextscale.cli import models, networks
-from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, read_data
+from nextscale.cli.data import BROKEN, Column, ListBroken, MaxBroken, check_outside, columns_of, read_data
 from nextscale.cli.data import tell as tell_data
 from nextscale.cli.figures import tell, tell_card
 from nextscale.cli.options import Depth, Json, Model, NetworkAndHeads, TokenizerRun, TokenMaps
@@ -50,6 +50,12 @@ class EvaluateReconstruction:
     """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     data: str = "emoji"
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    image_column: Column = None
+    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    label_column: Column = None
+    """Column that holds their classes (default: likewise)."""
+    outside_files: bool = False
+    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
@@ -101,6 +107,7 @@ class EvaluateReconstruction:
             self.data,
             height=tokenizer.config.height,
             width=tokenizer.config.width,
+            columns=columns_of(self),
             max_broken=self.max_broken,
             list_broken=self.list_broken,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextscale.cli import models, networks
-from nextscale.cli.data import BROKEN, ListBroken, MaxBroken, check_outside, load_data
+from nextscale.cli.data import BROKEN, Column, ListBroken, MaxBroken, check_outside, columns_of, load_data
 from nextscale.cli.options import (
     Count,
     Directory,
@@ -50,6 +50,12 @@ class TrainTokenizer:
     data: str = "emoji"
     """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
     WebDataset shards."""
+    image_column: Column = None
+    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    label_column: Column = None
+    """Column that holds their classes (default: likewise)."""
+    outside_files: bool = False
+    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
     max_broken: MaxBroken = BROKEN
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
@@ -110,6 +116,7 @@ class TrainTokenizer:
             self.data,
             height=config.height,
             width=config.width,
+            columns=columns_of(self),
             max_broken=self.max_broken,
             list_broken=self.list_broken,
         )
@@ -127,6 +134,7 @@ class TrainTokenizer:
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
+        told += columns_of(self).options
         told += [] if self.max_broken == BROKEN else ["--max-broken", f"{self.max_broken:g}"]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
 

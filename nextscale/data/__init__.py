@@ -10,15 +10,16 @@ from pathlib import Path
 
 from nextscale.checks import checked
 from nextscale.data import emoji, figures, folder, reading, shards
-from nextscale.data.captions import Captioning, Captions
+from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
+from nextscale.data.tables import Columns
 from nextscale.errors import InputError
 
 LARGEST = 1 << 14  # pixels a side: scaled to cover 1 × 16,384, a square picture takes a gigabyte
 
-__all__ = ["Captions", "DataSet", "Labels", "Pictures", "Progress", "load"]
+__all__ = ["Captions", "Columns", "DataSet", "Labels", "Pictures", "Progress", "load"]
 
 
 @checked
@@ -29,6 +30,7 @@ def load(
     width: int,
     labels: Labels | None = None,
     captions: Captioning | None = None,
+    columns: Columns | None = None,
     max_broken: float = 0.01,
     broken: Broken | None = None,
     progress: Progress | None = None,
@@ -43,18 +45,21 @@ def load(
     too many of them are refused, and for those that turn out so when a batch is read. What else was left out, and how
     the held-out part came about, is in `DataSet.told`.
 
-    `labels` is the path of a CSV file with the columns `file,label` (`nextscale.data.labels`) that tells the classes of
-    a folder's pictures; or `"none"`: one class, for data of any kind. None leaves it to folders and shards.
+    `labels` is the path of a table with the columns `file,label` (CSV, JSON lines or parquet, `nextscale.data.labels`)
+    that tells the classes of a folder's pictures; `"none"`: one class, for data of any kind; or `"folders"`. None
+    leaves it to metadata beside the pictures (`nextscale.data.metadata`), to folders and shards.
 
-    `captions` is `"own"` (what comes with the pictures: text files beside them, `.txt` and `.json` in shards, the names
-    of the emoji), `"names"` (the words of file names), or the path of a CSV file with the columns `file,caption`, any
-    number of rows a picture of a folder (`nextscale.data.captions`). With None none are read, and `Pictures.captions`
-    is None. Fingerprints of splits do not depend on it. Captions of no use (empty, not UTF-8, longer than 10,000
-    characters) are counted in `DataSet.told`, as is how many there are.
+    `captions` is `"own"` (what comes with the pictures: metadata, or else text files beside them, `.txt` and `.json` in
+    shards, the names of the emoji), `"names"` (the words of file names), or the path of a table with the columns
+    `file,caption`, any number of rows a picture of a folder (`nextscale.data.captions`). With None none are read, and
+    `Pictures.captions` is None. Fingerprints of splits do not depend on it. Captions of no use (empty, not UTF-8,
+    longer than 10,000 characters) are counted in `DataSet.told`, as is how many there are.
+
+    `columns` names columns of tables and metadata that are called otherwise; one of captions makes `captions` `"own"`.
 
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
-    pictures, labels or captions that do not fit the pictures, no captions where some are wanted, a size below one
-    pixel or above 16,384, or a larger share of unreadable pictures than `max_broken`.
+    pictures, labels or captions that do not fit the pictures, columns that are not there, no captions where some are
+    wanted, a size below one pixel or above 16,384, or a larger share of unreadable pictures than `max_broken`.
     """
     if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
         raise InputError(f"expected a picture size from 1 to {LARGEST:,} pixels a side, got {height}×{width}")
@@ -62,15 +67,21 @@ def load(
         raise InputError(f"max_broken: expected a share from 0 to 1, got {max_broken:g}")
     if "://" in str(source):
         raise InputError(f"expected a folder of pictures or .tar shards on this machine, got the address {source}")
+    asked = columns or Columns()
+    if asked.caption is not None and captions is None:
+        captions = OWN
     if source == "emoji":
+        asked.refuse("the embedded emoji")
         return emoji.load(height=height, width=width, labels=labels, captions=captions)
     if source == "figures":
         if Path(source).is_dir():
             raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
+        asked.refuse("the figures")
         return figures.load(height=height, width=width, labels=labels, captions=captions)
     found = shards.find(source)
     if found is None:
-        listing = folder.survey(Path(source), labels=labels, captions=captions, progress=progress)
+        listing = folder.survey(Path(source), labels=labels, captions=captions, columns=asked, progress=progress)
     else:
+        asked.refuse(f"the shards in {found.root}")
         listing = shards.survey(found, labels=labels, captions=captions, progress=progress)
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)

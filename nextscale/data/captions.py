@@ -23,7 +23,8 @@ from typing import Any, overload
 import numpy as np
 
 from nextscale.data import tables
-from nextscale.data.walk import LeftOut, in_number
+from nextscale.data.tables import Columns
+from nextscale.data.walk import LeftOut, Tree, in_number
 from nextscale.errors import InputError
 
 OWN, NAMES = "own", "names"  # `./own` is a file of that name
@@ -188,23 +189,43 @@ def no_table(captions: Captioning | None, *, of: str) -> str | None:
     return None if captions is None else str(captions)
 
 
-def captions_in(path: Path, root: Path, bad: Counter[str]) -> Mapping[str, tuple[str, ...]]:
-    """The captions of each picture below `root`, by its name there as `tables.plain` gives it.
+def captions_in(path: Path, tree: Tree, columns: Columns, bad: Counter[str]) -> Mapping[str, tuple[str, ...]]:
+    """The captions of each picture of a tree, by its name there as `tables.plain` gives it.
 
     Raises `InputError`, naming file and line, for what `tables` refuses, rows without a file, and a row whose picture
     is not there; captions of no use are counted in `bad`.
     """
-    texts: dict[str, list[str]] = {}
-    lines: dict[str, int] = {}
-    for file, caption, line in tables.read(
-        path, column="caption", expected=f"{OWN}, {NAMES} or a CSV file of captions"
-    ):
-        if not file:
-            raise InputError(f"{path}, line {line}: expected a file and a caption, got no file")
-        texts.setdefault(tables.plain(file), []).append(caption)
-        lines.setdefault(file, line)
-    tables.check_pictures(lines.items(), path, root)
-    return {file: cleaned(those, bad) for file, those in texts.items()}
+    found = tables.read(
+        path,
+        column="caption",
+        asked=columns.caption,
+        expected=f"{OWN}, {NAMES} or a file of captions (CSV, JSON lines or parquet)",
+        columns=columns,
+    )
+    return of_rows([(found, str(path), "")], tree, columns, bad)
+
+
+def of_rows(
+    sources: Iterable[tuple[Iterable[tables.Cells], str, str]], tree: Tree, columns: Columns, bad: Counter[str]
+) -> Mapping[str, tuple[str, ...]]:
+    """The captions in the rows of some files; each comes with its name and the folder that its names begin from."""
+    texts: dict[str, list[object]] = {}
+    rows: dict[str, str] = {}
+    for cells, told, home in sources:
+        for file, cell, line in cells:
+            where = f"{told}, line {line}"
+            if not file:
+                raise InputError(f"{where}: expected a file and a caption, got no file")
+            name = tables.name_of(file, tree, home=home, columns=columns, where=where)
+            texts.setdefault(tables.plain(name), []).extend(_each(cell))
+            rows.setdefault(name, where)
+    tables.check_there(rows.items(), tree)
+    return {name: cleaned(those, bad) for name, those in texts.items()}
+
+
+def _each(cell: object) -> Sequence[object]:
+    """The captions in a cell: a text, a list of them, or none."""
+    return cell if isinstance(cell, list) else [] if cell is None else [cell]
 
 
 def told(captions: Captions, bad: Counter[str], *, root: Path, how: Captioning) -> tuple[str, ...]:

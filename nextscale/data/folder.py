@@ -4,8 +4,9 @@ Layouts: `DIR/class/…/*.jpg` (the class is the first folder, classes sorted by
 numbers), or pictures directly in `DIR` (one class, named as the folder). A folder around these, as in `PetImages/Cat`,
 changes nothing. Folders called like splits, `train` beside `val` or `test` (`nextscale.data.splits`), are the splits;
 otherwise 5 %, at least one, is held out by the hash of the path below `DIR`: the same files at every size and on every
-machine. Where a table or "none" gives the classes (`nextscale.data.labels`), pictures may lie at any depth, with the
-same splits.
+machine. Where a table, metadata beside the pictures or "none" gives the classes (`nextscale.data.labels`,
+`nextscale.data.metadata`), pictures may lie at any depth, with the same splits. The folder may be one on disk or the
+inside of an archive (`nextscale.data.walk.Tree`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from nextscale.data import metadata
 from nextscale.data.captions import (
     GONE,
     LONG,
@@ -34,32 +36,21 @@ from nextscale.data.captions import (
     captions_in,
     of_lines,
     of_name,
-    told,
 )
-from nextscale.data.labels import NONE, WHOLE, Groups, Labels, Table, numbers_first, read_table
+from nextscale.data.captions import told as told_of
+from nextscale.data.labels import FOLDERS, NONE, WHOLE, Groups, Labels, Table, numbers_first, read_table
 from nextscale.data.listing import BY_HASH, Items, Listing, hold_out, told_apart
+from nextscale.data.metadata import Metadata
 from nextscale.data.names import Names
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.splits import Role, first_choice, roles_of_folders, tells_no_class
-from nextscale.data.tables import plain
-from nextscale.data.walk import OURS, LeftOut, Tree, kind_of
+from nextscale.data.tables import FILE_NAME, Columns, plain
+from nextscale.data.walk import OURS, Folder, LeftOut, Tree, kind_of
 from nextscale.errors import InputError
 from nextscale.images import KINDS
 
 EMPTY = "folder{s} without pictures"
 EVERY = 10_000  # pictures between two calls of `progress`
-
-
-@dataclass(frozen=True)
-class Files:
-    """Picture files by their paths below a folder, with forward slashes."""
-
-    root: str
-    names: Names
-
-    def open(self, place: int) -> BinaryIO:
-        """See `nextscale.data.listing.Store`."""
-        return open(f"{self.root}/{self.names[place]}", "rb")
 
 
 @dataclass(frozen=True)
@@ -96,24 +87,32 @@ class Sides:
 
 
 def survey(
-    root: Path,
+    place: Path | Tree,
     *,
     labels: Labels | None = None,
     captions: Captioning | None = None,
+    columns: Columns | None = None,
     progress: Progress | None = None,
 ) -> Listing:
-    """The picture files below `root`, in the order of their classes and names.
+    """The picture files in a folder, in the order of their classes and names.
 
-    `labels` and `captions` are those of `nextscale.data.load`. Raises `InputError` unless it is a folder with pictures
-    in one of the layouts, and for labels and captions that do not fit them.
+    `labels`, `captions` and `columns` are those of `nextscale.data.load`. Raises `InputError` unless it is a folder
+    with pictures in one of the layouts, and for labels and captions that do not fit them.
     """
+    tree, asked = place if isinstance(place, Tree) else on_disk(place), columns or Columns()
+    with _without_collection():
+        told = _told(tree, labels, captions, asked)
+        listing = _survey(tree, labels, told, progress)
+    return listing if captions is None else _captioned(listing, tree, captions, told, progress)
+
+
+def on_disk(root: Path) -> Folder:
+    """A folder on disk. Raises `InputError` for anything else."""
     if not os.path.exists(root):  # unlike `Path.exists`, also of names that are too long
         raise InputError(f"expected a folder of pictures, found nothing at {root}; .tar shards would do as well")
     if not root.is_dir():
         raise InputError(f"expected a folder of pictures, got the file {root}; .tar shards would do as well")
-    with _without_collection():
-        listing = _survey(root, labels, progress)
-    return listing if captions is None else _captioned(listing, captions, progress)
+    return Folder(root)
 
 
 @contextmanager
@@ -128,44 +127,101 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _survey(root: Path, labels: Labels | None, progress: Progress | None) -> Listing:
-    tree = Tree(root)
+class Told(NamedTuple):
+    """What metadata in the folder tells, and which columns of tables are asked for."""
+
+    metadata: list[Metadata]
+    classes: Table | None
+    captions: bool
+    """Whether they are wanted of it."""
+    columns: Columns
+
+    def used(self, one: Metadata) -> bool:
+        """Whether a file of metadata tells what is wanted."""
+        return (self.classes is not None and one.classes) or (self.captions and one.captions)
+
+    @property
+    def notes(self) -> list[str]:
+        """Which files of metadata are not used, though they may have been meant to be."""
+        return [f"{one.name} has no column {FILE_NAME} and is not used" for one in self.metadata if one.file is None]
+
+
+def _told(tree: Tree, labels: Labels | None, captions: Captioning | None, columns: Columns) -> Told:
+    """What is told beside pictures. Raises `InputError` for columns of tables that are not there or not wanted."""
     if (ours := tree.inside().ours) in OURS[:2]:
-        raise InputError(f"expected a folder of pictures, got {root}, which is a {ours.replace('{s}', '')}")
-    read = _reader(tree, root, labels, progress)
+        raise InputError(f"expected a folder of pictures, got {tree.root}, which is a {ours.replace('{s}', '')}")
+    if columns.label and labels in (NONE, FOLDERS):
+        raise InputError(f"--label-column {columns.label}: expected no other labels, got {labels}")
+    if columns.caption and captions == NAMES:
+        raise InputError(f"--caption-column {columns.caption}: expected no other captions, got {captions}")
+    wanted = labels is None or captions == OWN
+    found = metadata.find(tree, _homes(tree, columns), columns) if wanted else []
+    if not found and labels in (None, NONE, FOLDERS) and captions in (None, OWN, NAMES):
+        columns.refuse(f"{tree.root} without any")
+    classes = metadata.classes(found, tree, columns) if labels is None else None
+    return Told(found, classes, captions == OWN, columns)
+
+
+def _homes(tree: Tree, columns: Columns) -> list[str]:
+    """Where metadata is looked for: the root, the folders around everything, and the splits that are used."""
     place = _unwrapped(tree, "")
-    sides = _sides(tree, place, by_folder=labels is None)
-    return _one_folder(root, read("")) if sides is None else _two_folders(tree, root, place, sides, read)
+    sides = _sides(tree, place, by_folder=False, outside=columns.outside)
+    splits = [sides.train, sides.held_out] if sides else []
+    return [*_way(place), *splits]
+
+
+def _way(place: str, start: str = "") -> Iterator[str]:
+    """The folders from one to a deeper one."""
+    steps = place[len(start) :].split("/")[:-1]
+    return accumulate(steps, lambda way, step: f"{way}{step}/", initial=start)
+
+
+def _survey(tree: Tree, labels: Labels | None, told: Told, progress: Progress | None) -> Listing:
+    read = _reader(tree, labels, told, progress)
+    place = _unwrapped(tree, "")
+    by_folder = isinstance(read, ByFolder)
+    sides = _sides(tree, place, by_folder=by_folder, outside=told.columns.outside)
+    listing = _one_folder(tree, read("")) if sides is None else _two_folders(tree, place, sides, read)
+    left = Counter(listing.left_out.counts)
+    left.subtract(kind_of(one.name) for one in told.metadata if told.used(one))
+    return replace(listing, left_out=LeftOut(+left), notes=(*listing.notes, *told.notes))
 
 
 # ---- which captions --------------------------------------------------------------------------------------------------
 
 
-def _captioned(listing: Listing, captions: Captioning, progress: Progress | None) -> Listing:
+def _captioned(listing: Listing, tree: Tree, captions: Captioning, told: Told, progress: Progress | None) -> Listing:
     """The listing with captions; files that hold them are no longer counted among what is left out."""
-    left = Counter(listing.left_out.counts)
-    names = listing.items.names
-    if captions == OWN:
-        found = []
-        for those, gone in in_threads(partial(_beside, listing.root), names, progress=progress):
-            found.append(those)
-            left.update(gone)
-    elif captions == NAMES:
-        found = [of_name(name) for name in names]
+    left, notes, names = Counter(listing.left_out.counts), listing.notes, listing.items.names
+    found: Iterable[tuple[str, ...]]
+    if captions == NAMES:
+        found = map(of_name, names)
+    elif captions != OWN:
+        table = captions_in(Path(captions), tree, told.columns, left)
+        found = (table.get(plain(name), ()) for name in names)
+    elif beside := metadata.captioning(told.metadata, tree, told.columns, left):
+        found, notes = (beside[0].get(plain(name), ()) for name in names), (*notes, beside[1])
     else:
-        table = captions_in(Path(captions), listing.root, left)
-        found = [table.get(plain(name), ()) for name in names]
+        found = _in_files(tree, names, left, progress)
     every = Captions(found)
-    notes = (*listing.notes, *told(every, left, root=listing.root, how=captions))
+    notes = (*notes, *told_of(every, left, root=listing.root, how=captions))
     return replace(listing, captions=every, left_out=LeftOut(+left), notes=notes)
 
 
-def _beside(root: Path, name: str) -> tuple[tuple[str, ...], Counter[str]]:
+def _in_files(
+    tree: Tree, names: Sequence[str], left: Counter[str], progress: Progress | None
+) -> Iterator[tuple[str, ...]]:
+    for those, gone in in_threads(partial(_beside, tree), names, progress=progress):
+        left.update(gone)
+        yield those
+
+
+def _beside(tree: Tree, name: str) -> tuple[tuple[str, ...], Counter[str]]:
     """The captions in the text file beside a picture, and what that changes in the count of what is left out."""
     left: Counter[str] = Counter()
-    path = f"{root}/{name[: name.rfind('.')]}.txt"
+    path = f"{name[: name.rfind('.')]}.txt"
     try:
-        with open(path, "rb") as stream:
+        with tree.open(path) as stream:
             content = stream.read(MOST_BYTES + 1)
     except FileNotFoundError:
         return (), left
@@ -182,11 +238,12 @@ def _beside(root: Path, name: str) -> tuple[tuple[str, ...], Counter[str]]:
 # ---- which classes ---------------------------------------------------------------------------------------------------
 
 
-def _reader(tree: Tree, root: Path, labels: Labels | None, progress: Progress | None) -> Reader:
-    flat_name = root.resolve().name
-    if labels is None:
-        return ByFolder(tree, flat_name, progress)
-    return InOne(tree, flat_name) if labels == NONE else ByTable(tree, read_table(Path(labels), root))
+def _reader(tree: Tree, labels: Labels | None, told: Told, progress: Progress | None) -> Reader:
+    if labels == NONE:
+        return InOne(tree, tree.name)
+    if labels not in (None, FOLDERS):
+        return ByTable(tree, read_table(Path(labels), tree, told.columns))
+    return ByFolder(tree, tree.name, progress) if told.classes is None else ByTable(tree, told.classes)
 
 
 @dataclass(frozen=True)
@@ -215,13 +272,14 @@ class ByTable:
 
     def __call__(self, below: str) -> Part:
         """See `Reader`; of a folder without any row there are no groups."""
-        names, left = self.tree.names(below)
+        found, left = self.tree.names(below)
+        names = [*found, *self.table.named_in(below)]
         covered = not below or self.table.covers_any(names)
-        return Part(self.table(names) if covered else {}, left, notes=self.table.notes)
+        return Part(self.table(names, left) if covered else {}, left, notes=self.table.notes)
 
     def why_not(self, held_out: Part, train: Part) -> str:
         """See `Reader`."""
-        return "" if held_out.groups else f"has no row in {self.table.path}"
+        return "" if held_out.groups else f"has no row in {self.table.told}"
 
 
 @dataclass(frozen=True)
@@ -302,8 +360,7 @@ def _with_pictures(tree: Tree, below: str) -> Iterator[str]:
 def _left_around(tree: Tree, below: str, place: str) -> Counter[str]:
     """What lies beside the folders on the way from one to a deeper one, and in that."""
     left: Counter[str] = Counter()
-    steps = place[len(below) :].split("/")[:-1]
-    for way in accumulate(steps, lambda way, step: f"{way}{step}/", initial=below):
+    for way in _way(place, below):
         here = tree.inside(way)
         left.update(here.left)
         if way != place and len(here.folders) > 1:
@@ -314,16 +371,19 @@ def _left_around(tree: Tree, below: str, place: str) -> Counter[str]:
 # ---- which splits ----------------------------------------------------------------------------------------------------
 
 
-def _sides(tree: Tree, place: str, *, by_folder: bool) -> Sides | None:
-    """The folders of the splits; None where none are called so. Raises `InputError` if they may be classes as well."""
+def _sides(tree: Tree, place: str, *, by_folder: bool, outside: bool) -> Sides | None:
+    """The folders of the splits; None where none are called so. Raises `InputError` if they may be classes as well.
+
+    Of pictures that lie `outside`, a folder may hold the metadata alone.
+    """
     folders = tree.inside(place).folders
     roles = roles_of_folders(folders)
     if not roles or roles_of_folders(place.split("/")):
         return None
     train, validation, test = (first_choice(roles, role) for role in ("train", "validation", "test"))
-    train = [folder for folder in train if tree.has_pictures(f"{place}{folder}/")]
+    train = [folder for folder in train if _has_any(tree, f"{place}{folder}/", outside)]
     candidates = [*validation, *test]
-    held_out = next((folder for folder in candidates if tree.has_pictures(f"{place}{folder}/")), None)
+    held_out = next((folder for folder in candidates if _has_any(tree, f"{place}{folder}/", outside)), None)
     if by_folder and (train or held_out):
         _refuse_classes_called_splits(tree, place, roles, train, held_out)
     if not train or held_out is None:
@@ -333,6 +393,10 @@ def _sides(tree: Tree, place: str, *, by_folder: bool) -> Sides | None:
     unused = [*train[1:], *(folder for folder in candidates if folder != held_out)]
     beside = [folder for folder in _with_pictures(tree, place) if folder not in roles]
     return Sides(f"{place}{train[0]}/", f"{place}{held_out}/", (*unused, *beside))
+
+
+def _has_any(tree: Tree, below: str, outside: bool) -> bool:
+    return tree.has_pictures(below) or (outside and metadata.is_in(tree, below))
 
 
 def _refuse_classes_called_splits(
@@ -357,7 +421,7 @@ def _refuse_classes_called_splits(
         )
 
 
-def _two_folders(tree: Tree, root: Path, place: str, sides: Sides, read: Reader) -> Listing:
+def _two_folders(tree: Tree, place: str, sides: Sides, read: Reader) -> Listing:
     """Splits of their own; where the held-out one cannot be used, a share of the other is held out."""
     train, held_out = read(sides.train), read(sides.held_out)
     left = _left_around(tree, "", place) + train.left
@@ -366,27 +430,29 @@ def _two_folders(tree: Tree, root: Path, place: str, sides: Sides, read: Reader)
     unused = [f"{folder}/ not used" for folder in sides.unused]
     if why := read.why_not(held_out, train):
         told = [f"5 % of {sides.train} by hash of the name", f"{sides.held_out} {why} and is not used", *unused]
-        return _listing(root, train, None, told="; ".join(told), left=left)
+        return _listing(tree, train, None, told="; ".join(told), left=left)
     known = {*train.groups, *map(plain, train.groups)}
     if unknown := sorted(group for group in held_out.groups if group not in known and plain(group) not in known):
-        raise InputError(f"expected the held-out classes of {root} among those of its train folder, got {unknown[0]!r}")
+        raise InputError(
+            f"expected the held-out classes of {tree.root} among those of its train folder, got {unknown[0]!r}"
+        )
     told = [sides.held_out, *unused]
-    return _listing(root, train, held_out, told="; ".join(told), left=left + held_out.left)
+    return _listing(tree, train, held_out, told="; ".join(told), left=left + held_out.left)
 
 
-def _one_folder(root: Path, part: Part) -> Listing:
-    """`root` with a share held out by the hash of the names, so that a new file moves few others."""
+def _one_folder(tree: Tree, part: Part) -> Listing:
+    """A tree with a share held out by the hash of the names, so that a new file moves few others."""
     if not part.groups:
         left = f" ({told})" if (told := str(LeftOut(part.left))) else ""
-        raise InputError(f"expected pictures ({KINDS}) or .tar shards in {root}, found none{left}")
-    return _listing(root, part, None, told=BY_HASH, left=part.left)
+        raise InputError(f"expected pictures ({KINDS}) or .tar shards in {tree.root}, found none{left}")
+    return _listing(tree, part, None, told=BY_HASH, left=part.left)
 
 
-def _listing(root: Path, train: Part, held_out: Part | None, *, told: str, left: Counter[str]) -> Listing:
+def _listing(tree: Tree, train: Part, held_out: Part | None, *, told: str, left: Counter[str]) -> Listing:
     numbers = {plain(group): number for number, group in enumerate(train.groups)}
     numbers |= {group: number for number, group in enumerate(train.groups)}  # where two differ in spelling alone
     trained = train.names()
-    chosen_N = hold_out(trained, root=root) if held_out is None else np.zeros(len(trained), dtype=bool)
+    chosen_N = hold_out(trained, root=tree.root) if held_out is None else np.zeros(len(trained), dtype=bool)
     labels = [numbers[group] for group, names in train.groups.items() for _ in names]
     names = list(trained)
     for group, more in held_out.groups.items() if held_out else ():
@@ -397,11 +463,11 @@ def _listing(root: Path, train: Part, held_out: Part | None, *, told: str, left:
         names=files,
         labels=np.array(labels, dtype=np.int64),
         held_out=np.pad(chosen_N, (0, len(files) - len(chosen_N)), constant_values=True),
-        store=Files(str(root), files),
+        store=tree.store(files),
     )
     return Listing(
         kind="folder",
-        root=root,
+        root=tree.root,
         items=items,
         classes=told_apart(train.groups),
         held_out=told,

@@ -1,22 +1,27 @@
 """Classes that do not come from folders: from a table, or none at all. Opens no picture.
 
-The table (`nextscale.data.tables`) has the columns `file` and `label`. Every picture has one row. Classes are sorted by
-name, whole numbers as numbers and before other names.
+The table (`nextscale.data.tables`) has the columns `file` and `label`. Every picture has one row; where metadata beside
+pictures (`nextscale.data.metadata`) is the table, those without one are left out. Classes are sorted by name, whole
+numbers as numbers and before other names.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import NamedTuple
 
 from nextscale.data import tables
-from nextscale.data.tables import plain
+from nextscale.data.tables import Cells, Columns, plain
+from nextscale.data.walk import Tree
 from nextscale.errors import InputError
 
-NONE = "none"  # one class; `./none` is a file of that name
+NONE, FOLDERS = "none", "folders"  # one class; those of the folders; `./none` is a file of that name
 
 Labels = str | Path
 Groups = Mapping[str, Sequence[str]]  # names of pictures by class, the classes in their order
@@ -25,43 +30,71 @@ MISSING = frozenset(("nan", "nat", "null", "n/a", "#n/a", "<na>"))  # how progra
 
 
 def no_classes(labels: Labels | None, *, of: str) -> bool:
-    """Whether none are wanted, where no table can be had. Raises `InputError` for a table."""
+    """Whether none are wanted, where neither folders nor a table can be had. Raises `InputError` for these."""
     if labels is not None and labels != NONE:
-        raise InputError(f"expected {NONE} as labels of {of}, which no table can name, got {labels}")
+        why = "which lie in no folders of classes" if labels == FOLDERS else "which no table can name"
+        raise InputError(f"expected {NONE} as labels of {of}, {why}, got {labels}")
     return labels == NONE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A row of the table; `line` is where it ends, from 1."""
+    """A row of a table: the picture as the tree calls it, its class, the table, and the line where it ends, from 1."""
 
     file: str
     label: str
+    table: str
     line: int
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return f"{self.table}, line {self.line}"
+
+    def seen_from(self, other: Row) -> str:
+        """The same in a message about another row."""
+        return f"line {self.line}" if self.table == other.table else self.where
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The classes of the pictures below `root`, by their names there as `plain` gives them."""
+    """The classes of the pictures below a root, by their names there as `plain` gives them."""
 
-    path: Path
+    told: str
+    """What messages call it."""
     rows: Mapping[str, Row]
     notes: tuple[str, ...] = ()
+    outside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of pictures outside of the root, by the folder in it whose table names them."""
+    partial: bool = False
+    """Whether pictures without a row are left out, and not refused."""
 
     def covers_any(self, names: Sequence[str]) -> bool:
         """Whether there is a row for one of the pictures."""
         return any(plain(name) in self.rows for name in names)
 
-    def __call__(self, names: Sequence[str]) -> Groups:
-        """Pictures by class. Raises `InputError` when some have no row."""
-        if missing := [name for name in names if plain(name) not in self.rows]:
+    def noting(self, note: str) -> Table:
+        """The same with something to be known of the classes."""
+        return replace(self, notes=(*self.notes, note))
+
+    def named_in(self, below: str) -> list[str]:
+        """The pictures outside of the root that tables below a folder name."""
+        return [name for home, names in self.outside.items() if home.startswith(below) for name in names]
+
+    def __call__(self, names: Sequence[str], left: Counter[str]) -> Groups:
+        """Pictures by class. Those without a row are counted in `left`, or else an `InputError` is raised."""
+        missing = [name for name in names if plain(name) not in self.rows]
+        if missing and not self.partial:
             raise InputError(
-                f"expected a row in {self.path} for each of {len(names)} pictures, "
+                f"expected a row in {self.told} for each of {len(names)} pictures, "
                 f"{len(missing)} {'have' if len(missing) > 1 else 'has'} none, such as {missing[0]}"
             )
+        if missing:
+            left[f"picture{{s}} without a row in {self.told}"] += len(missing)
         groups: dict[str, list[str]] = {}
         for name in names:
-            groups.setdefault(self.rows[plain(name)].label, []).append(name)
+            if (row := self.rows.get(plain(name))) is not None:
+                groups.setdefault(row.label, []).append(name)
         return {label: groups[label] for label in sorted(groups, key=numbers_first)}
 
 
@@ -70,39 +103,64 @@ def numbers_first(name: str) -> tuple[bool, int, str]:
     return (False, int(name), name) if WHOLE.fullmatch(name) else (True, 0, name)
 
 
-def read_table(path: Path, root: Path) -> Table:
-    """The table in a CSV file about the pictures below `root`.
+def read_table(path: Path, tree: Tree, columns: Columns) -> Table:
+    """The table in a file about the pictures of a tree.
 
-    Raises `InputError`, naming file and line, for a file that is missing, not CSV or not UTF-8, columns that are
-    missing, a row without file or label, a second row for a file, and a row whose picture is not there.
+    Raises `InputError`, naming file and line, for a file that is missing, of another kind or not UTF-8, columns that
+    are missing, a row without file or label, a second row for a file, and a row whose picture is not there.
     """
+    found = tables.read(
+        path,
+        column="label",
+        asked=columns.label,
+        expected=f"{NONE}, {FOLDERS} or a file of labels (CSV, JSON lines or parquet)",
+        columns=columns,
+    )
+    return of_rows([Source(cells=found, where=str(path), home="")], tree, columns, told=str(path))
+
+
+class Source(NamedTuple):
+    """The rows of a file, what messages call it, and the folder in the tree that its names begin from."""
+
+    cells: Iterable[Cells]
+    where: str
+    home: str
+
+
+def of_rows(sources: Sequence[Source], tree: Tree, columns: Columns, *, told: str, partial: bool = False) -> Table:
+    """The table that some files are together. Raises `InputError` likewise."""
     rows: dict[str, Row] = {}
-    for row in _rows(path):
-        if (before := rows.get(plain(row.file))) is not None:
-            raise InputError(
-                f"{path}, line {row.line}: expected every picture once, got {row.file!r} as in line {before.line}"
-            )
-        rows[plain(row.file)] = row
+    outside: dict[str, list[str]] = {}
+    for source in sources:
+        for row in _rows(source, tree, columns):
+            if (before := rows.get(plain(row.file))) is not None:
+                raise InputError(
+                    f"{row.where}: expected every picture once, got {row.file!r} as in {before.seen_from(row)}"
+                )
+            rows[plain(row.file)] = row
+            if os.path.isabs(row.file):
+                outside.setdefault(source.home, []).append(row.file)
     if not rows:
-        raise InputError(f"{path}: expected a row for each picture, found none")
-    tables.check_pictures(((row.file, row.line) for row in rows.values()), path, root)
-    labels, notes = _one_spelling(rows.values(), path)
-    return Table(path=path, rows={key: replace(row, label=labels[row.label]) for key, row in rows.items()}, notes=notes)
+        raise InputError(f"{told}: expected a row for each picture, found none")
+    tables.check_there(((row.file, row.where) for row in rows.values()), tree)
+    labels, notes = _one_spelling(rows.values(), told)
+    spelled = {key: replace(row, label=labels[row.label]) for key, row in rows.items()}
+    return Table(told=told, rows=spelled, notes=notes, outside=outside, partial=partial)
 
 
-def _one_spelling(rows: Collection[Row], path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def _one_spelling(rows: Collection[Row], told: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """The class that each label means, and what there is to say of it: 1.0 is 1 where all labels are whole numbers."""
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.label, row)
-    whole, told = whole_numbers(first, where=str(path))
-    if told:
-        return whole, (told,)
+    whole, note = whole_numbers(first, where=told)
+    if note:
+        return whole, (note,)
     if twice := one_number(first):
         other, label = twice
         raise InputError(
-            f"{path}, line {first[label].line}: expected every number written in one way, "
-            f"got {label} and, in line {first[other].line}, {other}"
+            f"{first[label].where}: expected every number written in one way, "
+            f"got {label} and, in {first[other].seen_from(first[label])}, {other}"
         )
     spelled: dict[str, str] = {}
     return {label: spelled.setdefault(plain(label), label) for label in first}, ()
@@ -143,12 +201,27 @@ def check_label(label: str, *, where: str) -> None:
         raise InputError(f"{where}: expected a label in text, got the bytes {label[:20]!r}")
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    for file, label, line in tables.read(path, column="label", expected=f"{NONE} or a CSV file of labels"):
-        where = f"{path}, line {line}"
+def text_of(cell: object, *, where: str) -> str:
+    """A label as text, empty where there is none. Raises `InputError` for what is neither text nor a number."""
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return " ".join(cell.split())
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, int | float):
+        return str(cell)
+    raise InputError(f"{where}: expected a label, text or a number, got {str(cell)[:60]!r}")
+
+
+def _rows(source: Source, tree: Tree, columns: Columns) -> Iterator[Row]:
+    for file, cell, line in source.cells:
+        where = f"{source.where}, line {line}"
+        label = text_of(cell, where=where)
         if not file or not label:
             raise InputError(f"{where}: expected a file and a label, got {f'{file},{label}'[:60]!r}")
         if not label.isprintable():
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
         check_label(label, where=where)
-        yield Row(file=file, label=label, line=line)
+        name = tables.name_of(file, tree, home=source.home, columns=columns, where=where)
+        yield Row(file=name, label=label, table=source.where, line=line)

@@ -20,7 +20,7 @@ import numpy as np
 
 from nextscale.data.captions import Captions
 from nextscale.data.names import Names
-from nextscale.data.walk import LeftOut
+from nextscale.data.walk import LeftOut, Store
 from nextscale.errors import InputError, printable
 
 HELD_OUT = 0.05
@@ -41,14 +41,6 @@ class Item(Protocol):
 
     def open(self) -> BinaryIO:
         """The bytes of the picture, as a stream that no other thread shares. Raises `OSError` where they are gone."""
-        ...
-
-
-class Store(Protocol):
-    """Where the pictures of a listing lie. It can be pickled, and read by several threads and processes."""
-
-    def open(self, place: int) -> BinaryIO:
-        """See `Item.open`; `place` is that in the listing."""
         ...
 
 

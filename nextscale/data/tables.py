@@ -1,32 +1,97 @@
-"""CSV tables about the pictures below a folder: which rows there are, and whether each picture is.
+"""Tables about the pictures below a folder, in CSV, JSON lines or parquet: their rows, and whether each is a picture's.
 
-A table is a file in UTF-8 whose first line names its columns; `file` (a picture's path below the folder, with forward
-slashes) and one more must be among them, others are not looked at. What a row means is the caller's.
+A CSV table is a file in UTF-8 whose first line names its columns; a line of JSON is an object, whose keys are columns.
+One column names files, by their paths with forward slashes: `file`, `file_name`, or what alone ends in `_file_name`.
+What the others mean is the caller's.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from nextscale.data.walk import Tree, is_picture
+from nextscale.checks import check_fields
+from nextscale.data import arrow
+from nextscale.data.walk import Folder, Tree, is_picture
 from nextscale.errors import InputError
 from nextscale.images import KINDS
+
+FILE, FILE_NAME = "file", "file_name"
+OUTSIDE = "--outside-files takes others, too"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of tables and parquet files say what; None is found by name and type."""
+
+    image: str | None = None
+    """The pictures, or the names of their files."""
+    label: str | None = None
+    """Their classes."""
+    caption: str | None = None
+    """What they show, in words."""
+    outside: bool = False
+    """Whether a table may name files outside of the folder, by absolute paths and by .. in them."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of the command line that ask for these."""
+        named = {"--image-column": self.image, "--label-column": self.label, "--caption-column": self.caption}
+        words = [word for option, name in named.items() if name is not None for word in (option, name)]
+        return [*words, "--outside-files"] if self.outside else words
+
+    def refuse(self, of: str) -> None:
+        """Raise `InputError` where some are asked for of data that has none."""
+        if options := " ".join(self.options):
+            raise InputError(f"{options}: expected data with columns (metadata or parquet files), got {of}")
 
 
 class Cells(NamedTuple):
     """What a row says; `line` is where it ends, from 1."""
 
     file: str
-    cell: str
+    cell: Any
     line: int
+
+
+class Rows(NamedTuple):
+    """A table: its columns, and its rows by some of them, with the number of each."""
+
+    where: str
+    columns: tuple[str, ...]
+    rows: Callable[[Sequence[str]], Iterator[tuple[int, list[Any]]]]
+
+    def column(self, asked: str | None, *usual: str) -> str | None:
+        """The one that is asked for, or else the first of the usual names that there is."""
+        if asked is not None and asked not in self.columns:
+            raise InputError(f"{self.where}: expected a column {asked}, got {','.join(self.columns)[:200]!r}")
+        found = asked or next((name for name in usual if name in self.columns), None)
+        if found is not None and (count := self.columns.count(found)) > 1:
+            raise InputError(f"{self.where}: expected one column {found}, got {count}")
+        return found
+
+    def of_files(self, asked: str | None, *usual: str) -> str | None:
+        """The column that names the files. Raises `InputError` where it may be one of several."""
+        if found := self.column(asked, *usual):
+            return found
+        others = [name for name in self.columns if name.endswith(f"_{FILE_NAME}")]
+        if len(others) > 1:
+            raise InputError(
+                f"{self.where}: expected one column of files, got {', '.join(others)}: --image-column names one"
+            )
+        return self.column(*others) if others else None
 
 
 def plain(name: str) -> str:
@@ -34,53 +99,83 @@ def plain(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def read(path: Path, *, column: str, expected: str) -> Iterator[Cells]:
+def read(path: Path, *, column: str, asked: str | None, expected: str, columns: Columns) -> Iterator[Cells]:
     """The rows of a table, files as they are compared with names but for `plain`; either cell may be empty.
 
-    Raises `InputError`, naming file and line, for a file that is missing (`expected` tells what could be there), not
-    CSV or not UTF-8, columns that are missing, and rows of another length.
+    The column is called `asked`, or `column` where that is None.
+
+    Raises `InputError`, naming file and line, for a file that is missing (`expected` tells what could be there), of
+    another kind or not UTF-8, columns that are missing, and rows of another length.
     """
-    text = _text(path, expected)
-    lines = _lines(path, text)
-    _, header = next(lines, (0, []))
-    columns = ("file", column)
-    if not set(columns) <= set(header):
-        got = ",".join(header)[:60]
-        raise InputError(f"{path}: expected a first line with the columns {','.join(columns)}, got {got!r}")
-    if twice := next((name for name in columns if header.count(name) > 1), None):
-        raise InputError(f"{path}: expected one column {twice}, got {header.count(twice)}")
-    places = [header.index(name) for name in columns]
-    for line, cells in lines:
-        if len(cells) != len(header):
-            raise InputError(f"{path}, line {line}: expected {len(header)} columns, got {len(cells)}")
-        file = cells[places[0]]
-        yield Cells(PurePosixPath(file).as_posix() if file else "", " ".join(cells[places[1]].split()), line)
-
-
-def _text(path: Path, expected: str) -> str:
     if not os.path.exists(path):  # unlike `Path.exists`, also of names that are too long
         raise InputError(f"expected {expected}, found nothing at {path}")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"expected {expected}, cannot read {path}: {error.strerror}") from None
+    table = of_bytes(content, where=str(path))
+    files = table.of_files(columns.image, FILE, FILE_NAME)
+    found = table.column(asked, column)
+    if files is None or found is None:
+        got = ",".join(table.columns)[:60]
+        wanted = f"{columns.image or FILE},{asked or column}"
+        raise InputError(f"{path}: expected a first line with the columns {wanted}, got {got!r}")
+    return cells(table, files, found)
+
+
+def cells(table: Rows, files: str, column: str) -> Iterator[Cells]:
+    """Two columns of a table, the names of files in one spelling. Raises `InputError` for those that are no text."""
+    for line, (file, cell) in table.rows([files, column]):
+        if not isinstance(file, str | None):
+            raise InputError(f"{table.where}, line {line}: expected the name of a file as text, got {str(file)[:60]!r}")
+        yield Cells(PurePosixPath(file).as_posix() if file else "", cell, line)
+
+
+def of_bytes(content: bytes, *, where: str) -> Rows:
+    """The table in a file, of the kind that its name says. Raises `InputError` for one that is damaged."""
+    if where.lower().endswith(".parquet"):
+        table = arrow.Rows(content, where=where)
+        return Rows(where, table.columns, table.rows)
+    text = _text(content, where)
+    return _of_json(text, where) if where.lower().endswith((".jsonl", ".ndjson")) else _of_csv(text, where)
+
+
+def _text(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: expected text in UTF-8, got other bytes") from None
+        raise InputError(f"{where}, line {line}: expected text in UTF-8, got other bytes") from None
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def _of_csv(text: str, where: str) -> Rows:
+    _, header = next(_csv_lines(where, text), (0, []))
+
+    def rows(columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+        places = [header.index(name) for name in columns]
+        lines = _csv_lines(where, text)
+        next(lines)
+        for line, row in lines:
+            if len(row) != len(header):
+                raise InputError(f"{where}, line {line}: expected {len(header)} columns, got {len(row)}")
+            yield line, [row[place] for place in places]
+
+    return Rows(where, tuple(header), rows)
+
+
+def _csv_lines(where: str, text: str) -> Iterator[tuple[int, list[str]]]:
     """The lines that are not empty, with their numbers, as cells without the blanks around them."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         with _cells_of_any_length():
-            for cells in reader:
-                if cells:
-                    yield reader.line_num, [cell.strip() for cell in cells]
+            for row in reader:
+                if row:
+                    yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV, got something else ({error})") from None
+        raise InputError(f"{where}, line {reader.line_num}: expected CSV, got something else ({error})") from None
 
 
 @contextmanager
@@ -93,17 +188,60 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(was)
 
 
-def check_pictures(rows: Iterable[tuple[str, int]], path: Path, root: Path) -> None:
-    """Raise `InputError` for a row, file and line, that no picture below `root` can belong to."""
-    known: set[str] | None = None
-    for file, line in rows:
-        where, inside = f"{path}, line {line}", PurePosixPath(file)
-        if inside.is_absolute() or ".." in inside.parts:
-            raise InputError(f"{where}: expected a path below {root}, got {file!r}")
-        if not is_picture(inside.name):
-            raise InputError(f"{where}: expected a picture ({KINDS}), got {file!r}")
-        if os.path.isfile(f"{root}/{file}"):
+# ---- JSON lines ------------------------------------------------------------------------------------------------------
+
+
+def _of_json(text: str, where: str) -> Rows:
+    """Columns are the keys of all lines; a line without one of them has nothing there."""
+    columns = dict.fromkeys(key for _, entries in _json_lines(where, text) for key in entries)
+
+    def rows(columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+        for line, entries in _json_lines(where, text):
+            yield line, [entries.get(column) for column in columns]
+
+    return Rows(where, tuple(columns), rows)
+
+
+def _json_lines(where: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if not line.strip():
             continue
-        known = {plain(name) for name in Tree(root).names()[0]} if known is None else known
-        if plain(file) not in known:
-            raise InputError(f"{where}: expected a picture below {root}, found nothing at {file!r}")
+        try:
+            entries = json.loads(line)
+        except (ValueError, RecursionError):
+            entries = None
+        if not isinstance(entries, dict):
+            raise InputError(f"{where}, line {number}: expected an object in JSON, got {line.strip()[:60]!r}")
+        yield number, entries
+
+
+# ---- which pictures --------------------------------------------------------------------------------------------------
+
+
+def name_of(file: str, tree: Tree, *, home: str = "", columns: Columns, where: str) -> str:
+    """What a tree calls a file that a table in its folder `home` names; an absolute path if it lies outside.
+
+    Raises `InputError` for one outside unless `columns` take that, and for what is no picture by its suffix.
+    """
+    path = PurePosixPath(file)
+    if not is_picture(path.name):
+        raise InputError(f"{where}: expected a picture ({KINDS}), got {file!r}")
+    if not path.is_absolute() and ".." not in path.parts:
+        return f"{home}{file}"
+    if not columns.outside or not isinstance(tree, Folder):
+        more = f"; {OUTSIDE}" if isinstance(tree, Folder) else ""
+        raise InputError(f"{where}: expected a path below {tree.root}, got {file!r}{more}")
+    root = os.path.abspath(tree.root)
+    place = os.path.normpath(os.path.join(root, home, file))
+    return os.path.relpath(place, root) if place.startswith(f"{root}{os.sep}") else place
+
+
+def check_there(names: Iterable[tuple[str, str]], tree: Tree) -> None:
+    """Raise `InputError` for a name that no picture of a tree can belong to; each comes with what names it."""
+    known: set[str] | None = None
+    for name, where in names:
+        if tree.holds(name):
+            continue
+        known = {plain(name) for name in tree.names()[0]} if known is None else known
+        if plain(name) not in known:
+            raise InputError(f"{where}: expected a picture below {tree.root}, found nothing at {name!r}")

@@ -2,7 +2,8 @@
 
 Opens no picture and asks the system nothing about a file that its folder's listing tells. Names are strings below the
 root, with forward slashes. Hidden files are ignored; links are followed, but never into a folder they lie in; what
-nextscale itself wrote (runs, token caches, models, samples) is left out.
+nextscale itself wrote (runs, token caches, models, samples) is left out. A `Tree` is anything that holds pictures in
+folders, `Folder` one on disk.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
+from nextscale.data.names import Names
 from nextscale.errors import InputError
 from nextscale.images import SUFFIXES
 
@@ -170,18 +174,54 @@ def _in_order(folder: Inside) -> Iterator[list[str] | str]:
     yield row if folders else folder.pictures
 
 
-class Tree:
+class Store(Protocol):
+    """Where the pictures of a listing lie. It can be pickled, and read by several threads and processes."""
+
+    def open(self, place: int) -> BinaryIO:
+        """The bytes of the picture at a place of the listing, as a stream that no other thread shares.
+
+        Raises `OSError` where they are gone.
+        """
+        ...
+
+
+class Tree(ABC):
     """The folders below a root; `below` is a folder's name there with a slash behind it, the root's own is empty."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root)
-        self._place = os.path.realpath(self.root)
+        """`root` is what messages call it."""
+        self.root = Path(root)
         self._seen: dict[str, Inside] = {}  # of folders above those of classes, which are looked at again
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The root's own, which a single class has."""
+
+    @abstractmethod
+    def look(self, below: str) -> Inside:
+        """What lies directly in a folder. Raises `InputError` if it may not be read."""
+
+    @abstractmethod
+    def open(self, name: str) -> BinaryIO:
+        """The bytes of a file. Raises `OSError`, of a file that is not there `FileNotFoundError`."""
+
+    @abstractmethod
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that very name."""
+
+    @abstractmethod
+    def store(self, names: Names) -> Store:
+        """What opens these files by their places in the list, and keeps nothing else of the tree."""
+
+    def where(self, below: str, above: Sequence[str]) -> str:
+        """Where a folder really lies, below those `above`: a link may lead back to one of these."""
+        return below
 
     def inside(self, below: str = "") -> Inside:
         """What lies directly in a folder, looked at once."""
         if below not in self._seen:
-            self._seen[below] = inside(self._path(below))
+            self._seen[below] = self.look(below)
         return self._seen[below]
 
     def rows(self, below: str, left: Counter[str]) -> Iterator[list[str]]:
@@ -207,30 +247,21 @@ class Tree:
         """Whether there is one at any depth; looks no further than the first."""
         return any(self.rows(below, Counter()))
 
-    def _path(self, below: str) -> str:
-        return f"{self.root}/{below}"[:-1]
-
     def _above(self, below: str) -> list[str]:
         """Where the folders above one really lie, from the root on."""
         places: list[str] = []
         for end, letter in enumerate(below):
             if letter == "/":
-                places.append(self._where(below[: below.rfind("/", 0, end) + 1], places))
+                places.append(self.where(below[: below.rfind("/", 0, end) + 1], places))
         return places
-
-    def _where(self, below: str, above: list[str]) -> str:
-        if not below:
-            return self._place
-        path = self._path(below)
-        return os.path.realpath(path) if os.path.islink(path) else f"{above[-1]}/{os.path.basename(path)}"
 
     def _enter(self, below: str, above: list[str], left: Counter[str]) -> _Visit | None:
         """The visit to a folder, unless it is one of those above or nextscale's own."""
-        place = self._where(below, above)
+        place = self.where(below, above)
         if place in above:
             left["link{s} in a circle"] += 1
             return None
-        found = self._seen.get(below) or inside(self._path(below))
+        found = self._seen.get(below) or self.look(below)
         if below and found.ours:
             left[found.ours] += 1
             return None
@@ -238,9 +269,65 @@ class Tree:
         return _Visit(below, place, _in_order(found))
 
 
+class Folder(Tree):
+    """A folder on disk; names may also be absolute paths, which lie outside of it."""
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        self._root, self._place = str(root), os.path.realpath(root)
+
+    @property
+    def name(self) -> str:
+        """See `Tree`."""
+        return self.root.resolve().name
+
+    def look(self, below: str) -> Inside:
+        """See `Tree`."""
+        return inside(self._path(below))
+
+    def open(self, name: str) -> BinaryIO:
+        """See `Tree`."""
+        return open(path_of(self._root, name), "rb")
+
+    def holds(self, name: str) -> bool:
+        """See `Tree`."""
+        return os.path.isfile(path_of(self._root, name))
+
+    def store(self, names: Names) -> Store:
+        """See `Tree`."""
+        return Files(self._root, names)
+
+    def where(self, below: str, above: Sequence[str]) -> str:
+        """See `Tree`."""
+        if not below:
+            return self._place
+        path = self._path(below)
+        return os.path.realpath(path) if os.path.islink(path) else f"{above[-1]}/{os.path.basename(path)}"
+
+    def _path(self, below: str) -> str:
+        return f"{self._root}/{below}"[:-1]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The store of a folder."""
+
+    root: str
+    names: Names
+
+    def open(self, place: int) -> BinaryIO:
+        """See `Store`."""
+        return open(path_of(self.root, self.names[place]), "rb")
+
+
+def path_of(root: str, name: str) -> str:
+    """The path of a file below a folder, or of one that has an absolute name."""
+    return name if os.path.isabs(name) else f"{root}/{name}"
+
+
 def pictures_below(folder: Path) -> Iterator[Path]:
     """The picture files at any depth."""
-    return (folder / name for row in Tree(folder).rows("", Counter()) for name in row)
+    return (folder / name for row in Folder(folder).rows("", Counter()) for name in row)
 
 
 def visible(folder: Path) -> list[Path]:

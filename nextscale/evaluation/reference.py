@@ -26,7 +26,7 @@ from nextscale.data.listing import told_apart
 from nextscale.data.pictures import fingerprint, in_threads
 from nextscale.data.reading import Broken
 from nextscale.data.splits import roles_of_folders
-from nextscale.data.walk import LeftOut, Tree, pictures_below
+from nextscale.data.walk import Folder, LeftOut, pictures_below
 from nextscale.errors import InputError, printable
 from nextscale.evaluation import samples
 from nextscale.evaluation.card import INCEPTION
@@ -273,7 +273,7 @@ def of_folder(
     folder without pictures.
     """
     root = Path(root)
-    found, left = Tree(root).names() if root.is_dir() else ([], Counter())
+    found, left = Folder(root).names() if root.is_dir() else ([], Counter())
     if not found:
         raise InputError(f"expected a folder of pictures, found none in {root}")
     names = found if max_broken is None and broken is None else _readable(root, found, max_broken or 0.0, broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -70,6 +71,24 @@ def test_names_in_a_table_are_what_sample_takes(nextscale, train, loose: Path, t
     unknown = nextscale("sample", "--model", tmp_path / "var", "--label", "fox", "--out", tmp_path / "s")
     assert (unknown.status, unknown.errors.count("\n")) == (2, 1)
     assert "expected one of a cat, dog, got 'fox'" in unknown.errors
+
+
+def test_columns_are_asked_for_by_name(nextscale, train, loose: Path, tmp_path: Path) -> None:
+    """The tokenizer tells them to the next command, whose classes they are; a column that is not there is told."""
+    rows = [{"at": f"{number:02}.png", "breed": ("dog", "cat")[number % 2], "label": "?"} for number in NUMBERS]
+    (loose / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = ("--image-column", "at", "--label-column", "breed")
+    done = nextscale(
+        "train", "tokenizer", "--data", loose, *columns, "--steps", 1, "--batch", 4, "--out", tmp_path / "t"
+    )
+    assert (done.status, done.errors) == (0, "")
+    assert " ".join(columns) in done.output.splitlines()[-1]
+    assert "2 classes: cat, dog" in " ".join(done.output.split())
+    assert train("var", "--data", loose, *columns).status == 0
+    assert Pipeline.load(tmp_path / "var").classes == ("cat", "dog")
+    wrong = train("other", "--data", loose, "--image-column", "at", "--caption-column", "said")
+    assert (wrong.status, wrong.errors.count("\n")) == (2, 1)
+    assert "expected a column said, got 'at,breed,label'" in wrong.errors
 
 
 def test_without_classes_there_is_one(train, pictures: Path, tmp_path: Path) -> None:

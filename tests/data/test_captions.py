@@ -247,7 +247,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, rows: tuple[str, .
 def test_captions_that_are_not_there_are_refused(tmp_path: Path) -> None:
     """A file that is missing, pictures without any, and tables where none can be had."""
     root = flat(tmp_path / "p", count=2)
-    with pytest.raises(InputError, match="expected own, names or a CSV file of captions, found nothing at"):
+    with pytest.raises(InputError, match="expected own, names or a file of captions .*, found nothing at"):
         load(root, tmp_path / "captions.csv")
     with pytest.raises(InputError, match=r"expected captions \(own\) of the pictures in .*, found none"):
         load(root, "own")

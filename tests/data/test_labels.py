@@ -228,7 +228,10 @@ def test_a_table_that_does_not_fit_is_one_clear_line(tmp_path: Path, lines: list
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: None, "expected none or a CSV file of labels, found nothing at"),
+        (
+            lambda path: None,
+            "expected none, folders or a file of labels .*, found nothing at",
+        ),
         (lambda path: path.mkdir(), "cannot read .*: Is a directory"),
         (lambda path: path.write_bytes(b"file,label\n0.png,caf\xe9\n"), "l.csv, line 2: expected text in UTF-8"),
         (lambda path: path.write_bytes("file,label\n".encode("utf-16")), "l.csv, line 1: expected text in UTF-8"),

@@ -18,9 +18,9 @@ from PIL import Image
 
 from nextscale import data, images
 from nextscale.data import reading
-from nextscale.data.folder import Files
 from nextscale.data.listing import Items
 from nextscale.data.names import Names
+from nextscale.data.walk import Files
 from nextscale.errors import InputError
 
 
