@@ -64,6 +64,7 @@ def doors() -> list[Door]:
     images, tokens = torch.zeros(2, 3, 8, 8), torch.zeros(2, scales.total, dtype=torch.int64)
     vae, var = official.export(pipe)
     drawn = {"guidance": 1.5, "top_k": 9, "top_p": 0.9, "temperature": 1.0, "smooth": False}
+    drawn |= {"step_guidance": [0.0, 0.5, 0.5], "reach": 2}
     network = features.of_module(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)), name="n", side=8)
     return [
         Door("Scales", Scales, {"sizes": [1, 2, (4, 6)]}),
@@ -124,6 +125,7 @@ def doors() -> list[Door]:
         Door("cosine_guidance", guidance.cosine_guidance, {"guidance": 1.5}),
         Door("interval_guidance", guidance.interval_guidance, {"guidance": 1.5, "first": 0, "last": 1}),
         Door("listed_guidance", guidance.listed_guidance, {"weights": [0.0, 1.5]}),
+        Door("guidance_until", guidance.guidance_until, {"guidance": 1.5, "end": 2}),
     ]
 
 

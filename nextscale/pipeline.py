@@ -87,6 +87,10 @@ class Request:
     """What it was asked to show, where that was said in words."""
     negative_prompt: str | None = None
     """What guidance led away from, instead of from no text."""
+    step_guidance: float | tuple[float, ...] | None = None
+    """Of guidance by the scale before, if there was some: of all scales, or of each."""
+    reach: int | None = None
+    """How many scales tokens attended to, if not to all."""
 
     @property
     def stem(self) -> str:
@@ -379,6 +383,8 @@ class Pipeline:
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
+        step_guidance: float | Sequence[float] = 0.0,
+        reach: int | None = None,
         memory: float | None = None,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
@@ -396,6 +402,8 @@ class Pipeline:
             guidance: a number grows linearly from 0 at the first scale to itself at the last; a sequence has the weight
                 of each scale; or a schedule, see `nextscale.sampling.guidance`.
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`; a sequence has a value for each scale.
+            step_guidance: how far a scale is led away from what the one before it was, enlarged (`step_guidance`).
+            reach: how many scales a token attends to, its own and those before it; all so far when None.
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
             logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
@@ -406,10 +414,10 @@ class Pipeline:
         number of seeds than of labels or prompts, too little memory for a single image, or logits that nothing can be
         drawn from.
         """
-        settings = Settings(guidance, top_k, top_p, temperature, smooth)
+        settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
         asked = Asked(labels, prompts, negative_prompt)
         requests, dealt, engine = self._requests(asked, seeds, settings)
-        size = len(requests) if memory is None else self._images_within(memory, guided=any(dealt.weights))
+        size = len(requests) if memory is None else self._images_within(memory, dealt)
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
         walks = (self._walk(engine, part, dealt, logits_processor, callback) for part in parts)
         done = [self._paint(engine, walk) for walk in walks]
@@ -429,11 +437,13 @@ class Pipeline:
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
+        step_guidance: float | Sequence[float] = 0.0,
+        reach: int | None = None,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
-        settings = Settings(guidance, top_k, top_p, temperature, smooth)
+        settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
         asked = Asked(labels, prompts, negative_prompt)
         requests, dealt, engine = self._requests(asked, seeds, settings)  # mistakes raise at the call
         return self._walk(engine, requests, dealt, logits_processor, callback)
@@ -448,7 +458,8 @@ class Pipeline:
             raise InputError(f"expected the model that painted it, {request.model}, got another, {self.fingerprint}")
         if request.edit is not None:
             raise InputError("expected a picture painted from nothing, got an edit: its picture and mask are needed")
-        settings = {name: getattr(request, name) for name in vars(Settings())}
+        told = {name: getattr(request, name) for name in vars(Settings())}
+        settings = {name: value for name, value in told.items() if value is not None}
         return self.generate(
             request.label,
             [request.seed],
@@ -479,6 +490,8 @@ class Pipeline:
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
+        step_guidance: float | Sequence[float] = 0.0,
+        reach: int | None = None,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
     ) -> Generated:
@@ -498,8 +511,8 @@ class Pipeline:
             composite: what is kept comes back bit for bit; otherwise as the decoder paints it.
             copy: the release's way, for comparison: the picture's own tokens are copied, the coarsest one too, even
                 where what was painted beside them has changed what they should be. It is not leak-free.
-            guidance, top_k, top_p, temperature, smooth, logits_processor, callback: see `generate`. Previews show what
-                is painted, before kept pixels are put back.
+            guidance, top_k, top_p, temperature, smooth, step_guidance, reach, logits_processor, callback: see
+                `generate`. Previews show what is painted, before kept pixels are put back.
 
         Raises `InputError` for pictures or masks of another shape or number, a value out of range, and whatever
         `generate` refuses.
@@ -510,7 +523,7 @@ class Pipeline:
             raise InputError("copy: expected leak_free=False and no keep_scales, since the release's way leaks")
         given, signed = self._pictures(images, count)
         mask_B1HW = self._mask(mask, len(signed) // count).repeat_interleave(count, 0)
-        settings = Settings(guidance, top_k, top_p, temperature, smooth)
+        settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
         names = _spread("labels", len(self.classes) if labels is None else labels, len(signed))
         words = None if prompts is None else _spread("prompts", prompts, len(signed))
         requests, dealt, engine = self._requests(Asked(names, words, negative_prompt), seeds, settings)
@@ -594,8 +607,8 @@ class Pipeline:
         prompts = self.reader.read([request.prompt or "" for request in requests])
         return prompts, self.reader.read([request.negative_prompt or "" for request in requests])
 
-    def _images_within(self, memory: float, *, guided: bool) -> int:
-        each = image_bytes(self.tokenizer.config, self.transformer.config, guided=guided, dtype=self.dtype)
+    def _images_within(self, memory: float, dealt: Dealt) -> int:
+        each = image_bytes(self.tokenizer.config, self.transformer.config, dtype=self.dtype, **dealt.takes)
         if not each <= memory < float("inf"):
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
@@ -617,6 +630,8 @@ class Pipeline:
             [request.seed for request in requests],
             guidance=listed_guidance(dealt.weights),
             choice=dealt.choices,
+            step_guidance=dealt.step_weights,
+            reach=dealt.reach,
             prompts=prompts,
             negative=negative,
             process=process,

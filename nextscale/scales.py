@@ -141,6 +141,15 @@ class Scales:
         """Where each scale lies in the flat sequence."""
         return tuple(slice(start, start + length) for start, length in zip(self.offsets, self.lengths, strict=True))
 
+    def firsts(self, reach: int | None = None) -> tuple[int, ...]:
+        """For each scale, the first token that its own may attend to, of the last `reach` scales, its own counted.
+
+        All are seen where that is None. Raises `InputError` for less than one scale.
+        """
+        if reach is not None and reach < 1:
+            raise InputError(f"reach: expected 1 scale or more, got {reach}")
+        return tuple(0 if reach is None else self.offsets[max(0, k + 1 - reach)] for k in range(len(self)))
+
     def split(self, tokens_BL: Tensor) -> list[Tensor]:
         """(B, L) tokens, of any dtype -> K views (B, h_k, w_k), coarse to fine.
 
@@ -158,10 +167,14 @@ class Scales:
 
         return torch.repeat_interleave(torch.arange(len(self), device="cpu"), torch.tensor(self.lengths, device="cpu"))
 
-    def block_causal_mask(self) -> Tensor:
-        """(L, L) bool on the CPU: True where the token of a row may attend to that of a column: scales <= its own."""
+    def block_causal_mask(self, reach: int | None = None) -> Tensor:
+        """(L, L) bool on the CPU: True where the token of a row may attend to that of a column: scales <= its own.
+
+        Of these only the last `reach`, its own counted, if that is given.
+        """
         level_L = self.level_ids()
-        return level_L[:, None] >= level_L[None, :]
+        ahead_LL = level_L[:, None] - level_L[None, :]
+        return ahead_LL >= 0 if reach is None else (ahead_LL >= 0) & (ahead_LL < reach)
 
     def __iter__(self) -> Iterator[Size]:
         """The (h_k, w_k), coarse to fine."""

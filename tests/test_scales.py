@@ -126,6 +126,20 @@ def test_mask_lets_a_token_see_its_own_scale_and_all_coarser(sizes: list[tuple[i
     assert mask.tolist() == [[theirs <= mine for theirs in level] for mine in level]
 
 
+@given(pyramids(), st.integers(1, 9))
+def test_a_reach_lets_a_token_see_the_last_scales_alone(sizes: list[tuple[int, int]], reach: int) -> None:
+    """Against the same loops; `firsts` is where each row of the mask begins."""
+    scales = Scales(sizes)
+    level = [k for k, (h, w) in enumerate(sizes) for _ in range(h * w)]
+    mask = scales.block_causal_mask(reach)
+    assert mask.tolist() == [[mine - reach < theirs <= mine for theirs in level] for mine in level]
+    begins = mask.int().argmax(dim=1)
+    assert [scales.firsts(reach)[k] for k in level] == begins.tolist()
+    assert scales.firsts() == (0,) * len(scales)
+    with pytest.raises(InputError, match="^reach: expected 1 scale or more, got 0$"):
+        scales.firsts(0)
+
+
 @given(pyramids())
 def test_scales_survive_json_pickle_and_repr(sizes: list[tuple[int, int]]) -> None:
     """All three give an equal pyramid with an equal hash."""

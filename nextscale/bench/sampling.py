@@ -26,7 +26,8 @@ from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 from nextscale.machine.precision import Precision
 from nextscale.pipeline import Pipeline, Step
-from nextscale.sampling.guidance import Guidance, guided_scales, weights_of
+from nextscale.sampling.guidance import Guidance, guided_scales
+from nextscale.sampling.settings import Settings
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.transformer import VAR
 
@@ -197,14 +198,28 @@ class Sampling:
     ratios_of_repeats: tuple[float, ...]
 
 
-def sampling_work(pipe: Pipeline, *, guided: bool, until: int | None = None) -> Work:
-    """All operations of an image: class, scales, canvas, decoder. Guidance ends before scale `until`, if it does."""
+def sampling_work(
+    pipe: Pipeline,
+    *,
+    guided: bool,
+    until: int | None = None,
+    step_weights: Sequence[float] = (),
+    reach: int | None = None,
+) -> Work:
+    """All operations of an image: class, scales, canvas, decoder.
+
+    Arguments:
+        guided: two rows an image.
+        until: from this scale on one row, if it is given.
+        step_weights, reach: see `sampling.loop.generate`.
+    """
     tokenizer, transformer = pipe.tokenizer.config, pipe.transformer.config
     count = len(transformer.scales)
     work = flops.condition_work(transformer, guided=guided) + flops.decoder_work(tokenizer)
     for k in range(count):
         second = guided and k < (count if until is None else until)
-        work += flops.scale_work(transformer, k, guided=second) + flops.painting_work(tokenizer)
+        work += flops.scale_work(transformer, k, guided=second, reach=reach) + flops.painting_work(tokenizer)
+        work += flops.step_guidance_work(transformer, k) if any(step_weights[k : k + 1]) else Work()
     return work
 
 
@@ -236,6 +251,8 @@ def measure_sampling(
     guidance: float | Sequence[float] | Guidance = 1.5,
     top_k: int | Sequence[int] = 900,
     top_p: float | Sequence[float] = 0.96,
+    step_guidance: float | Sequence[float] = 0.0,
+    reach: int | None = None,
     prompt: str | None = None,
     repeats: int = 5,
     done: Done = lambda: None,
@@ -243,22 +260,24 @@ def measure_sampling(
     """Time `pipe.generate` of `batch` images, and the same scale by scale.
 
     Arguments:
-        guidance, top_k, top_p: as `Pipeline.generate` takes them.
+        guidance, top_k, top_p, step_guidance, reach: as `Pipeline.generate` takes them.
         prompt: of all images beside their classes, for a model that reads; its work is counted either way.
         repeats: rates, a whole batch, a batch scale by scale, rates again; so many times.
         done: called after the first call and after each repeat.
     """
     config = pipe.transformer.config
-    until = guided_scales(weights_of(guidance, len(config.scales)))
+    settings = Settings(guidance, top_k, top_p, step_guidance=step_guidance, reach=reach)
+    dealt = settings.dealt(len(config.scales))
+    until = guided_scales(dealt.weights)
     labels = [i % config.classes for i in range(batch)]
-    given: dict[str, Any] = {"labels": labels, "prompts": prompt, "guidance": guidance, "top_k": top_k, "top_p": top_p}
+    given: dict[str, Any] = {"labels": labels, "prompts": prompt, **vars(settings)}
 
     def whole() -> object:
         return pipe.generate(**given)
 
     first, peak, scope = peak_memory(lambda: seconds_of(whole, pipe.device), pipe.device)
     done()
-    work = sampling_work(pipe, guided=until > 0, until=until)
+    work = sampling_work(pipe, guided=until > 0, until=until, step_weights=dealt.step_weights, reach=dealt.reach)
     gauge = _gauge(pipe, batch * (2 if until == len(config.scales) else 1))
     totals, splits, rates = [], [], []
     for _ in range(repeats):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nextscale.cli import bench
-from nextscale.cli.options import Batches, Json, NumberPerScale, Precision, Text, Threads, Until, WholePerScale
+from nextscale.cli.options import Batches, Json, NumberPerScale, Precision, Reach, Text, Threads, Until, WholePerScale
 from nextscale.cli.output import check_json, console, progress, say, table, write_json
 from nextscale.cli.painting import schedule
 
@@ -39,6 +39,10 @@ class BenchSample:
     """Choose among the k likeliest codes; 0 is all."""
     top_p: NumberPerScale = 0.96
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
+    step_guidance: NumberPerScale = 0.0
+    """Strength of guidance by the scale before, at all scales or at each."""
+    reach: Reach = None
+    """How many scales a token attends to, its own and those before it; 1 is its own alone, without a cache."""
     repeats: int = 5
     """Times each size is measured; medians are reported."""
     device: str = "auto"
@@ -62,7 +66,12 @@ class BenchSample:
             measured = self._measure(pipe)
             setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
         setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
-        others = {"prompt": self.prompt, "guidance_until": self.guidance_until}
+        others = {
+            "prompt": self.prompt,
+            "guidance_until": self.guidance_until,
+            "step_guidance": self.step_guidance or None,
+            "reach": self.reach,
+        }
         setting |= {name: value for name, value in others.items() if value is not None}
         if self.json is not None:
             write_json(self.json, setting | {"batches": [dataclasses.asdict(row) for row in measured]})
@@ -85,6 +94,8 @@ class BenchSample:
                         guidance=schedule(self.guidance, self.guidance_until),
                         top_k=self.top_k,
                         top_p=self.top_p,
+                        step_guidance=self.step_guidance,
+                        reach=self.reach,
                         prompt=self.prompt,
                         repeats=self.repeats,
                         done=lambda: bar.advance(task),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TOP_K = 900  # as in published results
 MOST = 10_000_000  # pictures: a list of seeds and labels of them is made at once
+VARIED = ("guidance", "top_k", "top_p", "temperature", "step_guidance")  # options of several values
 UNASKED = 2000  # pictures when no number is given: a minute or two for a small model on a CPU
 Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 
@@ -100,6 +101,10 @@ class EvaluateGeneration:
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: tuple[NumberPerScale, ...] = (1.0,)
     """Above 1 more varied, below 1 more typical."""
+    step_guidance: tuple[NumberPerScale, ...] = (0.0,)
+    """Strength of guidance by the scale before, at all scales or at each."""
+    reach: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")] = ()
+    """How many scales a token attends to, its own and those before it; 1 is its own alone."""
     rejection: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
     """Share of the pictures painted that is judged: those of each class that the classifier is surest of."""
     classifier: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
@@ -157,7 +162,7 @@ class EvaluateGeneration:
             self._check_prompts()
         elif self.clip is not None:
             raise InputError(f"--clip: expected --prompts held-out beside it, got {self.clip} alone")
-        for option in ("guidance", "top_k", "top_p", "temperature"):
+        for option in VARIED:
             if not getattr(self, option):
                 raise InputError(f"--{option.replace('_', '-')}: expected at least one value, got none")
 
@@ -169,7 +174,7 @@ class EvaluateGeneration:
                 raise InputError(f"--{name.replace('_', '-')}: expected without --prompts, got both")
         if self.repeats > 1:
             raise InputError(f"--repeats: expected 1 with --prompts, got {self.repeats}")
-        for option in ("guidance", "top_k", "top_p", "temperature"):
+        for option in (*VARIED, "reach"):
             if len(values := getattr(self, option)) > 1:
                 told = " ".join(map(str, values))
                 raise InputError(f"--{option.replace('_', '-')}: expected one value with --prompts, got {told}")
@@ -181,7 +186,8 @@ class EvaluateGeneration:
         from nextscale.evaluation.generation import fitted, repeated, settings
         from nextscale.machine import distributed
 
-        chosen = settings(self.guidance, self.top_k, self.top_p, self.temperature)
+        drawn = (self.guidance, self.top_k, self.top_p, self.temperature)
+        chosen = settings(*drawn, self.step_guidance, self.reach or (None,))
         if self.prompts is not None:
             names = [field.name for field in dataclasses.fields(evaluate_prompts.Asking)]
             asking = evaluate_prompts.Asking(**{name: getattr(self, name) for name in names})

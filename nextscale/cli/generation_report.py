@@ -43,8 +43,7 @@ def named(file: str, setting: Setting | None, seed: int | None) -> str:
     """`samples.npz`; of several settings and seeds `samples-guidance1.5-top-k900-top-p0.96-temperature1-seed0.npz`."""
     stem, _, suffix = file.partition(".")
     if setting is not None:
-        guidance, top_k, top_p, temperature = _short(setting)
-        stem = f"{stem}-guidance{guidance}-top-k{top_k}-top-p{top_p}-temperature{temperature}"
+        stem += "".join(f"-{name.replace(' ', '-')}{value}" for name, value in _told(setting).items())
     return f"{stem}.{suffix}" if seed is None else f"{stem}-seed{seed}.{suffix}"
 
 
@@ -74,23 +73,38 @@ def _rows(results: Sequence[Result], chosen: int) -> Table:
     """One row a setting; figures under short names, which the title completes."""
     shown = {"frechet_distance": "FD", "kernel_distance": "KD", "precision": "precision", "recall": "recall"}
     keys = [key for key in shown if key in results[0].figures]
+    rows_of = _alike([result.card.setting for result in results])
     rows: list[tuple[object, ...]] = [
         (
             "*" if index == chosen else "",
-            *_short(result.card.setting),
+            *rows_of[index].values(),
             *(f"{result.figures[key].value:.4f}" for key in keys),
         )
         for index, result in enumerate(results)
     ]
     name = results[0].figures["frechet_distance"].name
-    names = ("guidance", "top-k", "top-p", "temp", *(shown[key] for key in keys))
+    short = {"temperature": "temp", "step guidance": "step"}
+    names = (*(short.get(name, name) for name in rows_of[0]), *(shown[key] for key in keys))
     return table(f"{len(results)} settings, * the least {name}", ("",), names, rows)
 
 
-def _short(setting: Setting) -> tuple[str, ...]:
+def _told(setting: Setting) -> dict[str, str]:
+    """Its values by their names; the last two only where they are not as usual."""
     from nextscale.evaluation.card import shown
 
-    return tuple(shown(value) for value in (setting.guidance, setting.top_k, setting.top_p, setting.temperature))
+    told = {"guidance": setting.guidance, "top-k": setting.top_k, "top-p": setting.top_p}
+    told |= {"temperature": setting.temperature}
+    told |= {"step guidance": setting.step_guidance} if setting.step_guidance else {}
+    told |= {"reach": setting.reach} if setting.reach is not None else {}
+    return {name: shown(value) for name, value in told.items()}
+
+
+def _alike(settings: Sequence[Setting]) -> list[dict[str, str]]:
+    """Those of several under the same names: all that one of them tells."""
+    each = [_told(setting) for setting in settings]
+    usual = {"step guidance": "0", "reach": "all"}
+    names = [*_told(settings[0])][:4] + [name for name in usual if any(name in told for told in each)]
+    return [{name: told.get(name, usual.get(name, "")) for name in names} for told in each]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -138,8 +152,6 @@ def _plot(file: Path, results: Sequence[Result], chosen: int) -> None:
 
 def _varied(settings: Sequence[Setting]) -> tuple[str, list[str]]:
     """What differs between settings: its names, and its values in each."""
-    names = ("guidance", "top-k", "top-p", "temperature")
-    columns = list(zip(*map(_short, settings), strict=True))
-    differ = [index for index, column in enumerate(columns) if len(set(column)) > 1] or [0]
-    values = [" / ".join(column) for column in zip(*(columns[index] for index in differ), strict=True)]
-    return " / ".join(names[index] for index in differ), values
+    each = _alike(settings)
+    differ = [name for name in each[0] if len({told[name] for told in each}) > 1] or ["guidance"]
+    return " / ".join(differ), [" / ".join(told[name] for name in differ) for told in each]

@@ -68,6 +68,7 @@ def _per_scale(kind: type[int] | type[float]) -> PrimitiveConstructorSpec[Any]:
 
 WholePerScale = Annotated[int | tuple[int, ...], _per_scale(int)]
 NumberPerScale = Annotated[float | tuple[float, ...], _per_scale(float)]
+Reach = Annotated[int | None, tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")]
 Until = Annotated[int | None, tyro.conf.arg(metavar="SCALE", help_behavior_hint="")]
 
 WORDS = ("prompt", "negative_prompt")  # options that are text for a model

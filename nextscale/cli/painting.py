@@ -20,6 +20,7 @@ from nextscale.cli.options import (
     NumberPerScale,
     Precision,
     Prompts,
+    Reach,
     Text,
     Until,
     WholePerScale,
@@ -65,6 +66,10 @@ class Painting:
     """Choose among the likeliest codes that hold this much probability; 0 is all."""
     temperature: NumberPerScale = 1.0
     """Above 1 more varied, below 1 more typical."""
+    step_guidance: NumberPerScale = 0.0
+    """Strength of guidance by the scale before, at all scales or at each: away from what it was, enlarged."""
+    reach: Reach = None
+    """How many scales a token attends to, its own and those before it; 1 is its own alone."""
     smooth: bool = False
     """Mix codes (Gumbel-softmax) instead of choosing one: prettier, not for measuring."""
     device: str = "auto"
@@ -93,7 +98,7 @@ class Painting:
 
     def settings(self) -> dict[str, Any]:
         """How tokens are chosen, as the methods of `Pipeline` take it."""
-        names = ("top_k", "top_p", "temperature", "smooth", "negative_prompt")
+        names = ("top_k", "top_p", "temperature", "smooth", "step_guidance", "reach", "negative_prompt")
         guidance = schedule(self.guidance, self.guidance_until)
         return {"guidance": guidance, **{name: getattr(self, name) for name in names}}
 

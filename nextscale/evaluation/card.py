@@ -35,6 +35,10 @@ class Setting:
     top_p: float | tuple[float, ...] = 0.96
     """0 or 1: all codes."""
     temperature: float | tuple[float, ...] = 1.0
+    step_guidance: float | tuple[float, ...] = 0.0
+    """Of guidance by the scale before."""
+    reach: int | None = None
+    """How many scales a token attends to; None: all."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -45,7 +49,9 @@ class Setting:
             f"top-k {shown(self.top_k)}" if self.top_k else "no top-k",
             "no top-p" if self.top_p in (0, 1) else f"top-p {shown(self.top_p)}",
         )
-        return f"guidance {shown(self.guidance)}, {k}, {p}, temperature {shown(self.temperature)}"
+        others = f", step guidance {shown(self.step_guidance)}" if self.step_guidance else ""
+        others += f", reach {self.reach}" if self.reach is not None else ""
+        return f"guidance {shown(self.guidance)}, {k}, {p}, temperature {shown(self.temperature)}{others}"
 
 
 def shown(value: float | tuple[float, ...]) -> str:
@@ -356,10 +362,11 @@ class ReconstructionCard(Protocol):
 def _read(kind: type[T], values: Any) -> T:
     """A dataclass of dataclasses from JSON's dictionaries."""
     hints = typing.get_type_hints(kind)
-    missing = sorted(hints.keys() - (values.keys() if isinstance(values, dict) else set()))
+    later = {"step_guidance", "reach"} if kind is Setting else set()  # cards of earlier versions are without
+    missing = sorted(hints.keys() - later - (values.keys() if isinstance(values, dict) else set()))
     if missing:
         raise InputError(f"card: expected {', '.join(missing)} in {kind.__name__}, got none")
-    return kind(**{name: _value(hint, values[name]) for name, hint in hints.items()})
+    return kind(**{name: _value(hint, values[name]) for name, hint in hints.items() if name in values})
 
 
 def _value(hint: Any, value: Any) -> Any:

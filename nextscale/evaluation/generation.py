@@ -77,9 +77,12 @@ def settings(
     top_k: Sequence[int | tuple[int, ...]],
     top_p: Sequence[float | tuple[float, ...]],
     temperature: Sequence[float | tuple[float, ...]],
+    step_guidance: Sequence[float | tuple[float, ...]] = (0.0,),
+    reach: Sequence[int | None] = (None,),
 ) -> list[Setting]:
     """All combinations, each once; the last value changes first. Raises `InputError` for a value out of range."""
-    found = [Setting(*values) for values in dict.fromkeys(product(guidance, top_k, top_p, temperature))]
+    values = product(guidance, top_k, top_p, temperature, step_guidance, reach)
+    found = [Setting(*row) for row in dict.fromkeys(values)]
     for setting in found:
         lengths = [len(value) for value in vars(setting).values() if isinstance(value, tuple)]
         Settings(**vars(setting)).dealt(max(lengths, default=1))
@@ -126,10 +129,7 @@ def paint(
             plan.labels[part.start : part.stop],
             plan.seeds[part.start : part.stop],
             prompts=None if plan.prompts is None else plan.prompts[part.start : part.stop],
-            guidance=setting.guidance,
-            top_k=setting.top_k,
-            top_p=setting.top_p,
-            temperature=setting.temperature,
+            **vars(setting),
         )
         yield Painted(part, eight_bits(images.from_unit(made.images)))
         if progress is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from nextscale.config import TokenizerConfig, TransformerConfig
@@ -61,9 +61,9 @@ def _reading_work(config: TransformerConfig) -> int:
     return 2 * (places * (config.text.frozen * w + layers + config.depth * 2 * w**2) + w * config.width)
 
 
-def scale_work(config: TransformerConfig, k: int, *, guided: bool) -> Work:
-    """Of scale k: the embedding of its inputs, the blocks, and the head."""
-    tokens, seen = config.scales.lengths[k], [*accumulate(config.scales.lengths)][k]
+def scale_work(config: TransformerConfig, k: int, *, guided: bool, reach: int | None = None) -> Work:
+    """Of scale k: the embedding of its inputs, the blocks, and the head. It looks at the last `reach` scales."""
+    tokens, seen = config.scales.lengths[k], config.scales.slices()[k].stop - config.scales.firsts(reach)[k]
     linears = 4 * config.width**2 + 2 * config.width * config.feed_forward  # q, k, v, out; up, down
     attention = 2 * seen * config.width  # q k^T, and its softmax times v
     if config.text is not None:
@@ -71,6 +71,12 @@ def scale_work(config: TransformerConfig, k: int, *, guided: bool) -> Work:
         attention += 2 * config.text.tokens * config.text.width
     outside = config.width * (config.logits + (config.code_channels if k else 0))
     return Work(matrix=_rows(guided) * 2 * tokens * (config.depth * (linears + attention) + outside))
+
+
+def step_guidance_work(config: TransformerConfig, k: int) -> Work:
+    """What scale k is expected to be by the scale before, of the logits of both."""
+    lengths = config.scales.lengths
+    return Work(matrix=2 * lengths[k] * lengths[k - 1] * config.logits if k else 0)
 
 
 def _rows(guided: bool) -> int:

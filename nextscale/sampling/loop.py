@@ -25,6 +25,7 @@ from nextscale import digits
 from nextscale.checks import check_fields
 from nextscale.errors import InputError
 from nextscale.sampling.guidance import Guidance, guided_scales, weights_of
+from nextscale.sampling.step_guidance import StepGuidance
 from nextscale.text.prompts import Prompts
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR, KeyValueCache
@@ -110,6 +111,8 @@ def generate(
     choice: Choice | Sequence[Choice],
     prompts: Prompts | None = None,
     negative: Prompts | None = None,
+    step_guidance: Sequence[float] = (),
+    reach: int | None = None,
     process: Process | None = None,
     edit: Edit | None = None,
     on: Callable[[MultiScaleQuantizer, int], Canvas] = Pyramid,
@@ -123,6 +126,8 @@ def generate(
         choice: truncation, temperature, smoothness; of all scales, or one a scale.
         prompts: B of them; None: no text.
         negative: B prompts that guidance leads away from, of as many places; None: no text.
+        step_guidance: beta of guidance by the scale before, one a scale; none: of no scale.
+        reach: how many scales a token attends to, its own and those before it; None: to all so far.
         process: may replace the logits of a scale before its tokens are drawn.
         edit: may replace the codes of a scale before they are painted.
         on: makes what is painted on, of the quantizer and B.
@@ -142,11 +147,13 @@ def generate(
     rows = [*labels, *unconditional]
     text = prompts if prompts is None or not unconditional else prompts.followed_by(negative or prompts.none())
     condition = transformer.condition(torch.tensor(rows, device=device), text.to(device) if text else None)
-    cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device)
+    cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device, reach=reach)
+    led_away = StepGuidance(scales, step_guidance) if any(step_guidance) else None
     keys_BL = random_keys(seeds, scales.total).to(device)
     canvas, codes_RlC = on(quantizer, batch), None
     for k, part in enumerate(scales.slices()):
         logits_BlV = guided(transformer.step(k, codes_RlC, condition, cache), batch, weights[k])
+        logits_BlV = led_away(k, logits_BlV) if led_away else logits_BlV
         logits_BlV = processed(process, k, logits_BlV, groups=groups) if process else logits_BlV
         progress = k / max(len(scales) - 1, 1)
         tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choices[k], progress=progress, groups=groups)

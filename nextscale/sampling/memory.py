@@ -16,25 +16,39 @@ DRAW = 64  # bytes a code while one is drawn: value, code, probability, noise, a
 MAPS = 4  # feature maps a residual block of the decoder holds: its input, the branch, the branch normalised, its SiLU
 
 
-def image_bytes(tokenizer: TokenizerConfig, transformer: TransformerConfig, *, guided: bool, dtype: torch.dtype) -> int:
+def image_bytes(
+    tokenizer: TokenizerConfig,
+    transformer: TransformerConfig,
+    *,
+    guided: bool,
+    dtype: torch.dtype,
+    step_guided: bool = False,
+    reach: int | None = None,
+) -> int:
     """Bytes an image takes at its peak: the larger of sampling and decoding, for the cache is let go before the latter.
 
     Arguments:
         guided: two rows an image, conditional and unconditional.
         dtype: what the blocks compute in; logits and, to be safe, the decoder's maps count as float32.
+        step_guided: with guidance by the scale before.
+        reach: scales that are looked at, see `cache_bytes`.
     """
-    return max(sampling_bytes(transformer, guided=guided, dtype=dtype), decoding_bytes(tokenizer))
+    sampling = sampling_bytes(transformer, guided=guided, dtype=dtype, step_guided=step_guided, reach=reach)
+    return max(sampling, decoding_bytes(tokenizer))
 
 
-def sampling_bytes(config: TransformerConfig, *, guided: bool, dtype: torch.dtype) -> int:
+def sampling_bytes(
+    config: TransformerConfig, *, guided: bool, dtype: torch.dtype, step_guided: bool = False, reach: int | None = None
+) -> int:
     """The cache, the text's keys and values; of the largest scale a block's activations, the logits, and the draw."""
     rows = 2 if guided else 1
     largest = max(config.scales.lengths)
     block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
-    logits = (rows + 2 * (rows - 1)) * largest * config.logits * FLOAT  # guided: two terms and their sum
+    terms = rows + 2 * (rows - 1) + (3 if step_guided else 0)  # guided: two terms and their sum; prior, term and sum
+    logits = terms * largest * config.logits * FLOAT
     draw = largest * config.logits * DRAW
     words = 2 * config.depth * rows * config.text.tokens * config.text.width * dtype.itemsize if config.text else 0
-    return cache_bytes(config, 1, guided=guided, dtype=dtype) + words + block + logits + draw
+    return cache_bytes(config, 1, guided=guided, dtype=dtype, reach=reach) + words + block + logits + draw
 
 
 def decoding_bytes(config: TokenizerConfig) -> int:

@@ -5,10 +5,13 @@ Here the values are checked and dealt out to the scales; what they do is `guidan
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from nextscale.checks import fits
 from nextscale.errors import InputError
 from nextscale.sampling.guidance import Guidance, is_listed, weights_of
 from nextscale.sampling.loop import Choice
@@ -23,8 +26,17 @@ class Dealt(NamedTuple):
     """t of guidance at each scale."""
     choices: list[Choice]
     """How tokens are drawn at each scale."""
+    step_weights: list[float]
+    """beta of guidance by the scale before, at each scale."""
+    reach: int | None
+    """How many scales a token attends to."""
     told: dict[str, Any]
     """The settings again, as numbers, and tuples of K numbers where they differ: what a picture tells of itself."""
+
+    @property
+    def takes(self) -> dict[str, Any]:
+        """What of this costs memory, as `memory.image_bytes` takes it."""
+        return {"guided": any(self.weights), "step_guided": any(self.step_weights), "reach": self.reach}
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,10 @@ class Settings:
     top_p: float | Sequence[float] = 0.96
     temperature: float | Sequence[float] = 1.0
     smooth: bool = False
+    step_guidance: float | Sequence[float] = 0.0
+    """beta of guidance by the scale before (`step_guidance`); one number is that of all scales but the first."""
+    reach: int | None = None
+    """How many scales a token attends to, its own and those before it; None: to all so far, as in training."""
 
     def dealt(self, scales: int) -> Dealt:
         """For K scales. Raises `InputError` for values out of range, and for another number of them than K."""
@@ -49,7 +65,29 @@ class Settings:
         else:
             choices = [Choice(**drawn, smooth=self.smooth)] * scales
         told = vars(choices[0]) | {name: tuple(getattr(choice, name) for choice in choices) for name in listed}
-        return Dealt(weights, choices, {"guidance": self._guidance_told(weights), **told})
+        step_weights = self._step_weights(scales)
+        told = {"guidance": self._guidance_told(weights), **told, **self._others_told(step_weights)}
+        return Dealt(weights, choices, step_weights, self._reach(), told)
+
+    def _step_weights(self, scales: int) -> list[float]:
+        betas = _of_each("step_guidance", self.step_guidance, scales)
+        for beta in betas:
+            if not fits(beta, float) or not math.isfinite(beta):
+                raise InputError(f"step_guidance: expected a finite number, got {beta!r}")
+        return [*map(float, betas)]
+
+    def _reach(self) -> int | None:
+        if self.reach is None:
+            return None
+        if not fits(self.reach, int) or self.reach < 1:
+            raise InputError(f"reach: expected 1 scale or more, got {self.reach!r}")
+        return operator.index(self.reach)
+
+    def _others_told(self, step_weights: Sequence[float]) -> dict[str, Any]:
+        """What differs from the usual: of nothing else have pictures of earlier versions told."""
+        betas = tuple(step_weights) if is_listed(self.step_guidance) else step_weights[0]
+        told = {"step_guidance": betas if any(step_weights) else None, "reach": self._reach()}
+        return {name: value for name, value in told.items() if value is not None}
 
     def _guidance_told(self, weights: Sequence[float]) -> float | tuple[float, ...]:
         several = callable(self.guidance) or is_listed(self.guidance)

@@ -24,16 +24,19 @@ LARGE = 64  # tokens of a scale from which on it gets products of its own
 
 
 class Part(NamedTuple):
-    """Queries `start .. stop - 1` look at keys `0 .. stop - 1`, but for the hidden ones."""
+    """Queries `start .. stop - 1` look at keys `first .. stop - 1`, but for the hidden ones."""
 
     start: int
     stop: int
     hidden: Tensor | None = None
     """(stop, stop) bool, True where a query must not look; of a part that begins at 0 and holds several scales."""
+    first: int = 0
 
 
-def block_causal(scales: Scales, device: torch.device) -> Look:
+def block_causal(scales: Scales, device: torch.device, reach: int | None = None) -> Look:
     """Attention of all L queries to all L keys in which finer scales are not seen.
+
+    Of the others only the last `reach`, the query's own counted, if that is given.
 
     Exact. A layer forward and backward at the 256 px schedule in bfloat16, 4 x 16 heads, one core with AVX512-BF16: 239
     ms under the dense mask, 134 split and left to autograd, 79 split in `_Split`; at 32 x 6 heads and L = 130: 23, 18
@@ -41,7 +44,7 @@ def block_causal(scales: Scales, device: torch.device) -> Look:
     bfloat16: 156 ms, where the others take 86, 48 and 41) and split (101). Other devices run the fused kernel on the
     same parts.
     """
-    of_scales = parts(scales, device)
+    of_scales = parts(scales, device, reach)
 
     def look(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, scale: float) -> Tensor:
         kernel = split if q_BHLd.device.type == "cpu" else fused
@@ -50,14 +53,15 @@ def block_causal(scales: Scales, device: torch.device) -> Look:
     return look
 
 
-def parts(scales: Scales, device: torch.device) -> list[Part]:
+def parts(scales: Scales, device: torch.device, reach: int | None = None) -> list[Part]:
     """Of the sequence, in order: the scales before the first large one, masked; each of the others alone."""
     together = next((k for k, length in enumerate(scales.lengths) if length >= LARGE), len(scales))
-    large = [Part(part.start, part.stop) for part in scales.slices()[together:]]
+    slices, firsts = scales.slices(), scales.firsts(reach)
+    large = [Part(slices[k].start, slices[k].stop, first=firsts[k]) for k in range(together, len(scales))]
     if together == 0:
         return large
-    stop = scales.slices()[together - 1].stop
-    hidden = ~scales.block_causal_mask()[:stop, :stop]
+    stop = slices[together - 1].stop
+    hidden = ~scales.block_causal_mask(reach)[:stop, :stop]
     return [Part(0, stop, hidden.to(device) if together > 1 else None), *large]
 
 
@@ -66,12 +70,12 @@ def fused(q_BHLd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, parts: list[Part], sca
     seen = [
         F.scaled_dot_product_attention(
             q_BHLd[:, :, start:stop],
-            k_BHLd[:, :, :stop],
-            v_BHLd[:, :, :stop],
+            k_BHLd[:, :, first:stop],
+            v_BHLd[:, :, first:stop],
             attn_mask=None if hidden is None else ~hidden,
             scale=scale,
         )
-        for start, stop, hidden in parts
+        for start, stop, hidden, first in parts
     ]
     return torch.cat(seen, dim=2)
 
@@ -108,12 +112,12 @@ class _Split(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: list[Part]) -> Tensor:
         out, kept = torch.empty_like(q), []
         for heads in _heads(q, parts):
-            for start, stop, hidden in parts:
-                scores = torch.bmm(q[heads, start:stop], k[heads, :stop].transpose(1, 2))
+            for start, stop, hidden, first in parts:
+                scores = torch.bmm(q[heads, start:stop], k[heads, first:stop].transpose(1, 2))
                 if hidden is not None:
                     scores.masked_fill_(hidden, -torch.inf)
                 weights_Nls = scores.softmax(dim=-1)
-                out[heads, start:stop] = torch.bmm(weights_Nls, v[heads, :stop])
+                out[heads, start:stop] = torch.bmm(weights_Nls, v[heads, first:stop])
                 if any(ctx.needs_input_grad):
                     kept.append(weights_Nls)
         ctx.save_for_backward(q, k, v, *kept)
@@ -127,13 +131,13 @@ class _Split(torch.autograd.Function):
         out, remaining = grads[0].contiguous(), iter(kept)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for heads in _heads(q, ctx.parts):
-            for start, stop, _ in ctx.parts:
+            for start, stop, _, first in ctx.parts:
                 of_part, weights_Nls = out[heads, start:stop], next(remaining)
-                looked = torch.bmm(of_part, v[heads, :stop].transpose(1, 2))
+                looked = torch.bmm(of_part, v[heads, first:stop].transpose(1, 2))
                 scores = torch.ops.aten._softmax_backward_data(looked, weights_Nls, -1, weights_Nls.dtype)
-                dq[heads, start:stop] = torch.bmm(scores, k[heads, :stop])
-                dk[heads, :stop] += torch.bmm(scores.transpose(1, 2), q[heads, start:stop])
-                dv[heads, :stop] += torch.bmm(weights_Nls.transpose(1, 2), of_part)
+                dq[heads, start:stop] = torch.bmm(scores, k[heads, first:stop])
+                dk[heads, first:stop] += torch.bmm(scores.transpose(1, 2), q[heads, start:stop])
+                dv[heads, first:stop] += torch.bmm(weights_Nls.transpose(1, 2), of_part)
         return dq, dk, dv, None
 
 

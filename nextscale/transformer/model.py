@@ -98,6 +98,7 @@ class VAR(nn.Module):
         *,
         prompts: Prompts | None = None,
         drop_path: DropPath | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """Teacher forcing: logits of every position.
 
@@ -107,6 +108,7 @@ class VAR(nn.Module):
                 for their logits alone.
             prompts: B of them, from a reader such as `text.vocabulary.Vocabulary`; None: no text.
             drop_path: stochastic depth, for training.
+            reach: how many scales a token attends to, its own and those before it; None: to all so far.
 
         Returns (B, L, V) float32. Raises `InputError` for inputs of another shape or type, labels out of range, and
         prompts that the model cannot read.
@@ -114,7 +116,7 @@ class VAR(nn.Module):
         check_given(labels_B, inputs_BLC, self.config.classes)
         if prompts is not None and self.config.text is not None:  # without, `condition` refuses them
             check_prompts(prompts, self.config.text, len(labels_B))
-        return self.through_head(self.hidden(labels_B, inputs_BLC, prompts=prompts, drop_path=drop_path))
+        return self.through_head(self.hidden(labels_B, inputs_BLC, prompts=prompts, drop_path=drop_path, reach=reach))
 
     def hidden(
         self,
@@ -124,19 +126,26 @@ class VAR(nn.Module):
         prompts: Prompts | None = None,
         drop_path: DropPath | None = None,
         run: Run | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """What the head of `forward` takes: (B, L, D) float32, after the modulated norm. Arguments as `forward`'s.
 
         `run` is called with each block and its arguments, to run it in another way; nothing in it may be drawn.
         """
-        return self.states(inputs_BLC, self.condition(labels_B, prompts), drop_path=drop_path, run=run)
+        return self.states(inputs_BLC, self.condition(labels_B, prompts), drop_path=drop_path, run=run, reach=reach)
 
     def states(
-        self, inputs_BLC: Inputs, condition: Condition, *, drop_path: DropPath | None = None, run: Run | None = None
+        self,
+        inputs_BLC: Inputs,
+        condition: Condition,
+        *,
+        drop_path: DropPath | None = None,
+        run: Run | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """`hidden` under a condition that is there already, of the same B pictures."""
         x_BLD, scales = self.embedded(inputs_BLC, condition)
-        look = block_causal(scales, x_BLD.device)
+        look = block_causal(scales, x_BLD.device, reach)
         conditions = zip(self.blocks, condition.blocks, condition.words, strict=True)
         for i, (block, modulations, words) in enumerate(conditions):
             drop = drop_path.of_block(i, len(self.blocks)) if drop_path else None

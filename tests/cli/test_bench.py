@@ -98,6 +98,17 @@ def test_guidance_that_ends_early_is_less_work(nextscale: Callable[..., Any]) ->
     assert less < 0.9 * work
 
 
+def test_reach_and_step_guidance_are_part_of_the_setting(nextscale: Callable[..., Any]) -> None:
+    """Named in the JSON where they are asked for; their work is counted."""
+    given = ["bench", "sample", *QUICK, "--batch", 1, "--json", "-"]
+    options = ([], ["--reach", 1], ["--step-guidance", 0.5])
+    plain, near, led = (json.loads(nextscale(*given, *more).output) for more in options)
+    assert near.keys() - plain.keys() == {"reach"}
+    assert led.keys() - plain.keys() == {"step_guidance"}
+    work, less, more = (values["batches"][0]["matrix_flop_per_image"] for values in (plain, near, led))
+    assert less < work < more
+
+
 @pytest.mark.parametrize("sizes", [[1], [1] * 9], ids=["one", "nine"])
 def test_tables_fit_however_many_sizes_there_are(nextscale: Callable[..., Any], sizes: list[int]) -> None:
     """Eight columns of scales at most."""

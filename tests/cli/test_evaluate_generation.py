@@ -189,6 +189,21 @@ def test_a_value_may_be_one_of_each_scale(call: Callable[..., Any], tmp_path: Pa
     assert "top_k: expected one value, or one a scale, 4, got 2" in refused.errors
 
 
+def test_reach_and_step_guidance_are_columns_where_they_differ(call: Callable[..., Any], tmp_path: Path) -> None:
+    """Only there; the card of a setting tells them."""
+    out = tmp_path / "out"
+    done = call("--reach", 1, 2, "--step-guidance", 0, 0.5, "--out", out, "--json", tmp_path / "json")
+    assert (done.status, done.errors) == (0, "")
+    results = json.loads((tmp_path / "json").read_text())["results"]
+    settings = [Card.from_json(result["card"]).setting for result in results]
+    assert [(setting.step_guidance, setting.reach) for setting in settings] == [(0, 1), (0, 2), (0.5, 1), (0.5, 2)]
+    assert "guidance top-k top-p temp step reach" in " ".join(done.output.split())
+    names = {file.name for file in out.glob("sheet-*")}
+    assert "sheet-guidance1.5-top-k900-top-p0.96-temperature1-reach1.png" in names
+    assert "sheet-guidance1.5-top-k900-top-p0.96-temperature1-step-guidance0.5-reach2.png" in names
+    assert len({result["figures"]["frechet_distance"]["value"] for result in results}) == 4
+
+
 def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
     """The sheet has a row of them beside each class's name."""
     assert call("--out", tmp_path, "--save-npz").status == 0

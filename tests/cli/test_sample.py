@@ -164,6 +164,19 @@ def test_values_of_each_scale_are_typed_with_commas(nextscale, model: Path, tmp_
     assert "the same pixels as" in again.output
 
 
+def test_step_guidance_and_reach_are_told_and_repeated(nextscale, model: Path, tmp_path: Path) -> None:
+    """In the printed command and the note."""
+    given = ["--step-guidance", "0.5", "--reach", 2]
+    done = nextscale("sample", "--model", model, "--label", 3, *given, "--out", tmp_path)
+    assert (done.status, done.errors) == (0, "")
+    assert "--step-guidance 0.5 --reach 2" in done.output
+    (file,) = tmp_path.glob("3-*.png")
+    told = json.loads(Image.open(file).text["nextscale"])
+    assert (told["step_guidance"], told["reach"]) == (0.5, 2)
+    again = nextscale("sample", "--model", model, "--like", file, "--out", tmp_path / "again.png")
+    assert "the same pixels as" in again.output
+
+
 def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path) -> None:
     """No trace of a progress bar where there is no terminal."""
     done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path)
@@ -188,6 +201,8 @@ def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path
         (["--model", "MODEL", "--guidance", "1,2"], "guidance: expected one weight a scale, 6, got 2"),
         (["--model", "MODEL", "--guidance", "1,x"], "--guidance: expected a number, got 'x'"),
         (["--model", "MODEL", "--guidance", "1,"], "--guidance: expected a number, got ''"),
+        (["--model", "MODEL", "--reach", "0"], "reach: expected 1 scale or more, got 0"),
+        (["--model", "MODEL", "--step-guidance", "1,2"], "step_guidance: expected one value, or one a scale, 6, got 2"),
         (["--model", "MODEL", "--guidance-until", "7"], "guidance_until: expected a scale, 0 .. 6, got 7"),
         (["--model", "MODEL", "--device", "abacus"], "abacus"),
         (["--count", "0"], "--count: expected at least 1, got 0"),

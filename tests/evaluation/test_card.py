@@ -72,6 +72,18 @@ def test_a_card_comes_back_from_json_as_it_was() -> None:
     assert CARD.to_json()["pictures"] == 50_000
 
 
+def test_a_setting_of_each_scale_comes_back_from_json() -> None:
+    """Lists become tuples again; cards of earlier versions, without the newest values, are read."""
+    card = changed(setting=Setting((0, 1.5), (9, 0), 0.5, (1.0, 0.5), (0, 0.25), 1))
+    values = json.loads(json.dumps(card.to_json()))
+    assert Card.from_json(values) == card
+    told = "guidance 0,1.5, top-k 9,0, top-p 0.5, temperature 1,0.5, step guidance 0,0.25, reach 1"
+    assert str(card.setting) == told
+    for name in ("step_guidance", "reach"):
+        del values["setting"][name]
+    assert Card.from_json(values).setting == Setting((0, 1.5), (9, 0), 0.5, (1.0, 0.5))
+
+
 def test_what_is_missing_is_named() -> None:
     """The field, and of what."""
     values = CARD.to_json()

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from nextscale import MultiScaleVQVAE, Pipeline, Scales, presets
+from nextscale.config import TransformerConfig
 from nextscale.machine.flops import (
     Work,
     condition_work,
@@ -19,7 +20,9 @@ from nextscale.machine.flops import (
     painting_work,
     quantizer_work,
     scale_work,
+    step_guidance_work,
 )
+from nextscale.sampling.step_guidance import StepGuidance
 from nextscale.transformer import VAR, KeyValueCache
 
 SHAPES: list[dict[str, Any]] = [{}, {"scales": Scales([1, (2, 1), (3, 2), (4, 6)])}, {"scales": Scales([(3, 4)])}]
@@ -58,6 +61,28 @@ def test_count_of_the_transformer_is_torchs(
         with counted() as work:
             transformer.step(k, torch.zeros(rows, tokens, config.code_channels) if k else None, condition, cache)
         assert work == [scale_work(config, k, guided=guided)]
+
+
+@pytest.mark.parametrize("reach", [1, 2, 9])
+def test_count_of_a_shorter_reach_is_torchs(make_transformer: Callable[..., VAR], reach: int) -> None:
+    """Fewer keys to look at."""
+    transformer, labels = make_transformer(), torch.zeros(1, dtype=torch.int64)
+    config = transformer.config
+    cache = KeyValueCache(config, 1, dtype=torch.float32, device=labels.device, reach=reach)
+    condition = transformer.condition(labels)
+    for k, tokens in enumerate(config.scales.lengths):
+        with counted() as work:
+            transformer.step(k, torch.zeros(1, tokens, config.code_channels) if k else None, condition, cache)
+        assert work == [scale_work(config, k, guided=False, reach=reach)]
+
+
+def test_count_of_step_guidance_is_torchs(transformer_config: TransformerConfig) -> None:
+    """A product of what enlarges and the logits before; nothing at the first scale."""
+    led_away = StepGuidance(transformer_config.scales, [1.0] * 4)
+    for k, tokens in enumerate(transformer_config.scales.lengths):
+        with counted() as work:
+            led_away(k, torch.zeros(1, tokens, transformer_config.logits))
+        assert work == [step_guidance_work(transformer_config, k)]
 
 
 def test_count_of_a_transformer_that_reads_is_torchs(text_pipe: Pipeline) -> None:

@@ -17,6 +17,7 @@ from nextscale import VAR, InputError, MultiScaleVQVAE, Scales
 from nextscale.sampling import loop
 from nextscale.sampling.guidance import guidance_until, linear_guidance, listed_guidance
 from nextscale.sampling.loop import Choice, Painted, choose, generate, guided, gumbel, mixed, random_keys
+from nextscale.sampling.step_guidance import enlarging
 
 NO_LIMITS = Choice(top_k=0, top_p=0.0)
 Pair = tuple[MultiScaleVQVAE, VAR]
@@ -433,6 +434,40 @@ def test_scales_after_guidance_are_drawn_from_the_conditional_logits(pair: Pair)
     assert torch.equal(tokens[:, last], expected)
 
 
+@pytest.mark.parametrize("betas", [(0.7,) * 5, (0.0, 0.0, -0.5, 0.9, 2.0)], ids=str)
+@torch.no_grad()
+def test_step_guidance_leads_away_from_the_logits_before(pair: Pair, betas: tuple[float, ...]) -> None:
+    """The slow path: of the finished tokens' guided logits, scale by scale, each beside those of the scale before."""
+    tokenizer, transformer = pair
+    scales, labels, seeds = transformer.config.scales, [0, 3, 5], [5, 6, 7]
+    tokens = join(walk(pair, labels, seeds, step_guidance=betas[: len(scales)]))
+    inputs, keys, before = tokenizer.teacher_inputs(tokens), random_keys(seeds, scales.total), None
+    conditional, without = transformer(torch.tensor(labels), inputs), transformer(torch.full((3,), 5), inputs)
+    for k, part in enumerate(scales.slices()):
+        t = 1.5 * k / max(len(scales) - 1, 1)
+        plain = logits = (1 + t) * conditional[:, part] - t * without[:, part]
+        if before is not None:
+            prior = enlarging(scales.sizes[k - 1], scales.sizes[k]) @ before
+            logits = (1 + betas[k]) * logits - betas[k] * prior
+        expected, _ = choose(logits, keys[:, part], Choice(), progress=0.0)
+        assert torch.equal(tokens[:, part], expected)
+        before = plain
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 9])
+@torch.no_grad()
+def test_a_shorter_reach_is_another_mask(pair: Pair, reach: int) -> None:
+    """The slow path: teacher forcing under the mask of the last scales alone; beyond all scales there is nothing."""
+    tokenizer, transformer = pair
+    scales, labels, seeds = transformer.config.scales, [0, 3, 5], [5, 6, 7]
+    tokens = join(walk(pair, labels, seeds, reach=reach, guidance=linear_guidance(0.0)))
+    logits = transformer(torch.tensor(labels), tokenizer.teacher_inputs(tokens), reach=reach)
+    expected, _ = choose(logits, random_keys(seeds, scales.total), Choice(), progress=0.0)
+    assert torch.equal(tokens, expected)
+    whole = torch.equal(tokens, join(walk(pair, labels, seeds, guidance=linear_guidance(0.0))))
+    assert whole if reach >= len(scales) else reach > 1 or not whole
+
+
 @pytest.mark.parametrize("field", ["top_k", "top_p", "temperature"])
 def test_each_scale_may_be_drawn_in_its_own_way(tokenizer: MultiScaleVQVAE, transformer: VAR, field: str) -> None:
     """As with a value for all up to where it changes: from there on, as nothing else is, are other pictures."""
@@ -702,8 +737,8 @@ def test_the_loop_remembers_in_the_format_of_the_blocks(
     made: list[torch.dtype] = []
 
     class Noted(loop.KeyValueCache):
-        def __init__(self, *arguments: Any, dtype: torch.dtype, device: torch.device) -> None:
-            super().__init__(*arguments, dtype=dtype, device=device)
+        def __init__(self, *arguments: Any, **formats: Any) -> None:
+            super().__init__(*arguments, **formats)
             made.append(self.memory.dtype)
 
     monkeypatch.setattr(loop, "KeyValueCache", Noted)

@@ -43,6 +43,15 @@ def test_image_takes_the_larger_of_sampling_and_decoding() -> None:
     )
 
 
+def test_no_cache_is_counted_where_each_scale_sees_itself() -> None:
+    """And the logits of the scale before, the prior and the sum where there is guidance by it."""
+    config, how = presets.get("var-d30").transformer, {"guided": True, "dtype": torch.bfloat16}
+    whole, near, led = (sampling_bytes(config, **how, **more) for more in ({}, {"reach": 1}, {"step_guided": True}))  # type: ignore[arg-type]
+    assert whole - near == cache_bytes(config, 1, **how)  # type: ignore[arg-type]
+    assert led - whole == 3 * 256 * 4096 * 4
+    assert sampling_bytes(config, **how, reach=2) == whole  # type: ignore[arg-type]
+
+
 def test_decoder_holds_four_maps_of_its_last_level() -> None:
     """160 channels of 256x256 pixels, in float32."""
     assert decoding_bytes(presets.get("var-d16").tokenizer) == 4 * 160 * 256 * 256 * 4

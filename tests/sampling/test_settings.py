@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ LISTED: list[dict[str, Any]] = [
     {"top_k": [0, 3, 2, 20]},
     {"top_p": np.array([0.0, 0.5, 1.0, 0.9])},
     {"temperature": (0.0, 0.5, 1.0, 2.0)},
+]
+
+OTHERS: list[dict[str, Any]] = [
+    {"step_guidance": 0.6},
+    {"step_guidance": [0.0, 0.0, 1.0, -0.5]},
+    {"reach": 1},
+    {"reach": 2, "step_guidance": 0.3},
 ]
 
 
@@ -51,6 +59,11 @@ def test_a_sequence_has_a_value_for_each_scale() -> None:
         ({"top_k": [1, 2, 3, 4.5]}, "top_k: expected an integer, got 4.5"),
         ({"top_p": "high"}, "top_p: expected a number, got 'high'"),
         ({"guidance": [0.0, 1.0]}, "guidance: expected one weight a scale, 4, got 2"),
+        ({"step_guidance": [1.0]}, "step_guidance: expected one value, or one a scale, 4, got 1"),
+        ({"step_guidance": float("nan")}, "step_guidance: expected a finite number, got nan"),
+        ({"step_guidance": "much"}, "step_guidance: expected a finite number, got 'much'"),
+        ({"reach": 0}, "reach: expected 1 scale or more, got 0"),
+        ({"reach": 1.5}, "reach: expected an integer or None, got 1.5"),
         ({"guidance": guidance_until(1.0, 9)}, r"guidance_until: expected a scale, 0 \.\. 4, got 9"),
     ],
 )
@@ -59,6 +72,21 @@ def test_what_does_not_fit_is_refused_at_the_call(pipe: Pipeline, settings: dict
     for door in (pipe.generate, pipe.stream):
         with pytest.raises(InputError, match=f"^{told}$"):
             door([1], **settings)
+
+
+@pytest.mark.parametrize("settings", OTHERS, ids=str)
+def test_what_is_unusual_is_told(pipe: Pipeline, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """What is as usual is not: such notes are what they were; either picture is painted again."""
+    done, plain = pipe.generate("cat", [7, 11], **settings), pipe.generate("cat", [7, 11])
+    assert not torch.equal(done.tokens, plain.tokens)
+    assert not {"step_guidance", "reach"} & json.loads(plain.requests[0].notes["nextscale"]).keys()
+    assert pipe.generate("cat", [7], step_guidance=[0.0] * 4).requests[0].notes == plain.requests[0].notes
+    for made in (done, plain):
+        request = Request.from_notes(images.notes(made.save(tmp_path)[1]))
+        assert request == made.requests[1]
+        assert torch.equal(pipe.repeat(request).tokens, made.tokens[1:])
+    (name, value), *_ = settings.items()
+    assert getattr(done.requests[0], name) == (tuple(value) if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize("settings", LISTED, ids=lambda settings: next(iter(settings)))
@@ -72,7 +100,7 @@ def test_a_picture_tells_the_values_of_each_scale(pipe: Pipeline, tmp_path: Path
     assert torch.equal(pipe.repeat(request).tokens, done.tokens[1:])
 
 
-@pytest.mark.parametrize("settings", LISTED, ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize("settings", [*LISTED, *OTHERS], ids=lambda settings: next(iter(settings)))
 def test_values_of_each_scale_do_not_mix_pictures(pipe: Pipeline, settings: dict[str, Any]) -> None:
     """Alone or among others, at once or a few at a time: the same tokens."""
     labels, seeds = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]

@@ -33,10 +33,10 @@ def drawn(scales: Scales, *, seed: int = 0) -> list[Tensor]:
     return [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), out]
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, scales: Scales, scale: float) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, scales: Scales, scale: float, reach: int | None = None) -> Tensor:
     """The formula, with the mask of all positions by all positions."""
     scores = scale * q @ k.transpose(-1, -2)
-    return scores.masked_fill(~scales.block_causal_mask(), -torch.inf).softmax(dim=-1) @ v
+    return scores.masked_fill(~scales.block_causal_mask(reach), -torch.inf).softmax(dim=-1) @ v
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)
@@ -63,6 +63,19 @@ def test_what_other_devices_run_is_the_same(scales: Scales) -> None:
     torch.testing.assert_close(of_fused, of_dense, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+@pytest.mark.parametrize("reach", [1, 2, 3])
+def test_a_shorter_reach_leaves_out_the_coarsest_scales(scales: Scales, reach: int) -> None:
+    """On either kernel, with the gradients."""
+    q, k, v, gradient = drawn(scales)
+    expected = dense(q, k, v, scales, 0.3, reach)
+    of_dense = torch.autograd.grad(expected, (q, k, v), gradient)
+    for kernel in (attention.split, attention.fused):
+        got = kernel(q, k, v, attention.parts(scales, CPU, reach), 0.3)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(got, (q, k, v), gradient), of_dense, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 1 << 14, 1 << 30])
 def test_it_does_not_matter_how_many_heads_go_together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """One by one, some, all."""
@@ -87,7 +100,7 @@ def test_parts_cover_the_sequence_in_order() -> None:
 def test_a_mask_is_made_where_something_is_hidden_and_where_it_is_used() -> None:
     """One small scale alone hides nothing; the mask of several lies on the device of the queries."""
     (first, _), (masked, *_) = attention.parts(Scales([1, 9]), CPU), attention.parts(SCALES[1], torch.device("meta"))
-    assert first == (0, 1, None)
+    assert first == (0, 1, None, 0)
     assert masked.hidden.device.type == "meta"
 
 

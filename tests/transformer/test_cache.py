@@ -26,6 +26,36 @@ def test_cache_returns_all_that_was_put_in(transformer_config: TransformerConfig
     assert cache.length == transformer_config.scales.total
 
 
+@pytest.mark.parametrize("reach", [1, 2, 3, 9])
+def test_cache_returns_the_scales_within_reach(transformer_config: TransformerConfig, reach: int) -> None:
+    """The last so many; where that is the new one alone, nothing is kept."""
+    cache = KeyValueCache(transformer_config, 2, dtype=torch.float32, device=torch.device("cpu"), reach=reach)
+    earlier = []
+    for tokens in transformer_config.scales.lengths:
+        k, v = torch.rand(2, 2, 4, tokens, 16)
+        earlier.append((k, v))
+        keys, values = cache.extend(1, k, v)
+        assert torch.equal(keys, torch.cat([k for k, _ in earlier[-reach:]], dim=2))
+        assert torch.equal(values, torch.cat([v for _, v in earlier[-reach:]], dim=2))
+        cache.advance(tokens)
+    assert (cache.memory.nbytes == 0) == (reach == 1)
+
+
+def test_the_first_rows_are_a_cache_of_their_own(transformer_config: TransformerConfig) -> None:
+    """With what was stored so far, on the same memory."""
+    cache = make(transformer_config)
+    k, v = torch.rand(2, 2, 4, 5, 16)
+    cache.extend(0, k, v)
+    cache.advance(5)
+    one = cache.first(1)
+    keys, values = one.extend(0, k[:1], v[:1])
+    assert torch.equal(keys, torch.cat([k[:1], k[:1]], dim=2))
+    assert torch.equal(values, torch.cat([v[:1], v[:1]], dim=2))
+    one.advance(5)
+    assert (cache.length, one.length) == (5, 10)
+    assert keys.untyped_storage().data_ptr() == cache.memory.untyped_storage().data_ptr()
+
+
 def test_cache_never_moves_or_grows(transformer_config: TransformerConfig) -> None:
     """Its size is the documented one, and what it returns are views of that memory."""
     cache = make(transformer_config, torch.bfloat16)

@@ -35,11 +35,12 @@ def variant(request: pytest.FixtureRequest, make_transformer: Callable[..., VAR]
     return make_transformer(**request.param)
 
 
-def step_by_step(model: VAR, labels: Tensor, inputs: Tensor) -> list[Tensor]:
+def step_by_step(model: VAR, labels: Tensor, inputs: Tensor, reach: int | None = None) -> list[Tensor]:
     """The logits of each scale from `step` and a cache."""
     scales = model.config.scales
     condition = model.condition(labels)
-    cache = KeyValueCache(model.config, len(labels), dtype=model.compute_dtype, device=inputs.device)
+    formats = {"dtype": model.compute_dtype, "device": inputs.device}
+    cache = KeyValueCache(model.config, len(labels), **formats, reach=reach)
     first = scales.lengths[0]
     codes = [None, *(inputs[:, part.start - first : part.stop - first] for part in scales.slices()[1:])]
     return [model.step(k, codes_k, condition, cache) for k, codes_k in enumerate(codes)]
@@ -53,6 +54,19 @@ def test_forward_equals_step_by_step_with_a_cache(variant: VAR, random_inputs: C
     assert (logits.shape, logits.dtype) == ((3, variant.config.scales.total, 64), torch.float32)
     assert logits.std() > 0.5
     torch.testing.assert_close(torch.cat(step_by_step(variant, labels, inputs), dim=1), logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 4, 5])
+@torch.no_grad()
+def test_a_shorter_reach_is_the_same_with_a_cache(
+    variant: VAR, random_inputs: Callable[..., Tensor], reach: int
+) -> None:
+    """With 1 the cache has no room at all; from K on nothing is left out, bit for bit."""
+    labels, inputs = torch.tensor([0, 4, 5]), random_inputs(variant.config.scales, batch=3)
+    logits, whole = (variant(labels, inputs, reach=each) for each in (reach, None))
+    steps = torch.cat(step_by_step(variant, labels, inputs, reach), dim=1)
+    torch.testing.assert_close(steps, logits, atol=1e-4, rtol=0)
+    assert torch.equal(logits, whole) == (reach >= len(variant.config.scales))
 
 
 def test_a_step_with_gradients_says_what_it_needs(
