@@ -30,6 +30,7 @@ import traceback
 import types
 import typing
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,19 @@ WHOLE = ("-1", "0", "99999999999", "9" * 40, "1.5", "many", "1e3", "nan", "")
 NUMBER = ("-1", "0", "nan", "inf", "-inf", "1e400", "much", "1,5", "")
 WORD = ("", "Emoji", "-1", LONG, "../..", "%s", "a=b", "🦆", "none ")
 PLACE = ("", "nowhere", "nowhere/at/all", "text.txt", "empty.png", "folder", LONG, "/proc/none/x", "text.txt/x", ".")
-SOURCE = (*PLACE, "broken", "cut.tar", "classless.tar", "digits.tar", "many/*.tar", "x-{9..1}.tar", "model", "tokens")
+SOURCE = (
+    *PLACE,
+    "broken",
+    "cut.tar",
+    "classless.tar",
+    "digits.tar",
+    "many/*.tar",
+    "x-{9..1}.tar",
+    "cut.zip",
+    "twice.zip",
+    "model",
+    "tokens",
+)
 MODEL = (
     *(*PLACE, "model-cut", "model-empty", "model-list", "model-huge", "model-other", "tokenizer", "pictures", "tokens"),
     *("vae.pth", "text.pth", "owner/name", "release"),
@@ -304,6 +317,10 @@ def _data() -> None:
     Path("captions-short.csv").write_text("file,caption\n0.png\n")
     _tar("classless.tar", {"0.png": b"no picture", "0.cls": b""})
     _tar("digits.tar", {f"{n}.{kind}": b"1" * 5000 for n in range(4) for kind in ("png", "cls")})
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile("twice.zip", "w") as archive:
+        for name in ("0.png", "1.png", "1.png"):
+            archive.write("picture.png", name)
+    Path("cut.zip").write_bytes(Path("twice.zip").read_bytes()[:300])
     Path("cut.tar").write_bytes(Path("digits.tar").read_bytes()[:3000])
 
 

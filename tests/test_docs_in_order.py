@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from itertools import accumulate, pairwise
@@ -172,6 +173,10 @@ def data_sets() -> None:
             said = {"label": number % 2, "text": f"pet {number}", "breed": f"breed {number}", "remark": "none"}
             rows.append(json.dumps({"file_name": f"{number}.jpg", **said}))
         Path(f"metadata/{split}/metadata.jsonl").write_text("\n".join(rows))
+    with zipfile.ZipFile("faces.zip", "w") as archive:
+        for number, path in enumerate(sorted(Path("photos").rglob("*.jpg"))):
+            archive.write(path, f"00000/img{number:08}.jpg")
+        archive.writestr("dataset.json", json.dumps({"labels": None}))
     names = [path.relative_to("photos").as_posix() for path in sorted(Path("photos").rglob("*.jpg"))]
     Path("photos.jsonl").write_text("\n".join(json.dumps({"file": name, "kind": name[-5]}) for name in names))
 

@@ -6,10 +6,11 @@ need no files; a folder of pictures and WebDataset shards need no preparation.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nextscale.checks import checked
-from nextscale.data import emoji, figures, folder, reading, shards
+from nextscale.data import emoji, figures, folder, reading, shards, zips
 from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.pictures import DataSet, Pictures, Progress
@@ -38,7 +39,7 @@ def load(
     """The data set called `source`, at one size in pixels.
 
     `"emoji"` is the embedded set, `"figures"` are drawn as `nextscale.data.figures` says, with the extra `[figures]`
-    (`./emoji` and `./figures` are folders of those names). A folder of pictures is read as
+    (`./emoji` and `./figures` are folders of those names). A folder of pictures, or a .zip of one, is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
     `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
     Unreadable pictures are left out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before
@@ -78,10 +79,15 @@ def load(
             raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
         asked.refuse("the figures")
         return figures.load(height=height, width=width, labels=labels, captions=captions)
-    found = shards.find(source)
+    found = None if _is_zip(source) else shards.find(source)
     if found is None:
-        listing = folder.survey(Path(source), labels=labels, captions=captions, columns=asked, progress=progress)
+        place = zips.tree(Path(source)) if _is_zip(source) else Path(source)
+        listing = folder.survey(place, labels=labels, captions=captions, columns=asked, progress=progress)
     else:
         asked.refuse(f"the shards in {found.root}")
         listing = shards.survey(found, labels=labels, captions=captions, progress=progress)
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
+
+
+def _is_zip(source: str | Path) -> bool:
+    return str(source).lower().endswith(".zip") and not os.path.isdir(source)

@@ -23,7 +23,7 @@ from typing import Any, overload
 import numpy as np
 
 from nextscale.data import tables
-from nextscale.data.tables import Columns
+from nextscale.data.tables import Columns, Source
 from nextscale.data.walk import LeftOut, Tree, in_number
 from nextscale.errors import InputError
 
@@ -202,18 +202,18 @@ def captions_in(path: Path, tree: Tree, columns: Columns, bad: Counter[str]) -> 
         expected=f"{OWN}, {NAMES} or a file of captions (CSV, JSON lines or parquet)",
         columns=columns,
     )
-    return of_rows([(found, str(path), "")], tree, columns, bad)
+    return of_rows([found], tree, columns, bad)
 
 
 def of_rows(
-    sources: Iterable[tuple[Iterable[tables.Cells], str, str]], tree: Tree, columns: Columns, bad: Counter[str]
+    sources: Iterable[Source], tree: Tree, columns: Columns, bad: Counter[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    """The captions in the rows of some files; each comes with its name and the folder that its names begin from."""
+    """The captions in the rows of some files. Raises `InputError` likewise."""
     texts: dict[str, list[object]] = {}
     rows: dict[str, str] = {}
-    for cells, told, home in sources:
+    for cells, at, home in sources:
         for file, cell, line in cells:
-            where = f"{told}, line {line}"
+            where = f"{at} {line}"
             if not file:
                 raise InputError(f"{where}: expected a file and a caption, got no file")
             name = tables.name_of(file, tree, home=home, columns=columns, where=where)

@@ -44,7 +44,7 @@ from nextscale.data.metadata import Metadata
 from nextscale.data.names import Names
 from nextscale.data.pictures import Progress, in_threads
 from nextscale.data.splits import Role, first_choice, roles_of_folders, tells_no_class
-from nextscale.data.tables import FILE_NAME, Columns, plain
+from nextscale.data.tables import Columns, plain
 from nextscale.data.walk import OURS, Folder, LeftOut, Tree, kind_of
 from nextscale.errors import InputError
 from nextscale.images import KINDS
@@ -132,18 +132,26 @@ class Told(NamedTuple):
 
     metadata: list[Metadata]
     classes: Table | None
+    by_metadata: bool
+    """Whether classes are wanted of it."""
     captions: bool
-    """Whether they are wanted of it."""
+    """Whether they are."""
     columns: Columns
 
     def used(self, one: Metadata) -> bool:
         """Whether a file of metadata tells what is wanted."""
-        return (self.classes is not None and one.classes) or (self.captions and one.captions)
+        return (self.classes is not None and one.classes) or (self.captions and one.captions) or one in self.classless
+
+    @property
+    def classless(self) -> list[Metadata]:
+        """The files that tell that there are no classes, unless others tell some."""
+        return [one for one in self.metadata if self.by_metadata and self.classes is None and one.classless]
 
     @property
     def notes(self) -> list[str]:
-        """Which files of metadata are not used, though they may have been meant to be."""
-        return [f"{one.name} has no column {FILE_NAME} and is not used" for one in self.metadata if one.file is None]
+        """Which files of metadata are not used, though they may have been meant to be; that there are no classes."""
+        unused = [f"{one.name} has no {one.lacks} and is not used" for one in self.metadata if one.file is None]
+        return [*(f"{one.name} tells no classes: there is one" for one in self.classless), *unused]
 
 
 def _told(tree: Tree, labels: Labels | None, captions: Captioning | None, columns: Columns) -> Told:
@@ -159,7 +167,7 @@ def _told(tree: Tree, labels: Labels | None, captions: Captioning | None, column
     if not found and labels in (None, NONE, FOLDERS) and captions in (None, OWN, NAMES):
         columns.refuse(f"{tree.root} without any")
     classes = metadata.classes(found, tree, columns) if labels is None else None
-    return Told(found, classes, captions == OWN, columns)
+    return Told(found, classes, labels is None, captions == OWN, columns)
 
 
 def _homes(tree: Tree, columns: Columns) -> list[str]:
@@ -239,7 +247,7 @@ def _beside(tree: Tree, name: str) -> tuple[tuple[str, ...], Counter[str]]:
 
 
 def _reader(tree: Tree, labels: Labels | None, told: Told, progress: Progress | None) -> Reader:
-    if labels == NONE:
+    if labels == NONE or told.classless:
         return InOne(tree, tree.name)
     if labels not in (None, FOLDERS):
         return ByTable(tree, read_table(Path(labels), tree, told.columns))

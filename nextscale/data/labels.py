@@ -14,10 +14,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import NamedTuple
 
 from nextscale.data import tables
-from nextscale.data.tables import Cells, Columns, plain
+from nextscale.data.tables import Columns, Source, plain
 from nextscale.data.walk import Tree
 from nextscale.errors import InputError
 
@@ -39,21 +38,21 @@ def no_classes(labels: Labels | None, *, of: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A row of a table: the picture as the tree calls it, its class, the table, and the line where it ends, from 1."""
+    """A row of a table: the picture as the tree calls it, its class, and where it stands (`tables.Rows.at`, line)."""
 
     file: str
     label: str
-    table: str
+    at: str
     line: int
 
     @property
     def where(self) -> str:
         """What messages call it."""
-        return f"{self.table}, line {self.line}"
+        return f"{self.at} {self.line}"
 
     def seen_from(self, other: Row) -> str:
         """The same in a message about another row."""
-        return f"line {self.line}" if self.table == other.table else self.where
+        return self.where.rpartition(", ")[2] if self.at == other.at else self.where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +115,7 @@ def read_table(path: Path, tree: Tree, columns: Columns) -> Table:
         expected=f"{NONE}, {FOLDERS} or a file of labels (CSV, JSON lines or parquet)",
         columns=columns,
     )
-    return of_rows([Source(cells=found, where=str(path), home="")], tree, columns, told=str(path))
-
-
-class Source(NamedTuple):
-    """The rows of a file, what messages call it, and the folder in the tree that its names begin from."""
-
-    cells: Iterable[Cells]
-    where: str
-    home: str
+    return of_rows([found], tree, columns, told=str(path))
 
 
 def of_rows(sources: Sequence[Source], tree: Tree, columns: Columns, *, told: str, partial: bool = False) -> Table:
@@ -216,7 +207,7 @@ def text_of(cell: object, *, where: str) -> str:
 
 def _rows(source: Source, tree: Tree, columns: Columns) -> Iterator[Row]:
     for file, cell, line in source.cells:
-        where = f"{source.where}, line {line}"
+        where = f"{source.at} {line}"
         label = text_of(cell, where=where)
         if not file or not label:
             raise InputError(f"{where}: expected a file and a label, got {f'{file},{label}'[:60]!r}")
@@ -224,4 +215,4 @@ def _rows(source: Source, tree: Tree, columns: Columns) -> Iterator[Row]:
             raise InputError(f"{where}: expected a label that can be printed, got {label[:60]!r}")
         check_label(label, where=where)
         name = tables.name_of(file, tree, home=source.home, columns=columns, where=where)
-        yield Row(file=name, label=label, table=source.where, line=line)
+        yield Row(file=name, label=label, at=source.at, line=line)

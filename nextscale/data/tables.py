@@ -67,11 +67,17 @@ class Cells(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A table: its columns, and its rows by some of them, with the number of each."""
+    """A table: its columns, and its rows by some of them, with the number of each; messages call one a `unit`."""
 
     where: str
     columns: tuple[str, ...]
     rows: Callable[[Sequence[str]], Iterator[tuple[int, list[Any]]]]
+    unit: str = "line"
+
+    @property
+    def at(self) -> str:
+        """What stands before the number of a row in messages."""
+        return f"{self.where}, {self.unit}"
 
     def column(self, asked: str | None, *usual: str) -> str | None:
         """The one that is asked for, or else the first of the usual names that there is."""
@@ -99,7 +105,18 @@ def plain(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def read(path: Path, *, column: str, asked: str | None, expected: str, columns: Columns) -> Iterator[Cells]:
+class Source(NamedTuple):
+    """Two columns of a table, what stands before the number of a row in messages, and the folder of the table's names.
+
+    Names of files begin from that folder in the tree of the pictures: it is empty, or ends with a slash.
+    """
+
+    cells: Iterable[Cells]
+    at: str
+    home: str
+
+
+def read(path: Path, *, column: str, asked: str | None, expected: str, columns: Columns) -> Source:
     """The rows of a table, files as they are compared with names but for `plain`; either cell may be empty.
 
     The column is called `asked`, or `column` where that is None.
@@ -120,14 +137,14 @@ def read(path: Path, *, column: str, asked: str | None, expected: str, columns: 
         got = ",".join(table.columns)[:60]
         wanted = f"{columns.image or FILE},{asked or column}"
         raise InputError(f"{path}: expected a first line with the columns {wanted}, got {got!r}")
-    return cells(table, files, found)
+    return Source(cells(table, files, found), table.at, "")
 
 
 def cells(table: Rows, files: str, column: str) -> Iterator[Cells]:
     """Two columns of a table, the names of files in one spelling. Raises `InputError` for those that are no text."""
     for line, (file, cell) in table.rows([files, column]):
         if not isinstance(file, str | None):
-            raise InputError(f"{table.where}, line {line}: expected the name of a file as text, got {str(file)[:60]!r}")
+            raise InputError(f"{table.at} {line}: expected the name of a file as text, got {str(file)[:60]!r}")
         yield Cells(PurePosixPath(file).as_posix() if file else "", cell, line)
 
 
@@ -135,7 +152,7 @@ def of_bytes(content: bytes, *, where: str) -> Rows:
     """The table in a file, of the kind that its name says. Raises `InputError` for one that is damaged."""
     if where.lower().endswith(".parquet"):
         table = arrow.Rows(content, where=where)
-        return Rows(where, table.columns, table.rows)
+        return Rows(where, table.columns, table.rows, "row")
     text = _text(content, where)
     return _of_json(text, where) if where.lower().endswith((".jsonl", ".ndjson")) else _of_csv(text, where)
 

@@ -57,11 +57,11 @@ def members(path: Path, left: Counter[str] | None = None) -> Iterator[Member]:
             if behind := _behind(path, tar.offset):
                 left["byte{s} behind the end of a shard"] += behind
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"expected a whole, uncompressed tar, got {path}: {_foreign(path) or error}") from error
+        raise InputError(f"expected a whole, uncompressed tar, got {path}: {foreign_kind(path) or error}") from error
 
 
-def _foreign(path: Path) -> str | None:
-    """What a file is that is often there instead of a tar; None for any other."""
+def foreign_kind(path: Path) -> str | None:
+    """What a file is that is often there instead of an archive; None for any other."""
     try:
         with path.open("rb") as stream:
             return foreign(stream.read(64))
