@@ -99,6 +99,11 @@ def doors() -> list[Door]:
         Door("Pipeline.repeat", pipe.repeat, {"request": pipe.generate([0]).requests[0]}),
         Door("Pipeline.reconstruct", pipe.reconstruct, {"images": images, "through": 2}),
         Door("Pipeline.label", pipe.label, {"name": "bee"}),
+        Door(
+            "Pipeline.push_to_hub",
+            _pushed,
+            {"name": "owner/new", "about": "text", "license": "mit", "figures": [], "samples": 1, "out": "page"},
+        ),
         Door("Generated.save", pipe.generate([0]).save, {"directory": "new"}),
         Door(
             "data.load",
@@ -132,6 +137,11 @@ def doors() -> list[Door]:
 def _streamed(**arguments: Any) -> list[Any]:
     """To the end, with the pictures."""
     return [step.preview() for step in pipeline().stream(**arguments)]
+
+
+def _pushed(out: Any, **arguments: Any) -> str:
+    """Written to a directory, never uploaded."""
+    return pipeline().push_to_hub(**arguments, out="page" if out is None else out)
 
 
 def _from_preset(**arguments: Any) -> Pipeline:

@@ -63,10 +63,11 @@ WORKING: dict[str, dict[str, tuple[str, ...]]] = {
     "bench train": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
     "bench tokenizer": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
     "convert": {"model": ("model",), "out": ("new/converted",)},
+    "push": {"name": ("owner/new",), "model": ("model",), "samples": ("1",), "out": ("new/page",)},
     "presets": {},
 }
 WALKED = tuple(command for command in COMMANDS if command != "web")  # where a value is right, that serves for ever
-POSITIONAL = {"edit": "pictures", "encode": "data", "reconstruct": "pictures"}
+POSITIONAL = {"edit": "pictures", "encode": "data", "reconstruct": "pictures", "push": "name"}
 
 WHOLE = ("-1", "0", "99999999999", "9" * 40, "1.5", "many", "1e3", "nan", "")
 NUMBER = ("-1", "0", "nan", "inf", "-inf", "1e400", "much", "1,5", "")
@@ -124,6 +125,10 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "reach": (*WHOLE, "1", "2,1"),
     "captions": (*PLACE, "labels-long.csv", "captions-short.csv", "labels-bytes.csv", "own", "None"),
     "classes": (*PLACE, "labels-bytes.csv", "classes.txt"),
+    "name": ("", "new", "a/b/c", "owner/na me", "-1", f"owner/{LONG}", "../.."),
+    "figures": (*PLACE, "labels-bytes.csv", "model/config.json", "tokens/tokens.json"),
+    "about": (*PLACE, "labels-bytes.csv"),
+    "license": ("", "My own", LONG.upper(), "mit apache-2.0"),
     "size": ("4x4", "0x0", "8", "8x8x8", "-8x8", "7x9", "99999999x99999999", "x", "8X8", ""),
     "scales": ("0", "4 2", "1 2 x", "1 2 4x", "99999", "1x1x1", "-1", ""),
     "label": (*WORD, "9", "99999999999999999999", "1.5", "a" * 5000),

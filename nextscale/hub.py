@@ -1,6 +1,7 @@
 """Models by name, `owner/name`, from the Hugging Face hub or its local cache; single files by their address.
 
-Only finds files; what is in them is read by `Pipeline.load`, `official.load` and `features.load`.
+Finds files and uploads a folder of them; what is in them is the business of `Pipeline`, `official.load` and
+`features.load`. A token that the hub's own client has found appears in no message.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -24,12 +25,14 @@ ENCODER = ("*.json", "*.txt", "*.model", "model*.safetensors", "pytorch_model.bi
 LONGEST = 96  # characters of a hub name
 FILES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".json", ".npz", ".tar", ".zip")  # no name ends like these
 PATIENCE = 5.0  # seconds for the hub to answer
+LOGIN = "`hf auth login`, or a token that may write in HF_TOKEN"
+WORDS = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 
 def is_name(model: str | Path) -> bool:
     """Whether this is a hub name rather than a path: `owner/name`, no file's, and no such folder or `owner` here."""
     text = str(model)
-    words = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None and len(text) <= LONGEST
+    words = re.fullmatch(WORDS, text) is not None and len(text) <= LONGEST
     return words and Path(text).suffix not in FILES and not Path(text).parent.exists()
 
 
@@ -65,6 +68,51 @@ def encoder(name: str) -> None:
         from huggingface_hub import snapshot_download
 
         snapshot_download(name, allow_patterns=list(ENCODER))
+
+
+def check_upload(name: str) -> None:
+    """Raise `InputError` unless a repository may be called so, there is a login, and the hub answers."""
+    from huggingface_hub import get_token
+
+    if re.fullmatch(WORDS, name) is None or len(name) > LONGEST:
+        raise InputError(f"expected the name of a repository on the hub, owner/name, got {name!r}")
+    if get_token() is None:
+        raise InputError(f"expected a login to push {name} to the hub, got none: {LOGIN}")
+    if not _answers(name, CONFIG):
+        raise InputError(f"expected an answer of the hub to push {name}, got none")
+
+
+def upload(name: str, folder: Path, *, private: bool = False) -> str:
+    """Put the files of a folder into a repository, made if need be, in one commit: all of them or none. Its address.
+
+    Arguments:
+        private: whether a new one is for its owner alone; otherwise the account's own rule holds.
+
+    Raises `InputError` when the hub refuses it or is out of reach.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    hub, files = HfApi(), sorted(path for path in folder.iterdir() if path.is_file())
+    added = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in files]
+    try:
+        with _quiet():
+            address = hub.create_repo(name, private=private or None, exist_ok=True)
+            hub.create_commit(name, added, commit_message="Upload a model of nextscale")
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"cannot push {name} to the hub: {_refusal(error)}") from None
+    return str(address)
+
+
+def _refusal(error: Exception) -> str:
+    """Why, in one line, without the token that was used, and what mends it."""
+    from huggingface_hub import get_token
+
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    said = ": ".join(str(each).strip().partition("\n")[0] or type(each).__name__ for each in causes)
+    told = said.replace(get_token() or "\n", "(token)")
+    refused = any(getattr(getattr(each, "response", None), "status_code", None) in (401, 403) for each in causes)
+    return f"{told}; expected {LOGIN}" if refused else told
 
 
 def download(url: str, *, sha256: str) -> Path:
@@ -118,6 +166,18 @@ def _answers(name: str, file: str) -> bool:
     return _in_time(ask)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The client's retries take many lines, ours is one."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _fetch(name: str, *files: str) -> list[Path]:
     """The local copies of files of a repository; whether the hub can be asked is found out once for all of them."""
     offline = not _answers(name, files[0])
@@ -128,19 +188,15 @@ def _file(name: str, file: str, *, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # its retries take many lines, ours is one
     try:
-        return Path(hf_hub_download(name, file, local_files_only=offline))
+        with _quiet():
+            return Path(hf_hub_download(name, file, local_files_only=offline))
     except LocalEntryNotFoundError:
         reason = "it is not in the local cache and the hub cannot be asked"
     except EntryNotFoundError:
         reason = "the repository has no such file (one of the public release's wants a depth)"
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    finally:
-        log.setLevel(level)
     raise InputError(
         f"expected a model directory or a hub name, got {name}: "
         f"no such directory here, and no {file} from the hub: {reason}"

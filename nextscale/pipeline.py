@@ -1,18 +1,21 @@
 """Pipeline: a tokenizer, the transformer that goes with it, the names of the classes, and what reads prompts.
 
-What people hold in their hands: generate, stream, reconstruct, save, load. Images go in and come out in [0, 1]; the
-models inside work in [-1, 1].
+What people hold in their hands: generate, stream, reconstruct, save, load, push. Images go in and come out in [0, 1];
+the models inside work in [-1, 1].
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,12 +27,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from nextscale import hub, presets
+from nextscale import hub, modelcard, presets
 from nextscale.checks import checked
 from nextscale.config import check_classes, check_pair, to_json
 from nextscale.errors import InputError, printable
-from nextscale.files import checkpoint
-from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, save, to_pil, to_unit
+from nextscale.files import checkpoint, durable
+from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, grid, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
@@ -47,10 +50,25 @@ from nextscale.transformer import VAR
 from nextscale.transformer import model as transformer_files
 
 FEATHER = 1024  # pixels at most
+MOST_SHOWN, AT_A_TIME, SHOWN_SIDE = (
+    256,
+    4,
+    128,
+)  # samples on a published model's page; together; pixels a side, at least
 NO_CLASS = "no class"
 MAKER = ("precision", "model", "edit")  # of a request, what a note of its own tells
 Labels = int | str | Sequence[int | str]
 Texts = str | Sequence[str]
+
+
+class Shown(NamedTuple):
+    """What the pictures on the page of a published model are."""
+
+    labels: list[int] | None
+    prompts: list[str] | None
+    seeds: range
+    told: str
+    """In one line."""
 
 
 class Asked(NamedTuple):
@@ -367,6 +385,91 @@ class Pipeline:
             transformer_files.WEIGHTS: self.transformer.state_dict(),
         }
         checkpoint.save(directory, config, files)
+
+    @checked
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        about: str = "",
+        license: str | None = None,
+        run: str | Path | None = None,
+        figures: Sequence[str | Path] = (),
+        samples: int = 16,
+        prompts: Sequence[str] = (),
+        out: str | Path | None = None,
+    ) -> str:
+        """Upload the model in one commit, with a page that describes it; returns its address. `load(name)` reads it.
+
+        Weights are stored at the precision they are held in. The login is the hub client's: `hf auth login`, or a token
+        in HF_TOKEN.
+
+        Arguments:
+            name: of the repository, `owner/name`; it is made if need be.
+            private: whether a new repository is for its owner alone.
+            about: Markdown for the page: where the pictures come from, whom to thank, what the model is for.
+            license: of the weights, as the hub spells it: "mit", "cc-by-4.0" ...
+            run: directory of the training run, from which the page takes data and recipe.
+            figures: files that `nextscale evaluate ... --json FILE` wrote.
+            samples: so many pictures on the page: class after class, or of `prompts` in turn, seeds 0, 1, 2 ...
+            out: a directory where everything is written instead of being uploaded; returned then.
+
+        Raises `InputError` for a name that no repository may have, without a login, when the hub refuses the upload or
+        does not answer, and for a run or figures that cannot be read.
+        """
+        place = None if run is None else Path(run)
+        told = modelcard.Told(about=about, license=license, run=place, figures=tuple(map(Path, figures)))
+        shown = self._samples(samples, prompts)
+        page = modelcard.page(self._facts(name), told, shown.told if shown.seeds else None)
+        if out is None:
+            hub.check_upload(name)
+        folder: AbstractContextManager[str] = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
+        with folder as written:
+            self.save(written)
+            self._save_samples(Path(written) / "samples.png", shown)
+            durable.write_beside(Path(written) / "README.md", lambda beside: beside.write_text(page, "utf-8"))
+            return hub.upload(name, Path(written), private=private) if out is None else written
+
+    def _facts(self, name: str) -> modelcard.Facts:
+        """What the model tells of itself."""
+        dtype = next(self.transformer.blocks.parameters()).dtype
+        return modelcard.Facts(
+            name=name,
+            tokenizer=self.tokenizer.config,
+            transformer=self.transformer.config,
+            classes=self.classes,
+            fingerprint=self.fingerprint,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+    def _samples(self, count: int, prompts: Sequence[str]) -> Shown:
+        """What the page of a model is to show, and the line that says it."""
+        if not 0 <= count <= MOST_SHOWN:
+            raise InputError(f"samples: expected 0 .. {MOST_SHOWN}, got {count}")
+        if prompts and self.transformer.config.text is None:
+            raise InputError(f"prompts: expected none for a model that reads none, got {prompts[0][:60]!r}")
+        each = [prompts[number % len(prompts)] for number in range(count)] if prompts else None
+        labels = None if prompts else [number % len(self.classes) for number in range(count)]
+        of = "class after class" if not prompts else "of " + "; ".join(prompts)
+        usual = Settings()
+        drawn = f"guidance {usual.guidance}, top-k {usual.top_k}, top-p {usual.top_p}"
+        return Shown(labels, each, range(count), f"{count} samples, not picked, {of}: seeds from 0 on, {drawn}")
+
+    def _save_samples(self, file: Path, shown: Shown) -> None:
+        """Paint them, a few at a time, and write them in a square, enlarged where they are small."""
+        if not shown.seeds:
+            return
+        painted = []
+        for start in range(0, len(shown.seeds), AT_A_TIME):
+            part = slice(start, start + AT_A_TIME)
+            labels = None if shown.labels is None else shown.labels[part]
+            prompts = None if shown.prompts is None else shown.prompts[part]
+            painted.append(self.generate(labels, list(shown.seeds[part]), prompts=prompts).images)
+        images_B3HW = torch.cat(painted)
+        zoom = -(-SHOWN_SIDE // min(images_B3HW.shape[2:]))
+        large = images_B3HW.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+        save(file, from_unit(grid(large, columns=math.ceil(math.sqrt(len(large))), gap=4)))
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ LINES = (
     "nextscale bench train --preset emoji-32 --batch 1 --repeats 1",
     "nextscale bench tokenizer --preset emoji-32 --batch 1 --repeats 1",
     "nextscale convert --model runs/x --out vae.pth var.pth",
+    "nextscale push owner/name --model runs/x --figures card.json --samples 2 --out page",
     "nextscale demo --minutes 0.02",
     "nextscale web --model runs/x",
 )

@@ -34,7 +34,7 @@ from nextscale.release import convert, files
 ROOT = Path(__file__).parent.parent
 ORDER = (
     *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "editing", "evaluation", "release"),
-    "training-speed",
+    *("training-speed", "hub"),
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
 NEEDS = {  # what stands in a line that is not run here, and why
@@ -42,6 +42,8 @@ NEEDS = {  # what stands in a line that is not run here, and why
     "-m venv": "an installation",
     "pip install": "an installation",
     "FoundationVision/var": "the hub",
+    "push owner/name --model runs/mine --license": "the hub; tests/cli/test_push.py talks to one of its own",
+    "--model owner/name": "what that has pushed",
     "inception-2015": "a download",
     "python benchmarks/": "minutes; each program has a test of its own, or is one",
     "nextscale bench": "the hardware, which is what is measured; tests/cli/test_bench.py runs the commands",
@@ -157,6 +159,7 @@ def bring_along() -> None:
     Path("captions.csv").write_text("file,caption\n" + "".join(f"{row},a {row.split('/')[1]}\n" for row in rows))
     data_sets()
     Path("prompts.txt").write_text("# for docs/text.md\nred heart\n\nthumbs up\n")
+    Path("about.md").write_text("Photos of pets, taken by the reader.\n")
     Path("shards").mkdir()
     for number in range(100):
         with tarfile.open(f"shards/train-{number:03}.tar", "w") as tar:

@@ -37,6 +37,7 @@ COMMANDS = {
     "bench train": ("bench_train", "BenchTrain", "how long a step of transformer training takes"),
     "bench tokenizer": ("bench_tokenizer", "BenchTokenizer", "pictures a second, encoded and decoded"),
     "convert": ("convert", "Convert", "the public release's files to a model, and back"),
+    "push": ("push", "Push", "a model to the hub, with a page that describes it"),
     "web": ("web", "Web", "the browser studio"),
     "presets": ("presets", "Presets", "the models that have names"),
 }
