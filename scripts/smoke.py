@@ -121,7 +121,7 @@ def _command(line: str, programs: Path, folder: Path) -> str:
 
 
 def _studio(line: str, programs: Path, folder: Path) -> str:
-    """Start it, ask for its page, and stop it as Ctrl+C does."""
+    """Start it, ask for its page, and stop it."""
     with subprocess.Popen(
         _words(line, programs), cwd=folder, env=environment(programs), stdout=subprocess.PIPE, text=True
     ) as process:
@@ -133,7 +133,7 @@ def _studio(line: str, programs: Path, folder: Path) -> str:
         except (IndexError, OSError) as error:
             process.kill()
             return f"no page: {said}{error}"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # which a shell never lets it ignore, unlike SIGINT
         status = process.wait(PATIENCE)
     return "" if b"nextscale" in page and status == 130 else f"status {status}, a page of {len(page)} bytes"
 
