@@ -108,6 +108,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "model": MODEL,
     "tokenizer": MODEL,
     "init": MODEL,
+    "plateau": (*MODEL, "new"),
     "features": NETWORK,
     "classifier": NETWORK,
     "perceptual": NETWORK,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from nextscale.cli.options import (
     Minutes,
     Precision,
     Settings,
+    Share,
     Start,
     Times,
     TokenizerSource,
@@ -100,6 +102,11 @@ class TrainTransformer:
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
     """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
+    cooldown: Share = None
+    """Hold the rate after a warm-up in steps, and let it fall over this last share of the run; 0: not at all."""
+    plateau: Start = None
+    """Run of the same command but for length and --cooldown, which has not begun to fall: go on from where it is, by
+    default to a fall that begins there."""
     checks: Count = None
     """Times along the run to show how it is, and to save (default: one in ten steps, 20 at most)."""
     checkpoint_minutes: EveryMinutes = 15.0
@@ -129,6 +136,10 @@ class TrainTransformer:
         at_least("--depth", 1, 1 if self.depth is None else self.depth)
         if self.init is not None and self.depth is not None:
             raise InputError(f"expected --depth or --init, whose depth it is, got both ({self.depth} and {self.init})")
+        if self.plateau is not None and self.cooldown is None:
+            raise InputError("--plateau: expected --cooldown too, the share of the run over which the rate falls")
+        if self.plateau is not None and self.minutes is not None:
+            raise InputError(f"--plateau: expected a length in --steps, got --minutes {self.minutes:g}")
         with together(self.device) as device:
             self._train(device)
 
@@ -148,7 +159,7 @@ class TrainTransformer:
         reader = reading.reader_before(self.text, first)
         architecture = reading.with_text(self._architecture(preset, first), self.text, reader)
         recipe, steps = self._recipe(preset, reader, reads=architecture.text is not None)
-        asked = length(self.steps, self.minutes, default=Length(steps=steps))
+        asked = length(self.steps, self.minutes, default=Length(steps=self._until(steps)))
         data = self._data(tokenizer)
         if architecture.text is not None:
             reader, architecture = reading.read(architecture, reader, recipe, data, self.data)
@@ -172,7 +183,8 @@ class TrainTransformer:
             if first
             else None,
         )
-        watch("transformer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
+        events = train(stage, self.out, asked, seed=self.seed, rhythm=rhythm, plateau=self.plateau)
+        watch("transformer", events, self.out)
         say(f"model in {self.out}; next:")
         told = ["--model", str(self.out), "--out", f"samples/{self.out.resolve().name}"]
         print(shlex.join(["nextscale", "sample", *told]))
@@ -196,7 +208,18 @@ class TrainTransformer:
         recipe = recipe_of(recipe, reader) if reads else recipe
         batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
         settings = [setting for setting in self.set if not _is_cut(setting)]
+        if self.cooldown is not None:
+            course = recipe.optimization.until_the_fall(self.cooldown, steps)
+            recipe = dataclasses.replace(recipe, optimization=course)
         return recipes.changed(recipe, [*settings, *batch]), steps
+
+    def _until(self, steps: int) -> int:
+        """The length where none is asked for: with a plateau that of the run so far, or so that the fall begins now."""
+        if self.plateau is None or self.cooldown is None:
+            return steps
+        from nextscale.training import rundir
+
+        return rundir.steps_asked(self.out) or round(rundir.steps_done(self.plateau) / (1 - self.cooldown))
 
     def _cut(self, config: TransformerConfig) -> TransformerConfig:
         """The same, predicting tokens in the groups asked for."""

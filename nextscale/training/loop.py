@@ -7,6 +7,7 @@ print. A run continues from its directory bit for bit: everything random is a fu
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import statistics
@@ -26,7 +27,7 @@ from nextscale.errors import InputError
 from nextscale.files import lock
 from nextscale.machine import distributed
 from nextscale.training.optimization import Outcome
-from nextscale.training.recipes import recorded
+from nextscale.training.recipes import OF_THE_FALL, Recipe, recorded
 from nextscale.training.rundir import RunDirectory, State, Stateful, all_finite
 
 SKIPS = 10  # steps in a row without a finite gradient, after which more of them would not help
@@ -216,6 +217,7 @@ def train(
     *,
     seed: int,
     rhythm: Rhythm = Rhythm(),
+    plateau: Path | None = None,
 ) -> Iterator[Event]:
     """Train `stage` in `directory`, from where its last checkpoint stands; yields after every step.
 
@@ -223,12 +225,15 @@ def train(
         length: in steps or minutes; a run of fewer steps is made longer where its recipe is endless.
         seed: recorded with the run.
         rhythm: how often it validates and saves.
+        plateau: directory of the same run but for its length and fall, whose rate has not begun to fall: where this one
+            has no checkpoint of its own yet, it goes on from there, and ends as if it had made those steps itself.
 
     Over several processes, each runs this on its own stage; the first one writes and validates. A network whose
     gradient is not finite stays as it is, and the step is counted ("skipped"). Nothing is saved or exported whose
     held-out figures or weights are not finite.
 
-    Raises `InputError` when the directory holds another run, is in use by another process or cannot be written,
+    Raises `InputError` when the directory holds another run, is in use by another process or cannot be written, when
+    `plateau` is another run, or too far, or the course of this one would not leave its steps as they are,
     `Stopped` after a signal, or in ranks whose torchrun is gone, `FloatingPointError` after `SKIPS` steps in a row that
     were not finite (the pictures of the last such step lie in the directory), and when the last step leaves nothing
     that can be saved. The last checkpoint stays in all of these.
@@ -248,12 +253,16 @@ def train(
         )
         run.describe(stage.data)
         run.require_room(stage)
-        yield from _continued(stage, run, length, rhythm)
+        yield from _continued(stage, run, length, rhythm, plateau)
 
 
-def _continued(stage: Stage, run: RunDirectory, length: Length, rhythm: Rhythm) -> Iterator[Event]:
+def _continued(
+    stage: Stage, run: RunDirectory, length: Length, rhythm: Rhythm, plateau: Path | None
+) -> Iterator[Event]:
     """From the last checkpoint to the end."""
     state = run.restore(stage)
+    if plateau is not None and state.step == 0:
+        state = _forked(stage, run, plateau, length)
     if distributed.any_of(state.step != distributed.from_first(state.step)):
         raise InputError(f"expected one {run.path} that all processes read, got checkpoints of different steps")
     if state.total is None or length.steps is not None:
@@ -267,6 +276,32 @@ def _continued(stage: Stage, run: RunDirectory, length: Length, rhythm: Rhythm) 
     elif distributed.is_first():
         stage.export(run.path)  # whatever has become of the files since
     run.finish(state)
+
+
+def _forked(stage: Stage, run: RunDirectory, plateau: Path, length: Length) -> State:
+    """The state of another run, whose steps are those that this one would have made."""
+    ours: Recipe = stage.recipe.optimization
+    if not stage.recipe.open_ended or length.steps is None:
+        raise InputError(
+            "plateau: expected a run in steps whose course before the fall does not depend on its length (warmup=0, "
+            "final_weight_decay=1, progressive=0), got another"
+        )
+    state, settings = run.fork(plateau, stage, [f"recipe.optimization.{name}" for name in OF_THE_FALL])
+    told = settings["recipe"]["optimization"]
+    theirs = dataclasses.replace(ours, **{name: told[name] for name in OF_THE_FALL})
+    flat = theirs.plateau(state.total or state.step)
+    if state.step > flat:
+        raise InputError(f"{plateau}: expected a run on its plateau, got one whose rate falls since step {flat}")
+    if state.step > ours.plateau(length.steps):
+        raise InputError(
+            f"steps: expected a fall that begins at step {state.step} or later, where {plateau} is, got one of "
+            f"{length.steps} steps that begins at {ours.plateau(length.steps)}"
+        )
+    state.total = length.steps
+    if isinstance(stage, Gathering):
+        stage.gather()
+    run.save(state, stage)  # from now on this run needs the other one no more
+    return state
 
 
 class _Moment(NamedTuple):

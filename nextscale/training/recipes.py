@@ -10,7 +10,7 @@ import dataclasses
 import math
 import reprlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
@@ -21,8 +21,16 @@ from nextscale.scales import Scales
 
 FEW = 12  # names that a message lists one by one; of more, their groups
 MOST_BATCH = 1 << 20  # images a step: a thousand times what large models take, and still counted in milliseconds
+OF_THE_FALL = ("flat", "fall", "final_rate")  # the values that no step before the fall depends on
 LATER = {"later": True}  # marks fields added later: `recorded` leaves them out at their defaults
 DiscriminatorName = Literal["none", "patch", "features"]
+
+
+FALLS: dict[str, Callable[[float], float]] = {  # what is left of the rate, by the share of the way
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "sqrt": lambda done: 1 - math.sqrt(done),
+}
 
 
 def _require(ok: bool, message: str) -> None:
@@ -58,8 +66,8 @@ class Recipe:
     """Learning rate that it rises from, as a share of the peak."""
     flat: float = 0.0
     """Share of the run after which the learning rate begins to fall; no earlier than the warm-up's end."""
-    fall: Literal["linear", "cosine"] = "linear"
-    """How it falls to the final rate."""
+    fall: Literal["linear", "cosine", "sqrt"] = "linear"
+    """How it falls to the final rate; sqrt is fast at first: 1 - sqrt of the way."""
     final_weight_decay: float = 1.0
     """Weight decay at the end, as a multiple of that at the start; in between it follows a cosine."""
     accumulate: int = 1
@@ -101,15 +109,37 @@ class Recipe:
 
         While the total is not known, the peak follows the warm-up's steps, but a warm-up by share has not yet begun.
         """
-        rising = max(self.warmup_steps, round(self.warmup * (total or 0)))
+        rising = self._rising(total)
         if step < rising:
             return self.learning_rate * (self.first_rate + (1 - self.first_rate) * (step + 1) / rising)
         if total is None:
             return self.learning_rate * (self.first_rate if self.warmup else 1)
         falling = max(rising, round(self.flat * total))
         done = min(max((step - falling) / max(total - falling, 1), 0.0), 1.0)
-        left = 1 - done if self.fall == "linear" else (1 + math.cos(math.pi * done)) / 2
+        left = FALLS[self.fall](done)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+
+    def _rising(self, total: int | None) -> int:
+        """Steps of the warm-up."""
+        return max(self.warmup_steps, round(self.warmup * (total or 0)))
+
+    def plateau(self, total: int) -> int:
+        """How many of `total` steps come before the rate begins to fall."""
+        return total if self.final_rate == 1 else min(max(self._rising(total), round(self.flat * total)), total)
+
+    def until_the_fall(self, share: float, steps: int) -> Recipe:
+        """The same with a plateau between a warm-up and a fall over the last `share` of the run, 0 to below 1.
+
+        A warm-up by share becomes as many steps as in a run of `steps`, so that the plateau does not know its end.
+        """
+        _require(0 <= share < 1, f"cooldown: expected a share from 0 to below 1, got {share}")
+        rising = max(self.warmup_steps, round(self.warmup * steps))
+        return dataclasses.replace(self, warmup=0.0, warmup_steps=rising, flat=1 - share)
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether no step before the fall depends on how long the run is."""
+        return self.final_weight_decay == 1 and not self.warmup
 
     @property
     def muon_peak(self) -> float:
@@ -119,7 +149,7 @@ class Recipe:
     @property
     def endless(self) -> bool:
         """Whether no step depends on how long the run is, so that a finished one can be made longer."""
-        return self.final_rate == 1 and self.final_weight_decay == 1 and not self.warmup
+        return self.open_ended and (self.final_rate == 1 or self.flat == 1)
 
     def decay(self, step: int, total: int | None) -> float:
         """The weight decay of 0-based `step` of `total`; while that is not known, the one at the start."""
@@ -288,6 +318,11 @@ class TokenizerRecipe:
         """As `Recipe.endless`, but for restarts of dead codes, which begin once more in a run that is made longer."""
         return self.optimization.endless and self.adversarial.discriminator == "none"
 
+    @property
+    def open_ended(self) -> bool:
+        """As `Recipe.open_ended`, but for restarts of dead codes, which end some time before a run does."""
+        return self.optimization.open_ended and self.adversarial.discriminator == "none"
+
 
 def _only(config: TokenizerConfig) -> Iterator[tuple[str, Any, str]]:
     """Settings that have only one sensible value for the codes of a config: name, value, and which codes."""
@@ -370,6 +405,11 @@ class TransformerRecipe:
     def endless(self) -> bool:
         """As `Recipe.endless`."""
         return self.optimization.endless and not self.progressive
+
+    @property
+    def open_ended(self) -> bool:
+        """As `Recipe.open_ended`."""
+        return self.optimization.open_ended and not self.progressive
 
     def check(self, scales: Scales) -> None:
         """Raise `InputError` unless it can train a model of these scales."""

@@ -19,6 +19,7 @@ has not written.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -28,7 +29,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ OWN = ("state.pt", SHARES, "data.json", "history.json", "health.txt", "best", "m
 
 # What loading may raise over a checkpoint that is altered, or not ours.
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+UNREADABLE = (*DAMAGE, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass
@@ -175,24 +177,31 @@ class RunDirectory:
 
         Raises `InputError`, in all processes, for a checkpoint that is damaged, naming the file.
         """
-        file = self.path / "state.pt"
-        if not file.exists():
-            self._remove_shares()
-            return State()
-        ours = {name: part.state_dict() for name, part in stage.state.items()}
-        stored, shares = _read_checkpoint(file, ours)
-        parts = stored.pop("parts")
-        if shares is not None:
-            _refuse_damaged_shares(self.path / shares.directory, shares.stamps)
-        try:
-            if shares is not None:
-                parts, self._shares = _read_shares(self.path / shares.directory, parts, ours), shares.directory
-            for name, part in stage.state.items():
-                part.load_state_dict(_shared_out(parts[name], ours[name]))
-        except DAMAGE:
-            raise _damaged(file) from None
+        state = State()
+        if (self.path / "state.pt").exists():
+            state, self._shares = _restored(self.path, stage)
         self._remove_shares()
-        return State(**stored)
+        return state
+
+    def fork(self, other: Path, stage: Exportable, free: Collection[str]) -> tuple[State, dict[str, Any]]:
+        """Load another run's last checkpoint into the stage's parts; its state without history, and its settings.
+
+        Arguments:
+            free: settings that may be others there, besides the length.
+
+        Raises `InputError`, in all processes, unless there is such a checkpoint, of a run that is this one otherwise.
+        """
+        record = _read_record(other / "run.json")
+        ours, theirs = _flat(self._record["settings"]), _flat(record["settings"])
+        names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        wrong = [name for name in names if not name.startswith("length.") and name not in free]
+        if wrong:
+            raise InputError(f"{other} holds another run ({_told(wrong, theirs, ours)})")
+        if not (other / "state.pt").exists():
+            raise InputError(f"{other}: expected a run with a checkpoint, got one without")
+        _tell_other_held_out(other, record.get("held_out"), self._record["held_out"])
+        state, _ = _restored(other, stage)
+        return dataclasses.replace(state, history=[]), record["settings"]
 
     def save(self, state: State, stage: Exportable) -> None:
         """Write the loadable model and the history, then the checkpoint. All processes must call it.
@@ -338,6 +347,23 @@ class RunDirectory:
                 writer.add_image("pictures", images.to_uint8(picture), step)
 
 
+def steps_done(path: Path) -> int:
+    """By the last checkpoint of a run. Raises `InputError` when there is none."""
+    if not (path / "state.pt").exists():
+        raise InputError(f"expected a run with a checkpoint, got {path}")
+    try:
+        return int(pickles.read(path / "state.pt", mmap=True)["step"])
+    except UNREADABLE:
+        raise _damaged(path / "state.pt") from None
+
+
+def steps_asked(path: Path) -> int | None:
+    """How many steps the run in a directory was asked for last; None where there is no run, or one in minutes."""
+    if not (path / "state.pt").exists():
+        return None
+    return _flat(_read_record(path / "run.json")["settings"]).get(STEPS)
+
+
 def _write(content: dict[str, Any], file: Path) -> None:
     """The checkpoint."""
     pickles.write(content, file)
@@ -394,6 +420,27 @@ class _Shares(NamedTuple):
     stamps: list[Stamp]
 
 
+def _restored(path: Path, stage: Exportable) -> tuple[State, str | None]:
+    """Load the checkpoint in a run directory into the stage's parts; also the directory of its shares, if it has some.
+
+    Raises `InputError`, in all processes, for a checkpoint that is damaged, naming the file.
+    """
+    file = path / "state.pt"
+    ours = {name: part.state_dict() for name, part in stage.state.items()}
+    stored, shares = _read_checkpoint(file, ours)
+    parts = stored.pop("parts")
+    if shares is not None:
+        _refuse_damaged_shares(path / shares.directory, shares.stamps)
+    try:
+        if shares is not None:
+            parts = _read_shares(path / shares.directory, parts, ours)
+        for name, part in stage.state.items():
+            part.load_state_dict(_shared_out(parts[name], ours[name]))
+    except DAMAGE:
+        raise _damaged(file) from None
+    return State(**stored), None if shares is None else shares.directory
+
+
 def _read_checkpoint(file: Path, ours: Any) -> tuple[dict[str, Any], _Shares | None]:
     """What a checkpoint of the parts `ours` holds. Raises `InputError` for a damaged one, and one of other parts."""
     try:
@@ -406,7 +453,7 @@ def _read_checkpoint(file: Path, ours: Any) -> tuple[dict[str, Any], _Shares | N
             raise LookupError
         shares = _Shares(found["directory"], [Stamp(**stamp) for stamp in found["files"]]) if found else None
         return stored, shares
-    except (*DAMAGE, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+    except UNREADABLE:
         raise _damaged(file) from None
 
 
@@ -510,9 +557,14 @@ def _refuse_other_run(path: Path, stored: dict[str, Any], wanted: dict[str, Any]
     longer = names == [STEPS] and (ours.get(STEPS) or 0) > (theirs.get(STEPS) or math.inf)
     if longer and endless:
         return True
-    shown = "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
     way = f"choose another --out, with --init {path} to go on from its model" if longer else "choose another --out"
-    raise InputError(f"{path} holds another run ({shown}): {way}, or ask for the same run")
+    told = _told(names, theirs, ours)
+    raise InputError(f"{path} holds another run ({told}): {way}, or ask for the same run")
+
+
+def _told(names: Sequence[str], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The first differences of two runs."""
+    return "; ".join(f"{name} is {theirs.get(name)} there, {ours.get(name)} here" for name in names[:4])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

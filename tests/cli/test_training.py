@@ -382,6 +382,38 @@ def test_a_spoilt_tokenizer_is_one_line(
     is_a_mistake(done, told)
 
 
+def test_one_plateau_gives_models_of_several_lengths(
+    nextscale, pictures: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    """A fall from it is that of a whole run, bit for bit; the plateau is made longer, and the first fall stays done."""
+    command = ["train", "transformer", "--data", pictures, "--tokenizer", tokenizer_run, "--batch", 4]
+    command += ["--set", "optimization.warmup_steps=1", "--cooldown"]
+    held, fallen = ["--plateau", tmp_path / "held"], ["--out", tmp_path / "fallen"]
+    assert nextscale(*command, 0, "--steps", 4, "--out", tmp_path / "held").status == 0
+    assert nextscale(*command, 0.2, *held, *fallen).status == 0
+    assert nextscale(*command, 0.2, "--steps", 5, "--out", tmp_path / "whole").status == 0
+    weights = [(tmp_path / run / "transformer.safetensors").read_bytes() for run in ("fallen", "whole", "held")]
+    assert weights[0] == weights[1] != weights[2]
+    assert nextscale(*command, 0, "--steps", 6, "--out", tmp_path / "held").status == 0
+    assert "finished already, nothing to do" in " ".join(nextscale(*command, 0.2, *held, *fallen).output.split())
+    late = nextscale(*command, 0.2, *held, "--steps", 5, "--out", tmp_path / "late")
+    is_a_mistake(late, "steps: expected a fall that begins at step 6 or later", "got one of 5 steps that begins at 4")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--cooldown", 1], "cooldown: expected a share from 0 to below 1, got 1.0"),
+        (["--plateau", "held"], "--plateau: expected --cooldown too"),
+        (["--plateau", "held", "--cooldown", 0.2, "--minutes", 1], "--plateau: expected a length in --steps, got"),
+        (["--plateau", "held", "--cooldown", 0.2], "expected a run with a checkpoint, got held"),
+    ],
+)
+def test_what_is_no_plateau_is_told(nextscale, pictures: Path, trained: Path, options: list[Any], told: str) -> None:
+    """In one line."""
+    is_a_mistake(nextscale("train", "transformer", "--data", pictures, "--tokenizer", trained, *options), told)
+
+
 def test_a_run_that_diverges_is_one_line(nextscale, pictures: Path, tmp_path: Path) -> None:
     """No traceback: nothing is wrong with the program, but the learning rate; the last step's pictures are kept."""
     absurd = ["--set", "optimization.learning_rate=1e30", "optimization.warmup_steps=0"]

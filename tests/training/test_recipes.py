@@ -83,6 +83,57 @@ def test_a_cosine_falls_slowly_at_both_ends() -> None:
     assert curve[850] < line[850] - 0.02
 
 
+def test_a_root_falls_fast_at_first() -> None:
+    """By 1 - sqrt: half of the way down after a quarter of the fall."""
+    recipe = dataclasses.replace(RELEASE, fall="sqrt", flat=0.2, final_rate=0.0)
+    assert [recipe.rate(step, 1000) for step in (200, 400, 1000)] == pytest.approx([0.5, 0.25, 0.0])
+
+
+def test_a_plateau_lasts_until_the_fall() -> None:
+    """Of a run of 1000 steps 800, after a warm-up in steps; as many as the share of the length that is told."""
+    held = RELEASE.until_the_fall(0.2, 1500)
+    assert (held.warmup, held.warmup_steps, held.plateau(1000)) == (0.0, 30, 800)
+    assert [held.rate(step, 1000) for step in (29, 500, 800)] == pytest.approx([0.5] * 3)
+    assert held.rate(900, 1000) == pytest.approx(0.5 * 0.55)
+    assert held.open_ended is False  # its weight decay grows
+    steady = dataclasses.replace(held, final_weight_decay=1.0)
+    assert (steady.open_ended, steady.endless) == (True, False)
+
+
+def test_steps_of_a_plateau_do_not_know_its_length() -> None:
+    """Rates and decays before the fall are the same for every length."""
+    recipe = dataclasses.replace(RECIPE.until_the_fall(0.25, 100), warmup_steps=10)
+    for total in (80, 100, 333):
+        for step in range(recipe.plateau(total)):
+            assert recipe.rate(step, total) == recipe.rate(step, 1000)
+            assert recipe.decay(step, total) == recipe.decay(step, 1000)
+        assert recipe.rate(recipe.plateau(total) + 1, total) < 0.5
+
+
+@pytest.mark.parametrize(("share", "endless"), [(0.0, True), (0.1, False)])
+def test_a_run_without_a_fall_has_no_end(share: float, endless: bool) -> None:
+    """At its peak all along, whatever the final rate would be."""
+    recipe = RECIPE.until_the_fall(share, 100)
+    assert recipe.endless is endless
+    assert (recipe.rate(99, 100) == 0.5) is endless
+    assert recipe.plateau(100) == (100 if endless else 90)
+
+
+@given(share=st.floats(0, 0.99), done=st.integers(20, 100_000))
+@settings(max_examples=100, deadline=None)
+def test_a_length_by_share_begins_to_fall_where_the_plateau_is(share: float, done: int) -> None:
+    """As the command line reckons it."""
+    total = round(done / (1 - share))
+    assert RECIPE.until_the_fall(share, 100).plateau(total) == done
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+def test_no_run_is_all_fall(share: float) -> None:
+    """The warm-up has to be followed by something."""
+    with pytest.raises(InputError, match="cooldown: expected a share from 0 to below 1, got"):
+        RECIPE.until_the_fall(share, 100)
+
+
 def test_weight_decay_grows_by_a_cosine() -> None:
     """As d30's does, from 0.05 to 0.08."""
     recipe = dataclasses.replace(RELEASE, weight_decay=0.05)

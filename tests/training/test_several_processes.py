@@ -107,6 +107,14 @@ def test_two_processes_train_the_transformer_that_one_would(
     assert (ours - theirs).norm() < 0.01 * (ours - start).norm()
 
 
+def test_a_fall_from_a_plateau_in_shares_ends_as_a_whole_run_does(out: Path) -> None:
+    """Bit for bit; the shares of the plateau stay where they are."""
+    ours, theirs = ((out / name / "transformer.safetensors").read_bytes() for name in ("fallen", "whole fall"))
+    assert ours == theirs
+    assert [path.name for path in (out / "held").glob("state-*")] == ["state-0000006"]
+    assert [path.name for path in (out / "fallen").glob("state-*")] == ["state-0000008"]
+
+
 def test_a_run_of_two_processes_continues_bit_for_bit(out: Path) -> None:
     """Cut short and gone on with, as if it had not been."""
     for rank in (0, 1):

@@ -67,6 +67,14 @@ def orphaned(directory: Path) -> Stage:
     return run(lambda: toy.stage(ADDS_UP), directory)
 
 
+def of_a_plateau(out: Path) -> None:
+    """In shares: six steps on it, a fall from there to the eighth, and a whole run of eight."""
+    held, falls = (partial(toy.second_stage, [f"optimization.flat={flat}"], sharded=True) for flat in (1, 0.75))
+    run(held, out / "held")
+    list(train(falls(), out / "fallen", Length(steps=8), seed=0, rhythm=Rhythm(checks=1), plateau=out / "held"))
+    run(falls, out / "whole fall", steps=8)
+
+
 def main(out: Path) -> None:
     """Every run in a directory of its own."""
     with distributed.joined(torch.device("cpu")):
@@ -80,6 +88,7 @@ def main(out: Path) -> None:
         }
         for name, sharded in (("copies", False), ("shares", True)):
             run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)
+        of_a_plateau(out)
         for name, sharded in (("copies that read", False), ("shares that read", True)):
             run(partial(toy.text_stage, WITH_MUON, sharded=sharded, begin=7), out / name, cut=3)
         for name, stage in stages.items():
