@@ -77,7 +77,7 @@ def test_the_tree_is_the_tree_on_disk() -> None:
             assert sorted(named) == sorted({path.stem for path in folder.glob("*.py")} - {"__init__"}), room
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "docs", "scripts", "tests"])
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "examples", "scripts", "tests"])
 def test_the_tree_names_what_stands_beside_the_package(folder: str) -> None:
     """Folders of the project."""
     assert re.search(rf"^{folder}/ ", TREE, re.MULTILINE)
