@@ -30,6 +30,7 @@ COUNTABLE = 1 << 16  # codes that are counted one by one; of more, the digits of
 WIDEST_SPHERE = 181  # channels of quantizer sphere, whose codes are counted one by one
 
 Quantizer = Literal["codebook", "fsq", "bsq", "sphere"]
+Order = Literal["scale", "raster"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -303,9 +304,12 @@ class TransformerConfig:
     groups: tuple[int, ...] = field(default=(), repr=False)  # likewise
     """Sizes of the digits in which a token is predicted, each with a softmax of its own, the least significant first;
     their product is V. None: one softmax over all codes."""
+    order: Order = field(default="scale", repr=False)  # likewise
+    """What is predicted from what: each token map from the coarser ones, or as a rival does it (`rivals`)."""
 
     def __post_init__(self) -> None:
         self._check_groups()
+        self._check_order()
         for name in ("codebook_size", "code_channels", "classes", "depth", "width", "heads", "feed_forward"):
             most = MOST_MODULES if name == "depth" else LARGEST
             most = 2**MOST_BITS if name == "codebook_size" and self.groups else most
@@ -324,6 +328,20 @@ class TransformerConfig:
             not self.groups or math.prod(self.groups) == self.codebook_size,
             f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {shown}",
         )
+
+    def _check_order(self) -> None:
+        options, maps = typing.get_args(Order), len(self.scales)
+        told = f"transformer order: expected one of {', '.join(options)}, got {reprlib.repr(self.order)}"
+        _require(self.order in options, told)
+        told = (
+            f"order {self.order}: expected a tokenizer of one scale (--set architecture.scales=N makes one), got {maps}"
+        )
+        _require(self.order == "scale" or maps == 1, told)
+
+    @property
+    def walk(self) -> Scales:
+        """What is predicted at once, one after the other: token maps; in raster order each token is one of 1x1."""
+        return Scales([1] * self.scales.total) if self.order == "raster" else self.scales
 
     @property
     def logits(self) -> int:
@@ -368,7 +386,7 @@ class TransformerConfig:
         projection = 6 * d * d + 6 * d
         attention = (self.heads if self.normalized_attention else 0) + 2 * d + 3 * d * d + d * d + d
         block = attention + 2 * d * f + f + d + (6 * d if self.shared_modulation else projection)
-        positions = (self.scales.lengths[0] + self.scales.total + len(self.scales)) * d
+        positions = (self.walk.lengths[0] + self.scales.total + len(self.scales)) * d
         embeddings = (self.code_channels + 1) * d + (self.classes + 1) * d
         head = 2 * d * d + 2 * d + (d + 1) * self.logits
         shared = projection if self.shared_modulation else 0

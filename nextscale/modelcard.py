@@ -18,7 +18,13 @@ from nextscale.errors import InputError, printable
 from nextscale.files.checkpoint import read_json
 
 CLASSES = 60  # names shown; config.json has them all
-TAGS = ("nextscale", "visual-autoregressive-modeling", "next-scale-prediction", "image-generation")
+TAGS = ("nextscale", "image-generation")
+OF_SCALES = ("visual-autoregressive-modeling", "next-scale-prediction")  # tags of VAR
+KINDS = {  # by order of prediction
+    "scale": "A next-scale transformer with its multi-scale tokenizer (visual autoregressive modelling, "
+    "[arXiv:2404.02905](https://arxiv.org/abs/2404.02905))",
+    "raster": "A next-token transformer, row by row, with its tokenizer",
+}
 SHAPES = ("tokenizer", "transformer")  # in a run's settings: architectures, which config.json tells
 PRESERVED = re.compile(r"[/~\\]|[A-Za-z]:")  # how a path begins that says where something lies on a machine
 
@@ -79,7 +85,7 @@ def _front_matter(facts: Facts, told: Told) -> str:
     """What the hub reads: YAML."""
     task = "unconditional-image-generation" if facts.transformer.text is None else "text-to-image"
     licence = [] if told.license is None else [f"license: {told.license}"]
-    tags = [f"  - {tag}" for tag in TAGS]
+    tags = [f"  - {tag}" for tag in (*TAGS, *(OF_SCALES if facts.transformer.order == "scale" else ()))]
     return "\n".join(["---", "library_name: nextscale", f"pipeline_tag: {task}", *licence, "tags:", *tags, "---"])
 
 
@@ -87,12 +93,8 @@ def _summary(facts: Facts) -> str:
     size, model = facts.tokenizer, facts.transformer
     reads = "" if model.text is None else " and from prompts"
     some = f"{model.classes} classes" if model.classes > 1 else "one class"
-    return (
-        "A next-scale transformer with its multi-scale tokenizer (visual autoregressive modelling, "
-        "[arXiv:2404.02905](https://arxiv.org/abs/2404.02905)). "
-        f"It paints pictures of {size.width}×{size.height} px of {some}{reads}, coarse to fine, "
-        f"in {len(size.scales)} steps."
-    )
+    steps = f", coarse to fine, in {len(size.scales)} steps" if model.order == "scale" else ""
+    return f"{KINDS[model.order]}. It paints pictures of {size.width}×{size.height} px of {some}{reads}{steps}."
 
 
 def _usage(facts: Facts) -> str:

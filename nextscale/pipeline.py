@@ -29,11 +29,12 @@ from torch import Tensor
 
 from nextscale import hub, modelcard, presets
 from nextscale.checks import checked
-from nextscale.config import check_classes, check_pair, to_json
+from nextscale.config import Order, TransformerConfig, check_classes, check_pair, from_json, to_json
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint, durable
 from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, grid, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
+from nextscale.rivals.orders import kind_of
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance
@@ -264,8 +265,9 @@ class Pipeline:
         shown = "" if self.classes == _numbers(model.classes) else f": {', '.join(self.classes[:3])}"
         more = ", ..." if shown and len(self.classes) > 3 else ""
         text = f", prompts of {model.text.tokens} pieces" if model.text else ""
+        kind = f"{type(self.transformer).__name__}-d{model.depth}"
         return (
-            f"Pipeline(VAR-d{model.depth}, {model.parameters / 1e6:.1f} M parameters, {size.height}x{size.width} px, "
+            f"Pipeline({kind}, {model.parameters / 1e6:.1f} M parameters, {size.height}x{size.width} px, "
             f"{model.classes} classes{shown}{more}{text}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
         )
 
@@ -278,6 +280,11 @@ class Pipeline:
     def classes(self, names: tuple[str, ...]) -> None:
         check_classes(names, self.transformer.config.classes)
         self._classes = tuple(names)
+
+    @property
+    def steps(self) -> int:
+        """How many steps a picture takes: one a scale; in raster order one a token."""
+        return kind_of(self.transformer.config).sampler.steps(self.transformer.config)
 
     @property
     def fingerprint(self) -> str:
@@ -364,9 +371,11 @@ class Pipeline:
             )
         model = hub.directory(str(model)) if hub.is_name(model) else model
         config = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
-        models = MultiScaleVQVAE.load(model, device=device), VAR.load(model, device=device, precision=precision)
+        tokenizer = MultiScaleVQVAE.load(model, device=device)
+        kind = kind_of(from_json(TransformerConfig, config["transformer"]))
+        transformer = kind.model.load(model, device=device, precision=precision)
         names, reader = _names(model, config["classes"]), _reader(config, text_encoder)
-        return cls(*models, classes=names, device=device, precision=precision, reader=reader)
+        return cls(tokenizer, transformer, classes=names, device=device, precision=precision, reader=reader)
 
     @checked
     def save(self, directory: str | Path) -> None:
@@ -621,6 +630,8 @@ class Pipeline:
         `generate` refuses.
         """
         size = self.tokenizer.config
+        if self.transformer.order != "scale":
+            raise InputError(f"edit: expected a model of order scale, got one of order {self.transformer.order}")
         _check_edit(count=count, feather=feather, keep_scales=keep_scales, scales=len(size.scales))
         if copy and (leak_free or keep_scales):
             raise InputError("copy: expected leak_free=False and no keep_scales, since the release's way leaks")
@@ -673,12 +684,13 @@ class Pipeline:
         seeds: int | Sequence[int] | None,
         settings: Settings,
     ) -> tuple[tuple[Request, ...], Dealt, Engine]:
-        """One an image, the settings of each scale, and what paints them."""
+        """One an image, the settings of each step, and what paints them."""
         labels, prompts, numbers = _aligned(asked, seeds)
         self._check_words(
             [*(prompts if asked.prompts is not None else ()), *([asked.negative] if asked.negative else ())]
         )
-        dealt = settings.dealt(len(self.transformer.config.scales))
+        dealt = settings.dealt(self.steps)
+        _refuse_scales(dealt, self.transformer.order)
         known = (*self.classes, NO_CLASS)
         places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
         engine, model = self._painter()
@@ -726,7 +738,7 @@ class Pipeline:
         edit: loop.Edit | None = None,
     ) -> Iterator[Step]:
         prompts, negative = self._read(requests)
-        walk = loop.generate(
+        walk = kind_of(self.transformer.config).sampler.paint(
             engine.transformer,
             engine.tokenizer.quantizer,
             [request.label for request in requests],
@@ -753,9 +765,10 @@ class Pipeline:
 
     def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
         """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
-        steps = list(walk)
-        tokens_BL = torch.cat([step.tokens.flatten(1) for step in steps], dim=1)
-        return _shown(engine, steps[-1]._canvas), tokens_BL
+        tokens = []
+        for step in walk:
+            tokens.append(step.tokens.flatten(1))
+        return _shown(engine, step._canvas), torch.cat(tokens, dim=1)
 
     def engine(self) -> Engine:
         """What sampling runs, made on first use and anew whenever weights have changed (see `refresh`)."""
@@ -819,6 +832,14 @@ def _meant(name: str, classes: Sequence[str]) -> str:
 def _same(name: str, asked: str) -> bool:
     """Whether both are one name: macOS writes the é of a folder's name as two characters, keyboards as one."""
     return normalize("NFC", name) == normalize("NFC", printable(asked))
+
+
+def _refuse_scales(dealt: Dealt, order: Order) -> None:
+    """Raise `InputError` for what only steps that are scales have."""
+    told = {"step_guidance": any(dealt.step_weights), "reach": dealt.reach is not None}
+    given = [name for name, is_given in told.items() if is_given and order != "scale"]
+    if given:
+        raise InputError(f"{given[0]}: expected with a model of order scale, got one of order {order}")
 
 
 def _check_edit(*, count: int, feather: int, keep_scales: int, scales: int) -> None:

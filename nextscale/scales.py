@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Size = tuple[int, int]
-MOST_SCALES = 1_000  # far more than any model has; a mistaken file ends here, not in hours of work
+# Far beyond any model, so that a mistaken file ends in a line and not in hours of work.
+MOST_SCALES = 1 << 12  # of a model that predicts 64x64 tokens one by one
 LONGEST_SIDE = 1 << 12  # tokens: pictures of 65,536 pixels at a stride of 16
 
 

@@ -193,7 +193,7 @@ def test_a_config_beyond_all_models_is_one_short_line(
     [
         ([10**9], "expected sides of at most 4096 tokens, got 1000000000"),
         ([1, [1, 10**4000]], "expected sides of at most 4096 tokens"),
-        ([1] * 10**5, "expected at most 1000, got 100000"),
+        ([1] * 10**5, "expected at most 4096, got 100000"),
         ([[[[[[[[[[1]]]]]]]]]], "expected positive ints or"),
         ([1, "x" * 10**6], "expected positive ints or"),
         (["1"] * 10**5, "expected positive ints or"),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nextscale import presets
 from nextscale.config import TransformerConfig
+from nextscale.errors import InputError
 from nextscale.machine import flops
 from nextscale.machine.flops import Convolution, Work
 from nextscale.machine.precision import Precision
@@ -266,6 +267,8 @@ def measure_sampling(
         done: called after the first call and after each repeat.
     """
     config = pipe.transformer.config
+    if config.order != "scale":
+        raise InputError(f"expected a next-scale model, whose scales are timed, got one of order {config.order}")
     settings = Settings(guidance, top_k, top_p, step_guidance=step_guidance, reach=reach)
     dealt = settings.dealt(len(config.scales))
     until = guided_scales(dealt.weights)

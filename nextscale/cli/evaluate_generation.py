@@ -196,7 +196,7 @@ class EvaluateGeneration:
         if self.save_npz and distributed.world() > 1:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
-        chosen = fitted(chosen, len(pipe.transformer.config.scales), until=self.guidance_until)
+        chosen = fitted(chosen, pipe.steps, until=self.guidance_until)
         parts = self._parts(pipe, chosen[0], device)
         if self.out is not None:
             directory("--out", self.out)

@@ -59,7 +59,7 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     from nextscale.machine import distributed
 
     pipe = models.load(command.model, command.depth, device=device, precision=command.precision)
-    (setting,) = generation.fitted(settings, len(pipe.transformer.config.scales), until=command.guidance_until)
+    (setting,) = generation.fitted(settings, pipe.steps, until=command.guidance_until)
     if pipe.reader is None:
         raise InputError(f"--prompts: expected a model that reads text, got {' '.join(command.model)}")
     if command.reference == "figures":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
 SHORT: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+STRIP = 12  # pictures of a strip at most, where steps are no scales
 COLUMNS = 8  # of the grid, unless each class has its own row
 
 
@@ -123,8 +124,8 @@ class Sample(Painting):
         known = {"labels": labels, "prompts": prompts}
         asked: dict[str, Any] = {what: each for what, each in known.items() if each[0] is not None}
         steps = pipe.stream(**asked, seeds=seeds, **self.settings())
-        last = len(pipe.transformer.config.scales) - 1
-        shown = [(step.requests, step.preview()) for step in steps if self.growing or step.scale == last]
+        wanted = shown_steps(pipe) if self.growing else [pipe.steps - 1]
+        shown = [(step.requests, step.preview()) for step in steps if step.scale in wanted]
         stages = zip(*(pictures for _, pictures in shown), strict=True)
         return zip(shown[-1][0], map(list, stages), strict=True)
 
@@ -151,6 +152,12 @@ class Sample(Painting):
         print(again("sample", self))
 
 
+def shown_steps(pipe: Pipeline) -> list[int]:
+    """Of what is painted, which steps a strip shows: every scale; of a rival's many steps some, the last one too."""
+    count = pipe.steps if pipe.transformer.order == "scale" else min(pipe.steps, STRIP)
+    return [-(-pipe.steps * part // count) - 1 for part in range(1, count + 1)]
+
+
 class Picture(NamedTuple):
     """What one is to show."""
 
@@ -167,11 +174,12 @@ def _save(file: Path, image_3HW: Tensor, *, notes: Mapping[str, str] | None) -> 
 
 
 def _save_strip(file: Path, stages: list[Tensor], pipe: Pipeline, *, notes: Mapping[str, str] | None) -> None:
-    """Images (3, H, W) in [0, 1] of all scales, side by side under their names."""
+    """Images (3, H, W) in [0, 1] of all scales, or of some steps, side by side under their names."""
     import torch
 
     from nextscale import images
     from nextscale.cli.sheet import Row, drawn, scale_names
 
-    over = scale_names(pipe.transformer.config.scales)
+    by_scale = pipe.transformer.order == "scale"
+    over = scale_names(pipe.transformer.config.scales) if by_scale else [f"step {k + 1}" for k in shown_steps(pipe)]
     images.save(file, drawn([Row("", images.from_unit(torch.stack(stages)), over)]), notes=notes)

@@ -37,6 +37,7 @@ from nextscale.cli.options import (
 )
 from nextscale.cli.output import at_least, progress, say
 from nextscale.cli.training import length, together, watch
+from nextscale.config import Order
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 Named = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the tokenizer's)")]
 Text = Annotated[str | None, tyro.conf.arg(metavar="embedded|none|DIR|HUB", help_behavior_hint="")]
+Ordered = Annotated[Order | None, tyro.conf.arg(help_behavior_hint="")]
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
 
 
@@ -91,6 +93,9 @@ class TrainTransformer:
     data's."""
     depth: Depth = None
     """Blocks; the paper's one dial, with width = 64 * depth and depth heads."""
+    order: Ordered = None
+    """What is predicted from what (default: as --init, else scale). A rival of VAR, on a tokenizer of one scale: raster
+    is token by token, row by row (docs/rivals.md)."""
     text: Text = None
     """What reads the captions of the data: embedded is an encoder that learns with the transformer, none leaves them
     unread, anything else is a frozen encoder of the transformers library (default: as the preset or --init does)."""
@@ -147,7 +152,8 @@ class TrainTransformer:
         from nextscale import presets
         from nextscale.cli import reading
         from nextscale.training.loop import Length, Rhythm, train
-        from nextscale.training.transformer.stage import TransformerStage, fitted
+        from nextscale.training.rivals.stages import STAGES
+        from nextscale.training.transformer.stage import fitted
         from nextscale.transformer.adapted import adapted, kept
 
         rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
@@ -163,11 +169,11 @@ class TrainTransformer:
         data = self._data(tokenizer)
         if architecture.text is not None:
             reader, architecture = reading.read(architecture, reader, recipe, data, self.data)
-        config = self._cut(fitted(architecture, tokenizer, classes=len(data.classes)))
+        config = self._cut(fitted(architecture, tokenizer, classes=len(data.classes), order=self.order))
         if first:
             known = kept(first.classes, data.classes)
             say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
-        stage = TransformerStage(
+        stage = STAGES[config.order](
             config,
             tokenizer,
             data,

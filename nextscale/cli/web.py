@@ -53,6 +53,12 @@ class Web:
                 time.sleep(3600)
 
     def _pipeline(self) -> Pipeline:
-        return models.load(
+        pipe = models.load(
             self.model, self.depth, device=self.device, precision=self.precision, text_encoder=self.text_encoder
         )
+        if pipe.transformer.order != "scale":
+            raise InputError(
+                f"--model {self.model[0]}: expected a next-scale model, whose scales the studio shows and edits, got "
+                f"one of order {pipe.transformer.order}, which nextscale sample paints"
+            )
+        return pipe

@@ -62,8 +62,12 @@ def _reading_work(config: TransformerConfig) -> int:
 
 
 def scale_work(config: TransformerConfig, k: int, *, guided: bool, reach: int | None = None) -> Work:
-    """Of scale k: the embedding of its inputs, the blocks, and the head. It looks at the last `reach` scales."""
-    tokens, seen = config.scales.lengths[k], config.scales.slices()[k].stop - config.scales.firsts(reach)[k]
+    """Of scale k, in raster order of token k: the embedding of its inputs, the blocks, and the head.
+
+    It looks at the last `reach` scales.
+    """
+    walk = config.walk
+    tokens, seen = walk.lengths[k], walk.slices()[k].stop - walk.firsts(reach)[k]
     linears = 4 * config.width**2 + 2 * config.width * config.feed_forward  # q, k, v, out; up, down
     attention = 2 * seen * config.width  # q k^T, and its softmax times v
     if config.text is not None:

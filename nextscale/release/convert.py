@@ -170,6 +170,8 @@ def names(model: MultiScaleVQVAE | VAR) -> dict[str, str]:
     if not isinstance(model, MultiScaleVQVAE | VAR):
         raise InputError(f"model: expected MultiScaleVQVAE or VAR, got {type(model).__name__}")
     if isinstance(model, VAR):
+        if model.order != "scale":
+            raise InputError(f"expected a next-scale transformer, as the release's are, got one of order {model.order}")
         if model.config.groups:
             told = f"groups {', '.join(map(str, model.config.groups))}"
             raise InputError(f"expected a head over all codes, as the release's format holds, got {told}")

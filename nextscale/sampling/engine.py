@@ -164,6 +164,7 @@ def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
     if tokenizer.config.fixed:
         told = f"{tokenizer.config.quantizer} {tokenizer.config.digits} {checksum(tokenizer.quantizer.gain_K)}"
         digest.update(told.encode())
+    digest.update(b"" if transformer.order == "scale" else transformer.order.encode())
     digest.update(repr(transformer.config.groups).encode() if transformer.config.groups else b"")
     digest.update(repr(transformer.config.text).encode() if transformer.config.text else b"")
     for model in (tokenizer, transformer):

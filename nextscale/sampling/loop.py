@@ -135,7 +135,7 @@ def generate(
     Raises `InputError` for smooth sampling from a head in groups, logits of `process` that nothing can be drawn from,
     and prompts for a model that reads none.
     """
-    scales, groups, batch = transformer.config.scales, transformer.config.groups, len(labels)
+    scales, groups, batch = transformer.walk, transformer.config.groups, len(labels)
     choices = [choice] * len(scales) if isinstance(choice, Choice) else [*choice]
     assert len(choices) == len(scales)
     if groups and any(choice.smooth for choice in choices):

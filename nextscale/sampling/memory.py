@@ -40,9 +40,9 @@ def image_bytes(
 def sampling_bytes(
     config: TransformerConfig, *, guided: bool, dtype: torch.dtype, step_guided: bool = False, reach: int | None = None
 ) -> int:
-    """The cache, the text's keys and values; of the largest scale a block's activations, the logits, and the draw."""
+    """The cache, the text's keys and values; of the largest step a block's activations, the logits, and the draw."""
     rows = 2 if guided else 1
-    largest = max(config.scales.lengths)
+    largest = max(config.walk.lengths)
     block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
     terms = rows + 2 * (rows - 1) + (3 if step_guided else 0)  # guided: two terms and their sum; prior, term and sum
     logits = terms * largest * config.logits * FLOAT

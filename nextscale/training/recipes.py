@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
-from nextscale.config import TokenizerConfig
+from nextscale.config import Order, TokenizerConfig
 from nextscale.errors import InputError
 from nextscale.scales import Scales
 
@@ -358,6 +358,9 @@ class Reading:
             _require(0 <= value <= 1, f"text.{name}: expected a share from 0 to 1, got {value}")
 
 
+OF_SCALES = ("self_correction", "progressive", "scale_weights")  # of a recipe, what only order scale has
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerRecipe:
     """Everything about how a transformer is trained."""
@@ -411,8 +414,11 @@ class TransformerRecipe:
         """As `Recipe.open_ended`."""
         return self.optimization.open_ended and not self.progressive
 
-    def check(self, scales: Scales) -> None:
-        """Raise `InputError` unless it can train a model of these scales."""
+    def check(self, scales: Scales, order: Order = "scale") -> None:
+        """Raise `InputError` unless it can train a model of these scales, in this order."""
+        for name in OF_SCALES if order != "scale" else ():
+            got = getattr(self, name)
+            _require(not got, f"{name}: expected {type(got)()} for order {order}, which knows no scales, got {got}")
         given, wanted = len(self.scale_weights), len(scales)
         _require(given in (0, wanted), f"scale_weights: expected a number for each of {wanted} scales, got {given}")
         first = self.scale_weights[: self.progressive_from] if self.progressive else ()

@@ -52,7 +52,7 @@ def adapted(
         weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
         weights |= {
             "class_embedding.weight": _class_rows(weights["class_embedding.weight"], known, classes),
-            **_places(weights, model.config.scales, config.scales),
+            **_places(weights, model.config, config),
         }
     if model.config.text is None and config.text is not None:
         weights = type(model)(config, seed=seed).state_dict() | weights
@@ -106,13 +106,14 @@ def _told_apart(names: Iterable[str]) -> list[tuple[str, int]]:
 # ---- places ----------------------------------------------------------------------------------------------------------
 
 
-def _places(weights: dict[str, Tensor], old: Scales, new: Scales) -> dict[str, Tensor]:
-    """Start tokens (1, h_1 * w_1, D), positions (1, L, D) and levels (K, D) for new scales."""
+def _places(weights: dict[str, Tensor], one: TransformerConfig, other: TransformerConfig) -> dict[str, Tensor]:
+    """Start tokens (1, h_1 * w_1, D), positions (1, L, D) and levels (K, D) for the scales of the other."""
+    old, new = one.scales, other.scales
     source = source_scales(old, new)
     parts = weights["positions"].split(old.lengths, dim=1)
     resized = [_resized(parts[j], old.sizes[j], new.sizes[k]) for k, j in enumerate(source)]
     return {
-        "start": _resized(weights["start"], old.sizes[0], new.sizes[0]),
+        "start": _resized(weights["start"], one.walk.sizes[0], other.walk.sizes[0]),
         "positions": torch.cat(resized, dim=1),
         "levels.weight": weights["levels.weight"][source],
     }

@@ -13,14 +13,14 @@ import reprlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.checks import checked
-from nextscale.config import TransformerConfig, from_json, to_json
+from nextscale.config import Order, TransformerConfig, from_json, to_json
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
 from nextscale.machine.precision import Precision, as_held, find_device, find_dtype
@@ -65,18 +65,23 @@ class VAR(nn.Module):
     """The transformer (paper, section 3.1 and appendix).
 
     Arguments:
-        config: the architecture.
+        config: the architecture, of this class's order, else `InputError`.
         seed: of the random weights. None leaves the weights on the meta device, for a state dict to be assigned to.
     """
 
+    order: ClassVar[Order] = "scale"
+
     @checked
     def __init__(self, config: TransformerConfig, *, seed: int | None = 0) -> None:
+        if config.order != self.order:
+            name = type(self).__name__
+            raise InputError(f"{name}: expected a transformer of order {self.order}, got one of order {config.order}")
         super().__init__()
-        self.config = config
+        self.config, self.walk = config, config.walk
         width, scales = config.width, config.scales
         with shapes_alone():
             self.class_embedding = nn.Embedding(config.classes + 1, width)  # the last row: no class
-            self.start = nn.Parameter(torch.empty(1, scales.lengths[0], width))
+            self.start = nn.Parameter(torch.empty(1, self.walk.lengths[0], width))
             self.code_projection = nn.Linear(config.code_channels, width)
             self.positions = nn.Parameter(torch.empty(1, scales.total, width))
             self.levels = nn.Embedding(len(scales), width)
@@ -276,8 +281,8 @@ class VAR(nn.Module):
         return model
 
     def _seen(self, batch: int, inputs_BLC: Tensor) -> Scales:
-        """The scales that teacher inputs are of: all, or the first ones."""
-        scales = self.config.scales
+        """The maps that teacher inputs are of: all, or the first ones."""
+        scales = self.walk
         for count, part in enumerate(scales.slices(), start=1):
             if inputs_BLC.shape == (batch, part.stop - scales.lengths[0], self.config.code_channels):
                 return scales if count == len(scales) else Scales(scales.sizes[:count])

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tiny import TOKENIZER
 from torch import Tensor, nn
 
-from nextscale import VAR, MultiScaleVQVAE
-from nextscale.config import TokenizerConfig, TransformerConfig
+from nextscale import VAR, MultiScaleVQVAE, Scales
+from nextscale.config import Order, TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
 from nextscale.data.captions import Captions
 from nextscale.data.pictures import Split, from_memory
@@ -23,8 +23,9 @@ from nextscale.features import FeatureNetwork, PerceptualDistance
 from nextscale.text.vocabulary import Vocabulary
 from nextscale.training import recipes
 from nextscale.training.recipes import Reading, Recipe, TokenizerRecipe, TransformerRecipe
+from nextscale.training.rivals.stages import STAGES
 from nextscale.training.tokenizer.stage import TokenizerStage
-from nextscale.training.transformer.stage import TransformerStage
+from nextscale.training.transformer.stage import TransformerStage, fitted
 
 RECIPE = Recipe(
     batch=4,
@@ -203,6 +204,34 @@ def second_stage(
         precision="fp32",
         sharded=sharded,
         begin=VAR(TRANSFORMER, seed=begin) if begin is not None else None,
+    )
+
+
+SINGLE = dataclasses.replace(TOKENIZER, scales=Scales([4]))  # what rivals learn the tokens of
+# Every option of the second stage that a rival of VAR may have.
+ALL_OF_A_RIVAL = tuple(each for each in ALL_OF_STAGE_2 if not each.startswith(("scale_weights", "progressive")))
+
+
+def rival_stage(
+    order: Order,
+    settings: Sequence[str] = (),
+    *,
+    data: DataSet | None = None,
+    sharded: bool = False,
+    seed: int = 0,
+    **changes: Any,
+) -> TransformerStage:
+    """`second_stage` of another order, on a tokenizer of one scale."""
+    data, tokenizer = data or data_set(), MultiScaleVQVAE(SINGLE, seed=3)
+    plain = TransformerRecipe(optimization=dataclasses.replace(RECIPE, **changes))
+    return STAGES[order](
+        fitted(TRANSFORMER, tokenizer, classes=len(data.classes), order=order),
+        tokenizer,
+        data,
+        recipe=recipes.changed(plain, settings),
+        seed=seed,
+        precision="fp32",
+        sharded=sharded,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nextscale import images
-from nextscale.config import TransformerConfig, check_pair, to_json
+from nextscale.config import Order, TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenCache, TokenSet
 from nextscale.errors import InputError
@@ -24,6 +24,7 @@ from nextscale.files.checkpoint import fingerprint
 from nextscale.machine import distributed
 from nextscale.machine.precision import Precision, find_device, lowered
 from nextscale.pipeline import Pipeline
+from nextscale.rivals.orders import kind_of
 from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.loop import Health
@@ -92,7 +93,7 @@ class TransformerStage:
         _check_labels(config, data)
         if reader is not None and data.train.captions is None:
             raise InputError("captions: expected some with the pictures, for a model that reads text, got none")
-        recipe.check(config.scales)
+        recipe.check(config.scales, config.order)
         if recipe.drop_path * config.depth / 24 >= 1:
             raise InputError(
                 f"drop_path: expected less than {24 / config.depth:.3g} at depth {config.depth}, got {recipe.drop_path}"
@@ -112,7 +113,7 @@ class TransformerStage:
             raise InputError(
                 "self_correction: expected pictures, whose features are quantized anew in each step, got tokens"
             )
-        self.model = (begin or VAR(config, seed=seed)).to(self.device)
+        self.model = (begin or kind_of(config).model(config, seed=seed)).to(self.device)
         self.learner = Learner(self.model, recompute=recompute, compiled=compiled)
         self.sharded = sharded and distributed.world() > 1
         if self.sharded:
@@ -212,7 +213,7 @@ class TransformerStage:
     def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, total: int | None) -> Lesson:
         """What a step tells of tokens: targets, and what is taken to be seen of them."""
         weights_L = self._weights(step, total)
-        first, end = self.model.config.scales.lengths[0], len(weights_L)
+        first, end = self.model.walk.lengths[0], len(weights_L)
         return Lesson(self._teacher_inputs(seen_BL)[:, : end - first], tokens_BL[:, :end], weights_L)
 
     def _exam(self, tokens_BL: Tensor) -> Lesson:
@@ -412,8 +413,10 @@ def _check_labels(config: TransformerConfig, data: DataSet | TokenSet) -> None:
             raise InputError(f"labels: expected 0 .. {config.classes - 1}, got {int(labels_N[outside_N][0])}")
 
 
-def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int) -> TransformerConfig:
-    """`config` with the scales and codes of `tokenizer` and so many classes.
+def fitted(
+    config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: int, order: Order | None = None
+) -> TransformerConfig:
+    """`config` with the scales and codes of `tokenizer`, so many classes, and where it is given another order.
 
     Codes of several digits are predicted digit by digit, unless the config has groups for them already.
     """
@@ -426,4 +429,5 @@ def fitted(config: TransformerConfig, tokenizer: MultiScaleVQVAE, *, classes: in
         code_channels=tokenizer.config.code_channels,
         groups=config.groups if cut else tokenizer.config.digits,
         classes=classes,
+        order=order or config.order,
     )

@@ -1,0 +1,9 @@
+"""Which stage trains the transformers of an order."""
+
+from __future__ import annotations
+
+from nextscale.config import Order
+from nextscale.training.rivals.raster import RasterStage
+from nextscale.training.transformer.stage import TransformerStage
+
+STAGES: dict[Order, type[TransformerStage]] = {"scale": TransformerStage, "raster": RasterStage}
