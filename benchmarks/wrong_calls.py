@@ -98,6 +98,13 @@ def doors() -> list[Door]:
         Door("Pipeline.edit", pipe.edit, {"images": images, "mask": torch.ones(8, 8), "labels": [0, 1], **drawn}),
         Door("Pipeline.repeat", pipe.repeat, {"request": pipe.generate([0]).requests[0]}),
         Door("Pipeline.reconstruct", pipe.reconstruct, {"images": images, "through": 2}),
+        Door("Pipeline.log_likelihood", pipe.log_likelihood, {"images": images, "labels": [0, "bee"], "batch": 2}),
+        Door("Pipeline.classify", pipe.classify, {"tokens": tokens, "labels": [0, "bee"], "through": 2, "batch": 3}),
+        Door(
+            "Pipeline.log_likelihood of words",
+            reads.log_likelihood,
+            {"tokens": tokens, "prompts": ["a", "b"], "labels": "bee", "batch": 2},
+        ),
         Door("Pipeline.label", pipe.label, {"name": "bee"}),
         Door(
             "Pipeline.push_to_hub",

@@ -523,7 +523,7 @@ def _from_array(array: np.ndarray) -> Tensor:
 
 def as_unit(given: Given, *, height: int, width: int) -> Tensor:
     """As `as_batch` takes `UNIT` ones, but left in [0, 1]: floats come back as they were, to the bit."""
-    if isinstance(given, list | tuple):
+    if isinstance(given, list | tuple) and given:  # of none `as_batch` tells
         return torch.cat([as_unit(one, height=height, width=width) for one in given])
     signed = as_batch(given, height=height, width=width, within=UNIT)
     tensor = _from_array(given) if isinstance(given, np.ndarray) else given

@@ -42,13 +42,17 @@ from nextscale.sampling.loop import Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
 from nextscale.sampling.settings import Dealt, Settings
+from nextscale.scales import Scales
 from nextscale.text.frozen import FrozenEncoder
 from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.text.vocabulary import Vocabulary
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.tokenizer import model as tokenizer_files
-from nextscale.transformer import VAR
+from nextscale.tokenizer.quantizer import check_tokens
+from nextscale.transformer import VAR, Condition
+from nextscale.transformer import likelihood as likelihoods
 from nextscale.transformer import model as transformer_files
+from nextscale.transformer.likelihood import Classified, Likelihood, Reading
 
 FEATHER = 1024  # pixels at most
 MOST_SHOWN, AT_A_TIME, SHOWN_SIDE = (
@@ -60,6 +64,7 @@ NO_CLASS = "no class"
 MAKER = ("precision", "model", "edit")  # of a request, what a note of its own tells
 Labels = int | str | Sequence[int | str]
 Texts = str | Sequence[str]
+Progress = Callable[[int, int], object]  # called with (done, total)
 
 
 class Shown(NamedTuple):
@@ -78,6 +83,14 @@ class Asked(NamedTuple):
     labels: Labels | None
     prompts: Texts | None
     negative: str | None
+
+
+class Row(NamedTuple):
+    """A picture whose likelihood is asked for, and under which condition."""
+
+    image: int
+    label: int
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -123,9 +136,7 @@ class Request:
     @property
     def title(self) -> str:
         """For people: class, prompt, or both."""
-        if self.prompt is None:
-            return self.name
-        return self.prompt if self.name == NO_CLASS else f"{self.name}: {self.prompt}"
+        return titled(self.name, self.prompt)
 
     @property
     def notes(self) -> dict[str, str]:
@@ -199,6 +210,13 @@ class Step:
     def preview(self) -> Tensor:
         """The images so far, (B, 3, H, W) float32 in [0, 1]."""
         return self._pipeline.show(self._canvas)
+
+
+def titled(name: str, prompt: str | None) -> str:
+    """A class, a prompt, or both."""
+    if prompt is None:
+        return name
+    return prompt if name == NO_CLASS else f"{name}: {prompt}"
 
 
 def _shown(engine: Engine, canvas_BCHW: Tensor) -> Tensor:
@@ -792,6 +810,142 @@ class Pipeline:
         size = self.tokenizer.config
         images_B3HW = as_batch(images, height=size.height, width=size.width, within=UNIT)
         return to_unit(self.tokenizer.decode(self.tokenizer.encode(images_B3HW.to(self.device)), through))
+
+    # -- how likely pictures are ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    @checked
+    def log_likelihood(
+        self,
+        images: Given | None = None,
+        labels: Labels | None = None,
+        prompts: Texts | None = None,
+        *,
+        tokens: Tensor | None = None,
+        batch: int = 16,
+        progress: Progress | None = None,
+    ) -> Likelihood:
+        """How likely the model takes pictures to be: nats of each image, scale and token, and how unsure it was.
+
+        Exact, by one pass with teacher forcing, in the precision that the transformer is held in; of the model as it
+        is: without guidance, truncation and temperature. It is about a picture's tokens, and says nothing of what the
+        tokenizer loses.
+
+        Arguments:
+            images: B of them, as `reconstruct` takes them.
+            labels: of classes, one for all or one an image; None is no class.
+            prompts: what is to be seen in words, one for all or one an image; None is no text.
+            tokens: (B, L) int64 instead of images, such as `Generated.tokens`.
+            batch: images at a time; changes the time, not what is found.
+            progress: called with (done, total) images after each batch.
+
+        Raises `InputError` for images or tokens of another shape, or none, an unknown label, prompts for a model that
+        reads none, and a batch below 1.
+        """
+        tokens_BL = self._tokens(images, tokens, batch)
+        count = len(tokens_BL)
+        names = _spread("labels", len(self.classes) if labels is None else labels, count)
+        words = _spread("prompts", prompts, count)
+        self._check_words([word for word in words if word is not None])
+        rows = [Row(*row) for row in zip(range(count), map(self.label, names), words, strict=True)]
+        readings = (likelihoods.log_probability, likelihoods.entropy)
+        log_p, entropy = self._readings(tokens_BL, rows, readings, batch=batch, progress=progress)
+        size = self.tokenizer.config
+        return Likelihood(log_p, entropy, size.scales, size.height * size.width)
+
+    @torch.no_grad()
+    @checked
+    def classify(
+        self,
+        images: Given | None = None,
+        labels: Labels | None = None,
+        prompts: Texts | None = None,
+        *,
+        tokens: Tensor | None = None,
+        through: int | None = None,
+        batch: int = 64,
+        progress: Progress | None = None,
+    ) -> Classified:
+        """How likely pictures are under each of some candidates: a classifier that was never trained to be one.
+
+        Arguments:
+            images, tokens: B pictures, as `log_likelihood` takes them.
+            labels: N candidates; all classes when None and there are no prompts.
+            prompts: N candidates in words, for models that read; with labels, pairs of both. One alone is for every
+                other.
+            through: only by the first so many scales, which costs less.
+            batch: pairs of a picture and a candidate at a time; changes the time, not what is found.
+            progress: called with (done, total) pairs after each batch.
+
+        Raises `InputError` for what `log_likelihood` refuses, and for a number of scales that there is not.
+        """
+        scales = self.tokenizer.config.scales
+        if through is not None and not 1 <= through <= len(scales):
+            raise InputError(f"through: expected 1 .. {len(scales)} scales, got {through}")
+        tokens_BL = self._tokens(images, tokens, batch)
+        labels = range(len(self.classes)) if labels is None and prompts is None else labels
+        names, words, _ = _aligned(Asked(labels, prompts, None), None)
+        self._check_words([word for word in words if word is not None])
+        places = [len(self.classes) if labels is None else self.label(name) for name in names]
+        pairs = [*zip(places, words, strict=True)]
+        rows = [Row(image, label, prompt) for image in range(len(tokens_BL)) for label, prompt in pairs]
+        sizes = Scales(scales.sizes[:through])
+        (found,) = self._readings(
+            tokens_BL[:, : sizes.total], rows, (likelihoods.log_probability,), batch=batch, progress=progress
+        )
+        known = (*self.classes, NO_CLASS)
+        titles = tuple(titled(known[label], prompt) for label, prompt in pairs)
+        return Classified(likelihoods.by_scale(found, sizes).unflatten(0, (-1, len(pairs))), titles)
+
+    def _tokens(self, images: Given | None, tokens: Tensor | None, batch: int) -> Tensor:
+        """(B, L) int64 on the pipeline's device."""
+        if batch < 1:
+            raise InputError(f"batch: expected 1 or more, got {batch}")
+        if (images is None) == (tokens is None):
+            raise InputError(f"expected images or tokens, got {'neither' if images is None else 'both'}")
+        if images is not None:
+            size = self.tokenizer.config
+            images_B3HW = as_batch(images, height=size.height, width=size.width, within=UNIT)
+            tokens = torch.cat([self.tokenizer.encode(part.to(self.device)) for part in images_B3HW.split(batch)])
+        assert tokens is not None
+        check_tokens(tokens, self.tokenizer.config.scales.total, self.tokenizer.quantizer.codes)
+        if not len(tokens):
+            raise InputError("images: expected at least one, got none")
+        return tokens.to(self.device)
+
+    def _readings(
+        self,
+        tokens_BL: Tensor,
+        rows: Sequence[Row],
+        readings: Sequence[Reading],
+        *,
+        batch: int,
+        progress: Progress | None,
+    ) -> list[Tensor]:
+        """What is read off the tokens of each row, (R, L) of each reading; of the first scales alone if they are."""
+        found = []
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            first = part[0].image
+            with exact():
+                inputs = self.tokenizer.teacher_inputs(self._whole(tokens_BL[first : part[-1].image + 1]))
+                which = torch.tensor([row.image - first for row in part], device=self.device)
+                length = tokens_BL.shape[1] - self.transformer.config.scales.lengths[0]
+                given = inputs[which, :length], tokens_BL[which + first]
+                found.append(likelihoods.read(self.transformer, self._condition(part), *given, readings))
+            if progress is not None:
+                progress(start + len(part), len(rows))
+        return [torch.cat(column) for column in zip(*found, strict=True)]
+
+    def _whole(self, tokens_BL: Tensor) -> Tensor:
+        """Tokens of all scales, of which those that are missing are never looked at."""
+        return F.pad(tokens_BL, (0, self.transformer.config.scales.total - tokens_BL.shape[1]))
+
+    def _condition(self, rows: Sequence[Row]) -> Condition:
+        labels = torch.tensor([row.label for row in rows], device=self.device)
+        if self.reader is None or not any(row.prompt for row in rows):
+            return self.transformer.condition(labels)
+        return self.transformer.condition(labels, self.reader.read([row.prompt or "" for row in rows]).to(self.device))
 
     def label(self, name: int | str) -> int:
         """The number of a class: a string is its name, an integer the number itself.

@@ -33,8 +33,8 @@ from nextscale.release import convert, files
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "editing", "evaluation", "release"),
-    *("rivals", "training-speed", "hub"),
+    *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "likelihood", "editing", "evaluation"),
+    *("release", "rivals", "training-speed", "hub"),
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
 NEEDS = {  # what stands in a line that is not run here, and why
