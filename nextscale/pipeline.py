@@ -34,7 +34,7 @@ from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint, durable
 from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, grid, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
-from nextscale.rivals.orders import kind_of
+from nextscale.rivals.orders import kind_of, teacher_inputs
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance
@@ -928,9 +928,10 @@ class Pipeline:
             part = rows[start : start + batch]
             first = part[0].image
             with exact():
-                inputs = self.tokenizer.teacher_inputs(self._whole(tokens_BL[first : part[-1].image + 1]))
+                whole_BL = self._whole(tokens_BL[first : part[-1].image + 1])
+                inputs = teacher_inputs(self.transformer.config, self.tokenizer.quantizer, whole_BL)
                 which = torch.tensor([row.image - first for row in part], device=self.device)
-                length = tokens_BL.shape[1] - self.transformer.config.scales.lengths[0]
+                length = tokens_BL.shape[1] - self.transformer.walk.lengths[0]
                 given = inputs[which, :length], tokens_BL[which + first]
                 found.append(likelihoods.read(self.transformer, self._condition(part), *given, readings))
             if progress is not None:

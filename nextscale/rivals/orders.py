@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from torch import Tensor
+
 from nextscale.config import Order, TransformerConfig
+from nextscale.errors import InputError
+from nextscale.rivals import raster
 from nextscale.rivals.raster import Line, Raster
 from nextscale.sampling.loop import Canvas, Painted, Pyramid, generate
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
@@ -49,6 +53,24 @@ KINDS: dict[Order, Kind] = {
     "scale": Kind(VAR, OneAfterTheOther(Pyramid)),
     "raster": Kind(Raster, OneAfterTheOther(Line)),
 }
+
+
+# What the transformer of an order that has a likelihood sees of finished tokens, under teacher forcing.
+TEACHERS: dict[Order, Callable[[MultiScaleQuantizer, Tensor], Tensor]] = {
+    "scale": MultiScaleQuantizer.teacher_inputs,
+    "raster": raster.teacher_inputs,
+}
+
+
+def teacher_inputs(config: TransformerConfig, quantizer: MultiScaleQuantizer, tokens_BL: Tensor) -> Tensor:
+    """Tokens (B, L) int64 -> what all steps but the first begin with, (B, l, C) float32.
+
+    Raises `InputError` for an order whose pictures have no likelihood.
+    """
+    if config.order not in TEACHERS:
+        known = " or ".join(TEACHERS)
+        raise InputError(f"likelihood: expected a model of order {known}, got one of order {config.order}")
+    return TEACHERS[config.order](quantizer, tokens_BL)
 
 
 def kind_of(config: TransformerConfig) -> Kind:

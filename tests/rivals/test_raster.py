@@ -10,8 +10,9 @@ import torch
 from conftest import awaken
 from torch import Tensor
 
-from nextscale import VAR, MultiScaleVQVAE, Pipeline, Scales
+from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales
 from nextscale.config import TransformerConfig
+from nextscale.rivals import orders
 from nextscale.rivals.raster import Line, Raster, teacher_inputs
 from nextscale.sampling.loop import Choice, choose, random_keys
 from nextscale.transformer import KeyValueCache
@@ -102,3 +103,31 @@ def test_raster_order_of_a_wide_map(transformer_config: TransformerConfig) -> No
     assert len(config.walk) == 4096
     model = awaken(Raster(dataclasses.replace(config, scales=Scales([(2, 3)]))))
     assert model(torch.tensor([1]), torch.zeros(1, 5, 8)).shape == (1, 6, 64)
+
+
+@torch.no_grad()
+def test_log_likelihood_is_that_of_token_after_token(
+    single: MultiScaleVQVAE, make_pipe: Callable[..., Pipeline]
+) -> None:
+    """By steps with a cache; classes by the same."""
+    pipe, (tokens, inputs) = make_pipe("raster"), inputs_of(single)
+    model, labels = pipe.transformer, torch.tensor([0, 4, 5])
+    condition = model.condition(labels)
+    cache = KeyValueCache(model.config, 3, dtype=torch.float32, device=torch.device("cpu"))
+    steps = [model.step(k, inputs[:, k - 1 : k] if k else None, condition, cache) for k in range(16)]
+    expected = torch.cat(steps, dim=1).log_softmax(dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
+    found = pipe.log_likelihood(labels=[0, 4, 5], tokens=tokens)
+    torch.testing.assert_close(found.tokens, expected, atol=1e-4, rtol=0)
+    assert found.scales.shape == (3, 1)
+    told = pipe.classify(tokens=tokens).log_likelihoods
+    torch.testing.assert_close(told[0, 0], found.images[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(told[1, 4], found.images[1], atol=1e-3, rtol=0)
+
+
+def test_orders_without_a_likelihood_say_so(
+    make_pipe: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line."""
+    monkeypatch.delitem(orders.TEACHERS, "raster")
+    with pytest.raises(InputError, match="^likelihood: expected a model of order scale, got one of order raster$"):
+        make_pipe("raster").log_likelihood(tokens=torch.zeros(1, 16, dtype=torch.int64))
