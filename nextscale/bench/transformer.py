@@ -291,8 +291,7 @@ def _woken(model: VAR) -> VAR:
     model.head.weight.mul_(50)
     for block in model.blocks:
         assert isinstance(block, Block)
-        gates = block.modulation_table[:, :, :2] if hasattr(block, "modulation_table") else None
-        (block.modulation.bias[: 2 * model.config.width] if gates is None else gates).fill_(1.0)
+        block.gates.fill_(1.0)
     return model
 
 

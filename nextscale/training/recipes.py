@@ -20,6 +20,7 @@ from nextscale.errors import InputError
 from nextscale.scales import Scales
 
 FEW = 12  # names that a message lists one by one; of more, their groups
+MOST_EXPONENT = 4  # of weights by area: at 256 px the finest scale then counts a 65,536th of the coarsest
 MOST_BATCH = 1 << 20  # images a step: a thousand times what large models take, and still counted in milliseconds
 OF_THE_FALL = ("flat", "fall", "final_rate")  # the values that no step before the fall depends on
 LATER = {"later": True}  # marks fields added later: `recorded` leaves them out at their defaults
@@ -370,10 +371,17 @@ class TransformerRecipe:
     """Share of labels replaced by "no class", which guidance needs."""
     drop_path: float = 0.1
     """Stochastic depth of the last block at depth 24; it is proportional to the depth, and to the block's place."""
+    drop_path_rise: float = field(default=0.0, metadata=LATER)
+    """Share of the run over which stochastic depth grows from 0 to that."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all codes."""
     scale_weights: tuple[float, ...] = ()
     """Weight of the tokens of each scale in the loss; none: every token counts alike."""
+    scale_exponent: float = field(default=0.0, metadata=LATER)
+    """a of weights (h w)^-a of the tokens of each scale, instead of `scale_weights`: at 1 every scale counts alike."""
+    start: Literal["release", "identity"] = field(default="release", metadata=LATER)
+    """Random weights as the release draws them, or blocks that give back what goes in: output projections 0, gates 1
+    instead of nearly 0."""
     token_noise: float = 0.0
     """Share of the tokens that are replaced by random ones where coarser scales are looked at, never as targets: so
     that sampling's own mistakes are not the first it sees."""
@@ -393,7 +401,8 @@ class TransformerRecipe:
     """Of a model that reads text."""
 
     def __post_init__(self) -> None:
-        for name in ("label_dropout", "drop_path", "label_smoothing", "token_noise", "self_correction", "progressive"):
+        shares = ("label_dropout", "drop_path", "label_smoothing", "token_noise", "self_correction", "progressive")
+        for name in (*shares, "drop_path_rise"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name}: expected a share from 0 to 1, got {value}")
         _require(0 <= self.average < 1, f"average: expected 0 <= average < 1, got {self.average}")
@@ -403,16 +412,29 @@ class TransformerRecipe:
             not weights or (min(weights) >= 0 and sum(weights) > 0),
             f"scale_weights: expected numbers from 0 on, not all 0, got {weights}",
         )
+        _require(
+            not (weights and self.scale_exponent),
+            f"scale_exponent: expected 0 beside scale_weights, got {self.scale_exponent}",
+        )
+        _require(
+            abs(self.scale_exponent) <= MOST_EXPONENT,
+            f"scale_exponent: expected {-MOST_EXPONENT} .. {MOST_EXPONENT}, got {self.scale_exponent}",
+        )
 
     @property
     def endless(self) -> bool:
         """As `Recipe.endless`."""
-        return self.optimization.endless and not self.progressive
+        return self.optimization.endless and self._knows_no_length
+
+    @property
+    def _knows_no_length(self) -> bool:
+        """Whether all but the optimisation is the same whatever the number of steps."""
+        return not self.progressive and not self.drop_path_rise
 
     @property
     def open_ended(self) -> bool:
         """As `Recipe.open_ended`."""
-        return self.optimization.open_ended and not self.progressive
+        return self.optimization.open_ended and self._knows_no_length
 
     def check(self, scales: Scales, order: Order = "scale") -> None:
         """Raise `InputError` unless it can train a model of these scales, in this order."""
@@ -427,6 +449,16 @@ class TransformerRecipe:
             f"scale_weights: expected one above 0 among the first {len(first)} scales, which progressive training "
             f"begins with, got {first}",
         )
+
+    def weights_of(self, scales: Scales) -> tuple[float, ...]:
+        """What the tokens of each scale count in the loss, before the mean over all is taken for 1."""
+        return self.scale_weights or tuple((h * w) ** -self.scale_exponent for h, w in scales)
+
+    def drop_path_at(self, step: int, total: int | None) -> float:
+        """Stochastic depth in 0-based `step` of `total`; while that is not known, a rise has not begun."""
+        if not self.drop_path_rise:
+            return self.drop_path
+        return self.drop_path * min(step / (self.drop_path_rise * total), 1.0) if total else 0.0
 
     def scales_learned(self, step: int, total: int | None, scales: int) -> float:
         """How many of so many scales are learned in 0-based `step` of `total`; 6.25: six, and a seventh at a quarter.

@@ -197,6 +197,13 @@ class Block(nn.Module):
             self.text_keys = TextKeys(config, config.text)
             self.cross_attention = CrossAttention(config, config.text)
 
+    @property
+    def gates(self) -> Tensor:
+        """What both gates are before the class moves them; a view."""
+        if hasattr(self, "modulation_table"):
+            return self.modulation_table[:, :, :2]
+        return self.modulation.bias[: 2 * self.modulation.in_features]
+
     def modulations(self, condition_BD: Tensor, shared_B16D: Tensor | None) -> tuple[Modulation, Modulation]:
         """Of the two branches, from SiLU(condition); `shared_B16D` is the shared projection where there is one.
 

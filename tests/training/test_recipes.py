@@ -208,6 +208,12 @@ def test_scales_are_added_at_even_distances() -> None:
         ({"token_noise": -0.1}, "token_noise: expected a share from 0 to 1, got -0.1"),
         ({"average": 1.0}, "average: expected 0 <= average < 1, got 1.0"),
         ({"progressive_from": 0}, "progressive_from: expected at least 1, got 0"),
+        ({"drop_path_rise": 2.0}, "drop_path_rise: expected a share from 0 to 1, got 2.0"),
+        ({"scale_exponent": 5.0}, "scale_exponent: expected -4 .. 4, got 5.0"),
+        (
+            {"scale_exponent": 1.0, "scale_weights": (1.0, 2.0)},
+            "scale_exponent: expected 0 beside scale_weights, got 1",
+        ),
         ({"scale_weights": (0.0, 0.0)}, r"scale_weights: expected numbers from 0 on, not all 0, got \(0.0, 0.0\)"),
     ],
 )
@@ -215,6 +221,15 @@ def test_nonsense_about_a_transformer_is_refused(change: dict[str, Any], told: s
     """Likewise."""
     with pytest.raises(InputError, match=told):
         dataclasses.replace(TRANSFORMER, **change)
+
+
+@pytest.mark.parametrize("name", ["progressive", "drop_path_rise"])
+def test_what_rises_over_a_share_of_a_run_has_an_end(name: str) -> None:
+    """Such a run cannot be made longer, nor its plateau be that of another length."""
+    steady = dataclasses.replace(TRANSFORMER, optimization=RECIPE.until_the_fall(0, 100))
+    assert (steady.endless, steady.open_ended) == (True, True)
+    rising = dataclasses.replace(steady, **{name: 0.5})
+    assert (rising.endless, rising.open_ended) == (False, False)
 
 
 def test_progressive_training_begins_with_something() -> None:
@@ -303,6 +318,8 @@ def test_runs_with_adamw_are_recognised_by_what_they_were_before_there_was_muon(
     """Values added later are recorded only where they say something."""
     plain = recipes.recorded(recipes.for_transformer("emoji-32")[0])["optimization"]
     assert not {"optimizer", "muon_rate"} & plain.keys()
+    later = {"start", "scale_exponent", "drop_path_rise", "self_correction"}
+    assert not later & recipes.recorded(recipes.for_transformer("emoji-32")[0]).keys()
     muon = recipes.changed(TRANSFORMER, ["optimization.optimizer=muon", "optimization.muon_rate=0.02"])
     assert recipes.recorded(muon)["optimization"] == recipes.recorded(RECIPE) | {"optimizer": "muon", "muon_rate": 0.02}
 

@@ -36,7 +36,7 @@ from nextscale.training.transformer import captions, flips, health, tokens
 from nextscale.training.transformer.learner import Learner
 from nextscale.training.transformer.tokens import Encoded
 from nextscale.transformer import VAR, DropPath
-from nextscale.transformer.model import Inputs
+from nextscale.transformer.model import Inputs, begin_as_identity
 
 SHOWN = 3  # sample pictures a row of a sheet
 ROWS = 8  # classes or captions, at most
@@ -113,7 +113,12 @@ class TransformerStage:
             raise InputError(
                 "self_correction: expected pictures, whose features are quantized anew in each step, got tokens"
             )
-        self.model = (begin or kind_of(config).model(config, seed=seed)).to(self.device)
+        if begin is not None and recipe.start != "release":
+            raise InputError(f"start: expected release for a model that has learned already, got {recipe.start}")
+        self.model = begin or kind_of(config).model(config, seed=seed)
+        if recipe.start == "identity":
+            begin_as_identity(self.model)
+        self.model.to(self.device)
         self.learner = Learner(self.model, recompute=recompute, compiled=compiled)
         self.sharded = sharded and distributed.world() > 1
         if self.sharded:
@@ -199,7 +204,7 @@ class TransformerStage:
                 self._labels(labels_B, step, part).to(self.device),
                 lesson.inputs,
                 lesson.targets,
-                drop_path=self._drop_path(step, part),
+                drop_path=self._drop_path(step, part, total),
                 weights_L=lesson.weights,
                 smoothing=self.recipe.label_smoothing,
                 prompts=prompts,
@@ -299,15 +304,15 @@ class TransformerStage:
         """(l,) float32: weights of the tokens that are learned in a step, those of the first scales or of all."""
         scales = self.model.config.scales
         learned = self.recipe.scales_learned(step, total, len(scales))
-        given = self.recipe.scale_weights or (1.0,) * len(scales)
+        given = self.recipe.weights_of(scales)
         by_scale = [weight * min(learned - k, 1.0) for k, weight in enumerate(given[: math.ceil(learned)])]
         lengths = torch.tensor(scales.lengths[: len(by_scale)])
         return torch.tensor(by_scale).repeat_interleave(lengths).to(self.device)
 
-    def _drop_path(self, step: int, part: slice) -> DropPath:
+    def _drop_path(self, step: int, part: slice, total: int | None = None) -> DropPath:
         """The rate of the last block is the recipe's, times depth / 24 (paper, appendix)."""
         seed = generator(self.seed, "paths", step).initial_seed()
-        rate = self.recipe.drop_path * self.model.config.depth / 24
+        rate = self.recipe.drop_path_at(step, total) * self.model.config.depth / 24
         return DropPath(rate, torch.Generator(self.device).manual_seed(seed), batch=self.batch, part=part)
 
     @torch.no_grad()

@@ -239,6 +239,55 @@ def test_scales_count_by_their_weights(second_stage) -> None:
     assert float(weighted.loss(0)[0].detach()) == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_scales_count_by_their_area(second_stage) -> None:
+    """At exponent 1 each as much as any other; the loss stays a mean."""
+    stage = second_stage(settings=["scale_exponent=1"])
+    weights_L = stage._weights(0, None)
+    sums = [float(part.sum()) for part in weights_L.split(stage.model.config.scales.lengths)]
+    assert sums == pytest.approx([1.0] * 4)
+    half = second_stage(settings=["scale_exponent=0.5"])._weights(0, None)
+    torch.testing.assert_close(half, weights_L.sqrt())
+    begun = math.log(stage.model.config.codebook_size)
+    assert float(stage.loss(0)[0].detach()) == pytest.approx(begun, abs=0.2)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_blocks_may_begin_by_giving_back_what_goes_in(
+    make_tokenizer, transformer_config: TransformerConfig, shared: bool
+) -> None:
+    """The stream passes unchanged, the gates are open, and the first step moves what a block writes."""
+    tokenizer = make_tokenizer()
+    config = dataclasses.replace(transformer_config, shared_modulation=shared, classes=2)
+    config = fitted(config, tokenizer, classes=2)
+    recipe = TransformerRecipe(optimization=toys.RECIPE, start="identity")
+    stage = TransformerStage(config, tokenizer, toys.data_set(), recipe=recipe, precision="fp32")
+    x_BLD = torch.randn(1, 5, config.width, generator=torch.Generator().manual_seed(0))
+    condition = stage.model.condition(torch.tensor([1]))
+    for block, modulations in zip(stage.model.blocks, condition.blocks, strict=True):
+        assert torch.equal(block(x_BLD, modulations, lambda k, v: (k, v)), x_BLD)
+        assert all(modulation.gate.mean().item() == pytest.approx(1.0, abs=0.3) for modulation in modulations)
+    before = stage.model.blocks[0].attention.out.weight.detach().clone()
+    assert not before.any()
+    stage.update(0, 10)
+    assert not torch.equal(stage.model.blocks[0].attention.out.weight, before)
+
+
+def test_a_trained_model_keeps_its_start(second_stage, toy: DataSet) -> None:
+    """What it has learned is not thrown away."""
+    stage = second_stage()
+    recipe = dataclasses.replace(stage.recipe, start="identity")
+    with pytest.raises(InputError, match="start: expected release for a model that has learned already, got identity"):
+        TransformerStage(stage.model.config, stage.tokenizer, toy, recipe=recipe, begin=stage.model)
+
+
+def test_stochastic_depth_may_rise(second_stage) -> None:
+    """From nothing to its rate over the first half of the run."""
+    stage = second_stage(settings=["drop_path_rise=0.5"])
+    rates = [stage._drop_path(step, slice(None), 8).rate for step in range(8)]
+    assert rates == pytest.approx([0.1 * 3 / 24 * share for share in (0, 0.25, 0.5, 0.75, 1, 1, 1, 1)])
+    assert stage._drop_path(5, slice(None), None).rate == 0
+
+
 def test_weights_of_other_scales_are_refused(second_stage) -> None:
     """One a scale, or none."""
     with pytest.raises(InputError, match="scale_weights: expected a number for each of 4 scales, got 2"):
