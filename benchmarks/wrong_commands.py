@@ -59,6 +59,17 @@ WORKING: dict[str, dict[str, tuple[str, ...]]] = {
     "encode": {"data": ("pictures",), "tokenizer": ("tokenizer",), "out": ("new/tokens",)},
     "evaluate reconstruction": {"model": ("model",), "data": ("pictures",), "split": ("train",)},
     "evaluate generation": {"model": ("model",), "reference": ("pictures",), "count": ("8",), "keep": ("8",)},
+    "study tokenizers": {
+        "data": ("pictures",),
+        "preset": ("emoji-32",),
+        "steps": ("1", "1"),
+        "only": ("fsq",),
+        "dropout": ("0",),
+        "count": ("8",),
+        "views": ("1",),
+        "depth": ("1",),
+        "out": ("new/study",),
+    },
     "bench sample": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
     "bench train": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
     "bench tokenizer": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
@@ -180,7 +191,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     ),
 }
 # More of these is more work, which nobody forbids; such a line is interrupted.
-WORK = {"steps", "minutes", "count", "per_class_count", "repeats", "keep", "threads"}
+WORK = {"steps", "minutes", "count", "per_class_count", "repeats", "keep", "threads", "seeds", "views"}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from nextscale.release import convert, files
 ROOT = Path(__file__).parent.parent
 ORDER = (
     *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "likelihood", "editing", "evaluation"),
-    *("release", "rivals", "training-speed", "hub"),
+    *("studies", "release", "rivals", "training-speed", "hub"),
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
 NEEDS = {  # what stands in a line that is not run here, and why
@@ -58,6 +58,7 @@ SHORT = {  # options that are made short, and those that are put in to make a co
     "train transformer": {"minutes": None, "steps": "1", "batch": "2"},
     "evaluate generation": {"count": "9", "per-class-count": "2", "keep": "8", "batch": "9"},
     "evaluate reconstruction": {"keep": "8", "batch": "64"},
+    "study tokenizers": {"minutes": None, "steps": "1 1", "only": "fsq", "dropout": "0", "count": "9", "views": "1"},
 }
 ONLY_WHERE_GIVEN = ("per-class-count",)  # and not put in
 
@@ -100,7 +101,7 @@ def shortened(line: str) -> list[str]:
         words = _without(words, f"--{option}") if option in given else words
         put_in = option not in ONLY_WHERE_GIVEN and not (option == "count" and "per-class-count" in given)
         if value is not None and (option in given or put_in):
-            words += [f"--{option}", value]
+            words += [f"--{option}", *value.split()]
     return words
 
 

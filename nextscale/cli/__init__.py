@@ -33,6 +33,7 @@ COMMANDS = {
     "encode": ("encode", "Encode", "the tokens of a data set, made once"),
     "evaluate reconstruction": ("evaluate_reconstruction", "EvaluateReconstruction", "how good a tokenizer is"),
     "evaluate generation": ("evaluate_generation", "EvaluateGeneration", "how good a model's pictures are"),
+    "study tokenizers": ("study_tokenizers", "StudyTokenizers", "kinds of codes, and the same transformer on each"),
     "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what is possible here"),
     "bench train": ("bench_train", "BenchTrain", "how long a step of transformer training takes"),
     "bench tokenizer": ("bench_tokenizer", "BenchTokenizer", "pictures a second, encoded and decoded"),

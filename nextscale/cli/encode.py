@@ -28,12 +28,9 @@ from nextscale.cli.training import together
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-
     from nextscale.data import DataSet
     from nextscale.data.encoding import Encode as Encoding
     from nextscale.data.tokens import Meta
-    from nextscale.tokenizer import MultiScaleVQVAE
 
 MOST_BATCH = 1 << 20
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -95,7 +92,9 @@ class Encode:
     def _encode(self, device: str) -> None:
         import torch
 
+        from nextscale.data.encoding import SHARD
         from nextscale.machine.precision import find_dtype
+        from nextscale.training.transformer.tokens import encoding_of, meta_of
 
         self._check()
         check_outside(self.out, self.data)
@@ -113,8 +112,10 @@ class Encode:
             max_broken=self.max_broken,
             list_broken=self.list_broken,
         )
-        meta = self._meta(tokenizer, data, dtype)
-        rows, seconds = self._write(data, _encoding(tokenizer.to(place), dtype), meta)
+        meta = meta_of(
+            tokenizer, data, dtype, views=self.views, flip=self.flip, seed=self.seed, shard=self.shard or SHARD
+        )
+        rows, seconds = self._write(data, encoding_of(tokenizer.to(place), dtype), meta)
         self._tell(rows, seconds)
 
     def _check(self) -> None:
@@ -128,28 +129,6 @@ class Encode:
         at_least("--shard", 1, 1 if self.shard is None else self.shard)
         if self.flip and self.views == 1:
             raise InputError("--flip: expected with --views 2 or more, since the first view is never mirrored, got 1")
-
-    def _meta(self, tokenizer: MultiScaleVQVAE, data: DataSet, dtype: torch.dtype) -> Meta:
-        from nextscale.data.encoding import SHARD
-        from nextscale.data.tokens import Meta
-        from nextscale.files.checkpoint import fingerprint
-
-        config = tokenizer.config
-        return Meta(
-            tokenizer=fingerprint(tokenizer.state_dict()),
-            scales=config.scales,
-            codebook_size=config.codebook_size,
-            height=config.height,
-            width=config.width,
-            data=data.train.fingerprint,
-            held_out=data.validation.fingerprint,
-            precision=str(dtype).removeprefix("torch."),
-            views=self.views,
-            flip=self.flip,
-            seed=self.seed,
-            shard=SHARD if self.shard is None else self.shard,
-            captions=_fingerprint(data),
-        )
 
     def _write(self, data: DataSet, encode: Encoding, meta: Meta) -> tuple[int, float]:
         """Rows made now, and the seconds it took."""
@@ -191,27 +170,3 @@ class Encode:
             say(f"encode: {len(cache.broken)} pictures cannot be read; {tokens.INDEX} in {self.out} names them")
         command = ["nextscale", "train", "transformer", "--data", str(self.out), "--tokenizer", str(self.tokenizer)]
         print(shlex.join([*command, *(["--scales", *self.scales] if self.scales else [])]))
-
-
-def _fingerprint(data: DataSet) -> str | None:
-    """Of the captions of both splits."""
-    from nextscale.data.pictures import fingerprint
-
-    both = (data.train.captions, data.validation.captions)
-    known = [captions.fingerprint for captions in both if captions is not None]
-    return fingerprint(known) if known else None
-
-
-def _encoding(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encoding:
-    """What turns images into tokens, wherever the tokenizer is, in the precision given."""
-    import torch
-
-    from nextscale.machine.precision import lowered
-
-    device = tokenizer.quantizer.device
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), lowered(device, dtype):
-            return tokenizer.encode(images.to(device))
-
-    return encode

@@ -212,24 +212,23 @@ class EvaluateGeneration:
 
     def _parts(self, pipe: Pipeline, setting: Setting, device: str) -> Parts:
         from nextscale import features
-        from nextscale.evaluation import generation, judging
-        from nextscale.evaluation.card import Card
+        from nextscale.evaluation.generation import card_of
 
         models.note_top_k(pipe, self.top_k, usual=TOP_K)
         network = features.load(self.features, device=device)
         each = self._each(len(pipe.classes))
         choosing = self._choosing(pipe, each, device)
         used, reference = self._reference(pipe, network)
-        card = Card(
-            model=generation.model_used(pipe, " ".join(self.model) or "embedded"),
-            setting=setting,
-            per_class=each,
+        card = card_of(
+            pipe,
+            network,
+            used,
+            setting,
+            each=each,
             first_seed=self.seed,
-            kept=self.keep,
-            reference=used,
-            network=judging.network_used(network),
+            keep=self.keep,
+            name=" ".join(self.model) or "embedded",
             rejection=choosing.rejection if choosing is not None else None,
-            versions=judging.versions(),
         )
         return Parts(pipe, network, reference, choosing, card)
 

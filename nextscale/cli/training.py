@@ -77,7 +77,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
     event, told = None, set[str]()
     try:
         with (
-            _warnings_said(),
+            warnings_said(),
             Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar,
         ):
             task = bar.add_task(name, total=None, figures="")
@@ -98,7 +98,7 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
 
 
 @contextmanager
-def _warnings_said() -> Iterator[None]:
+def warnings_said() -> Iterator[None]:
     """Inside, Python's warnings are lines for people."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *place, **more: say(f"warning: {message}")

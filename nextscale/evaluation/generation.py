@@ -23,9 +23,9 @@ from nextscale.config import to_json
 from nextscale.data import Progress
 from nextscale.data.pictures import fingerprint
 from nextscale.errors import InputError
-from nextscale.evaluation.card import Card, Model, ReferenceUsed, Setting
-from nextscale.evaluation.gathering import Gathered, eight_bits, kept, shares
-from nextscale.evaluation.judging import Figure, averaged, compared
+from nextscale.evaluation.card import Card, Model, ReferenceUsed, Rejection, Setting
+from nextscale.evaluation.gathering import Gathered, eight_bits, gather, kept, shares
+from nextscale.evaluation.judging import KEPT, Figure, averaged, compared, network_used, versions
 from nextscale.evaluation.reconstruction import tokenizer_fingerprint
 from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
@@ -183,6 +183,32 @@ def reference_used(reference: Reference, seen: ReferenceFeatures) -> ReferenceUs
     )
 
 
+def card_of(
+    pipe: Pipeline,
+    network: FeatureNetwork,
+    used: ReferenceUsed,
+    setting: Setting,
+    *,
+    each: int,
+    first_seed: int = 0,
+    keep: int = KEPT,
+    name: str = "model",
+    rejection: Rejection | None = None,
+) -> Card:
+    """What is to be known about an evaluation."""
+    return Card(
+        model=model_used(pipe, name),
+        setting=setting,
+        per_class=each,
+        first_seed=first_seed,
+        kept=keep,
+        reference=used,
+        network=network_used(network),
+        rejection=rejection,
+        versions=versions(),
+    )
+
+
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +254,33 @@ class Result:
             "warnings": self.warnings,
             "card": self.card.to_json(),
         }
+
+
+def evaluate(
+    pipe: Pipeline,
+    network: FeatureNetwork,
+    reference: ReferenceFeatures,
+    card: Card,
+    *,
+    batch: int = 32,
+    progress: Progress | None = None,
+    also: Callable[[Painted], object] = lambda painted: None,
+) -> Result:
+    """Paint what a card says, each class as often as the others, and judge it: `balanced`, `paint`, then `judge`.
+
+    Where several processes share the pictures, each of them judges and finds the same.
+
+    Arguments:
+        card: of `card_of`, for this model, network and reference, without rejection.
+        also: called with each batch.
+
+    Raises `InputError` as `balanced` and `paint` do.
+    """
+    assert card.rejection is None
+    plan = balanced(len(pipe.classes), card.per_class, first_seed=card.first_seed)
+    batches = shown_to(paint(pipe, plan, card.setting, batch=batch, progress=progress), also)
+    seen = gather(batches, network, total=len(plan), keep=card.kept, keep_spatial=True)
+    return judge(seen, reference, network, card)
 
 
 def judge(seen: Gathered, reference: ReferenceFeatures, network: FeatureNetwork, card: Card) -> Result:

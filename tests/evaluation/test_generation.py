@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nextscale import Pipeline, images
 from nextscale.data.pictures import Split
 from nextscale.errors import InputError
-from nextscale.evaluation import generation, judging, reference
+from nextscale.evaluation import generation, reference
 from nextscale.evaluation.card import Card, Setting
 from nextscale.evaluation.gathering import Gathered, eight_bits, gather
 from nextscale.evaluation.generation import (
@@ -69,17 +69,8 @@ def compared(split: Split, glance: FeatureNetwork, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def make_card(pipe: Pipeline, glance: FeatureNetwork, split: Split, compared: ReferenceFeatures) -> Callable[..., Card]:
     def make(setting: Setting = SETTING) -> Card:
-        return Card(
-            model=generation.model_used(pipe, "tiny"),
-            setting=setting,
-            per_class=4,
-            first_seed=3,
-            kept=judging.KEPT,
-            reference=generation.reference_used(reference.of_split(split, name="smooth"), compared),
-            network=judging.network_used(glance),
-            rejection=None,
-            versions=judging.versions(),
-        )
+        used = generation.reference_used(reference.of_split(split, name="smooth"), compared)
+        return generation.card_of(pipe, glance, used, setting, each=4, first_seed=3, name="tiny")
 
     return make
 
@@ -191,6 +182,20 @@ def test_batches_do_not_change_the_figures(
     assert list(one.figures) == ALL
     for key, figure in one.figures.items():
         assert figure.value == pytest.approx(other.figures[key].value, rel=1e-6), key
+
+
+def test_an_evaluation_is_its_steps_in_a_row(
+    pipe: Pipeline,
+    painted: Tensor,
+    glance: FeatureNetwork,
+    compared: ReferenceFeatures,
+    make_card: Callable[..., Card],
+) -> None:
+    """The pictures of the card's plan, judged; each batch is handed on."""
+    card, batches = make_card(), list[Tensor]()
+    found = generation.evaluate(pipe, glance, compared, card, batch=8, also=lambda made: batches.append(made.images))
+    assert found == judge(whole(painted, glance), compared, glance, card)
+    assert torch.equal(torch.cat(batches), painted)
 
 
 def test_the_reference_itself_is_at_distance_zero(

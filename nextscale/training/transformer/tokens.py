@@ -1,6 +1,7 @@
 """Where the tokens of stage 2 come from: a cache (`data.tokens`), or pictures that are encoded as they come.
 
-Both are `TokenSet`s, so that the stage does not know which. Shapes: N pictures of a split, n of a batch, L tokens.
+Both are `TokenSet`s, so that the stage does not know which. Also what the writer of a cache is told of the tokenizer.
+Shapes: N pictures of a split, n of a batch, L tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from nextscale.data import DataSet, Pictures
 from nextscale.data.captions import Captions
-from nextscale.data.tokens import TokenSet
+from nextscale.data.encoding import SHARD, Encode
+from nextscale.data.pictures import fingerprint
+from nextscale.data.tokens import Meta, TokenSet
+from nextscale.files import checkpoint
 from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.transformer import flips
@@ -81,4 +85,49 @@ def encoded(data: DataSet, tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> To
         validation=Encoded(data.validation, tokenizer, dtype),
         classes=data.classes,
         unreadable=data.unreadable,
+    )
+
+
+# -- for the makers of caches ------------------------------------------------------------------------------------------
+
+
+def encoding_of(tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> Encode:
+    """What turns images into tokens, wherever the tokenizer is, in the precision given."""
+    device = tokenizer.quantizer.device
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.inference_mode(), lowered(device, dtype):
+            return tokenizer.encode(images.to(device))
+
+    return encode
+
+
+def meta_of(
+    tokenizer: MultiScaleVQVAE,
+    data: DataSet,
+    dtype: torch.dtype,
+    *,
+    views: int,
+    flip: bool = False,
+    seed: int = 0,
+    shard: int = SHARD,
+) -> Meta:
+    """What a cache of `data` by `encoding_of(tokenizer, dtype)` is made of; the others are values of `Meta`."""
+    config = tokenizer.config
+    both = (data.train.captions, data.validation.captions)
+    captions = [captions.fingerprint for captions in both if captions is not None]
+    return Meta(
+        tokenizer=checkpoint.fingerprint(tokenizer.state_dict()),
+        scales=config.scales,
+        codebook_size=config.codebook_size,
+        height=config.height,
+        width=config.width,
+        data=data.train.fingerprint,
+        held_out=data.validation.fingerprint,
+        precision=str(dtype).removeprefix("torch."),
+        views=views,
+        flip=flip,
+        seed=seed,
+        shard=shard,
+        captions=fingerprint(captions) if captions else None,
     )
