@@ -33,6 +33,7 @@ from nextscale.release import convert, files
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
+    "index",
     *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "likelihood", "editing", "evaluation"),
     *("studies", "release", "rivals", "training-speed", "hub"),
 )
@@ -40,6 +41,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
 NEEDS = {  # what stands in a line that is not run here, and why
     "make ": "the repository itself; what `make demo` leaves is there",
     "-m venv": "an installation",
+    "nextscale demo": "nine minutes; tests/cli/test_demo.py runs it",
     "pip install": "an installation",
     "FoundationVision/var": "the hub",
     "push owner/name --model runs/mine --license": "the hub; tests/cli/test_push.py talks to one of its own",

@@ -113,6 +113,13 @@ def test_the_files_of_a_room_are_told_in_the_order_of_their_imports() -> None:
     assert not against
 
 
+def test_every_page_of_the_documentation_has_a_place_in_the_site() -> None:
+    """And every place a page, once: mkdocs.yml is the table of contents."""
+    (nav,) = re.findall(r"^nav:\n(.*)", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    places = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
+    assert sorted(places) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
 def test_folders_of_tests_are_folders_of_the_package() -> None:
     """What else there is under tests/ holds no tests."""
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
