@@ -35,6 +35,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline, Scales, data, features, official, presets
+from nextscale.pipeline import Rerank
 from nextscale.sampling import guidance
 
 LONGEST = 600  # characters of a sentence
@@ -96,6 +97,7 @@ def doors() -> list[Door]:
         ),
         Door("Pipeline.stream", _streamed, {"labels": [0], "seeds": 3, **drawn}),
         Door("Pipeline.edit", pipe.edit, {"images": images, "mask": torch.ones(8, 8), "labels": [0, 1], **drawn}),
+        Door("Pipeline.generate of the best", _reranked, {"score": _brightness, "count": 3, "scales": [0, 1]}),
         Door("Pipeline.repeat", pipe.repeat, {"request": pipe.generate([0]).requests[0]}),
         Door("Pipeline.reconstruct", pipe.reconstruct, {"images": images, "through": 2}),
         Door("Pipeline.log_likelihood", pipe.log_likelihood, {"images": images, "labels": [0, "bee"], "batch": 2}),
@@ -149,6 +151,15 @@ def _streamed(**arguments: Any) -> list[Any]:
 def _pushed(out: Any, **arguments: Any) -> str:
     """Written to a directory, never uploaded."""
     return pipeline().push_to_hub(**arguments, out="page" if out is None else out)
+
+
+def _brightness(step: Any) -> Any:
+    return step.preview().mean(dim=(1, 2, 3))
+
+
+def _reranked(**arguments: Any) -> Any:
+    """One map of several."""
+    return pipeline().generate([0], rerank=Rerank(**arguments))
 
 
 def _from_preset(**arguments: Any) -> Pipeline:

@@ -134,6 +134,8 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("guidance", "top_p", "temperature", "step_guidance"), (*NUMBER, "1,2,3", "1,nan,1", ",", "1,,1")),
     "top_k": (*WHOLE, "1,2,3", "1,2.5,3", ",", "1,-1,1"),
     "guidance_until": (*WHOLE, "3", "4"),
+    "rerank_by": ("", "math:pi", "math:sqrt", "nowhere:f", ":", "a:b:c", "text.txt", "os:path"),
+    "rerank": (*WHOLE[:3], "2"),
     "reach": (*WHOLE, "1", "2,1"),
     "captions": (*PLACE, "labels-long.csv", "captions-short.csv", "labels-bytes.csv", "own", "None"),
     "classes": (*PLACE, "labels-bytes.csv", "classes.txt"),

@@ -123,6 +123,8 @@ class Request:
     """Of guidance by the scale before, if there was some: of all scales, or of each."""
     reach: int | None = None
     """How many scales tokens attended to, if not to all."""
+    rerank: Mapping[str, object] | None = None
+    """How many maps were drawn at which scales, and by which function one was chosen, if one was."""
 
     @property
     def stem(self) -> str:
@@ -210,6 +212,45 @@ class Step:
     def preview(self) -> Tensor:
         """The images so far, (B, 3, H, W) float32 in [0, 1]."""
         return self._pipeline.show(self._canvas)
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """At coarse scales, where there is little to draw and much is decided, draw several maps and keep the best."""
+
+    score: Callable[[Step], Tensor]
+    """Candidates, as `Step` tells them -> (N,) finite numbers, the larger the better. Those of a picture stand one
+    after the other, each with its request; `preview` shows each as if it were painted. A score must not depend on its
+    neighbours, or pictures depend on their batch."""
+    count: int = 8
+    """Maps drawn; the first is the one that would be drawn anyway."""
+    scales: Sequence[int] | None = None
+    """At which scales, 0-based; None: the coarser half."""
+
+    def at(self, scales: int) -> list[int]:
+        """The scales, in order, of a model of so many. Raises `InputError` for values out of range."""
+        if not callable(self.score):
+            raise InputError(f"rerank: expected a function of a Step as score, got {self.score!r}")
+        wanted = [*range(max(1, scales // 2))]
+        wanted = wanted if self.scales is None else _listed("rerank: expected a list of scales", self.scales)
+        for name, values, least, most in (("count", [self.count], 1, None), ("scales", wanted, 0, scales - 1)):
+            for value in values:
+                number = _integer(value)
+                if number is None or number < least or (most is not None and number > most):
+                    told = f"{least} or more" if most is None else f"{least} .. {most}"
+                    raise InputError(f"rerank: expected {name} of {told}, got {value!r}")
+        return sorted({operator.index(value) for value in wanted})
+
+    def told(self, scales: int) -> dict[str, object]:
+        """For `Request.rerank`."""
+        name = getattr(self.score, "__qualname__", type(self.score).__qualname__)
+        by = f"{getattr(self.score, '__module__', None) or '?'}:{name}"
+        return {"scales": self.at(scales), "count": operator.index(self.count), "by": by}
+
+    def words(self, scales: int) -> str:
+        """For people."""
+        told = self.told(scales)
+        return f"best of {told['count']} maps at scales {','.join(map(str, self.at(scales)))} by {told['by']}"
 
 
 def titled(name: str, prompt: str | None) -> str:
@@ -515,6 +556,7 @@ class Pipeline:
         smooth: bool = False,
         step_guidance: float | Sequence[float] = 0.0,
         reach: int | None = None,
+        rerank: Rerank | None = None,
         memory: float | None = None,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
@@ -534,6 +576,7 @@ class Pipeline:
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`; a sequence has a value for each scale.
             step_guidance: how far a scale is led away from what the one before it was, enlarged (`step_guidance`).
             reach: how many scales a token attends to, its own and those before it; all so far when None.
+            rerank: draws several maps at some scales and keeps the best, by a function of yours (`Rerank`).
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
             logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
@@ -546,10 +589,10 @@ class Pipeline:
         """
         settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
         asked = Asked(labels, prompts, negative_prompt)
-        requests, dealt, engine = self._requests(asked, seeds, settings)
-        size = len(requests) if memory is None else self._images_within(memory, dealt)
+        requests, dealt, engine = self._requests(asked, seeds, settings, rerank)
+        size = len(requests) if memory is None else self._images_within(memory, dealt, rerank)
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        walks = (self._walk(engine, part, dealt, logits_processor, callback) for part in parts)
+        walks = (self._walk(engine, part, dealt, logits_processor, callback, rerank=rerank) for part in parts)
         done = [self._paint(engine, walk) for walk in walks]
         images, tokens = (torch.cat(column) for column in zip(*done, strict=True))
         return Generated(images, tokens, requests)
@@ -569,25 +612,31 @@ class Pipeline:
         smooth: bool = False,
         step_guidance: float | Sequence[float] = 0.0,
         reach: int | None = None,
+        rerank: Rerank | None = None,
         logits_processor: Process | None = None,
         callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
         settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
         asked = Asked(labels, prompts, negative_prompt)
-        requests, dealt, engine = self._requests(asked, seeds, settings)  # mistakes raise at the call
-        return self._walk(engine, requests, dealt, logits_processor, callback)
+        requests, dealt, engine = self._requests(asked, seeds, settings, rerank)  # mistakes raise at the call
+        return self._walk(engine, requests, dealt, logits_processor, callback, rerank=rerank)
 
     @checked
-    def repeat(self, request: Request) -> Generated:
+    def repeat(self, request: Request, *, score: Callable[[Step], Tensor] | None = None) -> Generated:
         """Paint the picture of a request once more, the same to the bit in the same precision on the same machine.
 
-        Raises `InputError` for what another model painted, and for an edit, which takes its picture and mask.
+        `score` is the function by which maps were chosen, if some were (`Rerank`): no picture can carry it along.
+
+        Raises `InputError` for what another model painted, for an edit, which takes its picture and mask, and for maps
+        that were chosen where there is no `score`.
         """
         if request.model != self.fingerprint:
             raise InputError(f"expected the model that painted it, {request.model}, got another, {self.fingerprint}")
         if request.edit is not None:
             raise InputError("expected a picture painted from nothing, got an edit: its picture and mask are needed")
+        if request.rerank is not None and score is None:
+            raise InputError(f"expected a score, the function {request.rerank.get('by')} that chose its maps, got none")
         told = {name: getattr(request, name) for name in vars(Settings())}
         settings = {name: value for name, value in told.items() if value is not None}
         return self.generate(
@@ -595,6 +644,7 @@ class Pipeline:
             [request.seed],
             prompts=request.prompt,
             negative_prompt=request.negative_prompt,
+            rerank=None if request.rerank is None or score is None else _reranking(request.rerank, score),
             **settings,
         )
 
@@ -701,6 +751,7 @@ class Pipeline:
         asked: Asked,
         seeds: int | Sequence[int] | None,
         settings: Settings,
+        rerank: Rerank | None = None,
     ) -> tuple[tuple[Request, ...], Dealt, Engine]:
         """One an image, the settings of each step, and what paints them."""
         labels, prompts, numbers = _aligned(asked, seeds)
@@ -708,14 +759,15 @@ class Pipeline:
             [*(prompts if asked.prompts is not None else ()), *([asked.negative] if asked.negative else ())]
         )
         dealt = settings.dealt(self.steps)
-        _refuse_scales(dealt, self.transformer.order)
+        _refuse_scales(dealt, self.transformer.order, rerank)
+        chosen = None if rerank is None else rerank.told(self.steps)
         known = (*self.classes, NO_CLASS)
         places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
         engine, model = self._painter()
         how = {**dealt.told, "precision": str(self.dtype).removeprefix("torch."), "model": model}
         rows = zip(places, numbers, prompts, strict=True)
         requests = (
-            Request(place, known[place], seed, **how, prompt=prompt, negative_prompt=asked.negative)
+            Request(place, known[place], seed, **how, prompt=prompt, negative_prompt=asked.negative, rerank=chosen)
             for place, seed, prompt in rows
         )
         return tuple(requests), dealt, engine
@@ -740,8 +792,10 @@ class Pipeline:
         prompts = self.reader.read([request.prompt or "" for request in requests])
         return prompts, self.reader.read([request.negative_prompt or "" for request in requests])
 
-    def _images_within(self, memory: float, dealt: Dealt) -> int:
-        each = image_bytes(self.tokenizer.config, self.transformer.config, dtype=self.dtype, **dealt.takes)
+    def _images_within(self, memory: float, dealt: Dealt, rerank: Rerank | None) -> int:
+        candidates = {} if rerank is None else dict.fromkeys(rerank.at(self.steps), rerank.count)
+        takes = dealt.takes | {"candidates": candidates}
+        each = image_bytes(self.tokenizer.config, self.transformer.config, dtype=self.dtype, **takes)
         if not each <= memory < float("inf"):
             raise InputError(f"memory: expected at least {each} bytes, what one image takes, got {memory}")
         return int(memory // each)
@@ -754,6 +808,7 @@ class Pipeline:
         process: Process | None,
         callback: Callable[[Step], object] | None,
         edit: loop.Edit | None = None,
+        rerank: Rerank | None = None,
     ) -> Iterator[Step]:
         prompts, negative = self._read(requests)
         walk = kind_of(self.transformer.config).sampler.paint(
@@ -769,6 +824,7 @@ class Pipeline:
             negative=negative,
             process=process,
             edit=edit,
+            **({} if rerank is None else {"ranking": self._ranking(rerank, requests)}),
         )
         while True:
             with exact():  # not while the caller has the step
@@ -780,6 +836,15 @@ class Pipeline:
             if callback is not None:
                 callback(step)
             yield step
+
+    def _ranking(self, rerank: Rerank, requests: tuple[Request, ...]) -> loop.Ranking:
+        """Candidates in the form of steps: each with the request of its picture."""
+        each = tuple(request for request in requests for _ in range(rerank.count))
+
+        def score(painted: loop.Painted) -> Tensor:
+            return rerank.score(Step(painted.scale, painted.tokens, each, self, painted.canvas))
+
+        return loop.Ranking(score, rerank.count, rerank.at(self.steps))
 
     def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
         """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
@@ -989,9 +1054,17 @@ def _same(name: str, asked: str) -> bool:
     return normalize("NFC", name) == normalize("NFC", printable(asked))
 
 
-def _refuse_scales(dealt: Dealt, order: Order) -> None:
+def _reranking(told: Mapping[str, Any], score: Callable[[Step], Tensor]) -> Rerank:
+    """Of what a request tells. Raises `InputError` for what no picture of ours does."""
+    try:
+        return Rerank(score, told["count"], told["scales"])
+    except (KeyError, TypeError):
+        raise InputError(f"rerank: expected count and scales in the request, got {told!r}") from None
+
+
+def _refuse_scales(dealt: Dealt, order: Order, rerank: Rerank | None) -> None:
     """Raise `InputError` for what only steps that are scales have."""
-    told = {"step_guidance": any(dealt.step_weights), "reach": dealt.reach is not None}
+    told = {"step_guidance": any(dealt.step_weights), "reach": dealt.reach is not None, "rerank": rerank is not None}
     given = [name for name, is_given in told.items() if is_given and order != "scale"]
     if given:
         raise InputError(f"{given[0]}: expected with a model of order scale, got one of order {order}")

@@ -51,7 +51,7 @@ def ask(command: Painting, device: str) -> None:
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         seeds = [command.seed + seed for seed in seeds]
-        return pipe.generate(prompts=list(prompts), seeds=seeds, **dataclasses.asdict(command.setting)).images * 2 - 1
+        return pipe.generate(prompts=list(prompts), seeds=seeds, **command.setting.values).images * 2 - 1
 
     count = command.count or EACH
     with bar("painting") as told:

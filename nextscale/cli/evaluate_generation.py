@@ -14,8 +14,20 @@ import tyro
 
 from nextscale.cli import models
 from nextscale.cli.data import ListBroken, check_broken, written_to
-from nextscale.cli.options import Depth, Json, Model, NumberPerScale, Precision, Until, WholePerScale
+from nextscale.cli.options import (
+    AtScales,
+    Depth,
+    Function,
+    Json,
+    Maps,
+    Model,
+    NumberPerScale,
+    Precision,
+    Until,
+    WholePerScale,
+)
 from nextscale.cli.output import at_least, at_most, bar, check_json, directory, wrapped
+from nextscale.cli.painting import reranking
 from nextscale.cli.training import together
 from nextscale.errors import InputError
 
@@ -25,7 +37,7 @@ if TYPE_CHECKING:
     from nextscale.evaluation.reference import ReferenceFeatures
     from nextscale.evaluation.rejection import Scorer
     from nextscale.features import FeatureNetwork
-    from nextscale.pipeline import Pipeline
+    from nextscale.pipeline import Pipeline, Rerank
 
 TOP_K = 900  # as in published results
 MOST = 10_000_000  # pictures: a list of seeds and labels of them is made at once
@@ -48,6 +60,7 @@ class Parts(NamedTuple):
     network: FeatureNetwork
     reference: ReferenceFeatures
     choosing: Choosing | None
+    rerank: Rerank | None
     card: Card
     """Of the first setting."""
 
@@ -105,6 +118,12 @@ class EvaluateGeneration:
     """Strength of guidance by the scale before, at all scales or at each."""
     reach: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")] = ()
     """How many scales a token attends to, its own and those before it; 1 is its own alone."""
+    rerank: Maps = None
+    """Draw so many maps at the coarser scales and keep the best, by a function of yours."""
+    rerank_by: Function = None
+    """That function: of a Step with the candidates, their scores; of a module that can be imported from here."""
+    rerank_scales: AtScales = ()
+    """At which scales, counted from 0."""
     rejection: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
     """Share of the pictures painted that is judged: those of each class that the classifier is surest of."""
     classifier: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
@@ -168,7 +187,7 @@ class EvaluateGeneration:
 
     def _check_prompts(self) -> None:
         """What goes with prompts."""
-        unused = ("split", "per_class_count", "rejection", "per_class", "save_npz")
+        unused = ("split", "per_class_count", "rejection", "per_class", "save_npz", "rerank", "rerank_by")
         for name in unused:
             if getattr(self, name):
                 raise InputError(f"--{name.replace('_', '-')}: expected without --prompts, got both")
@@ -197,7 +216,10 @@ class EvaluateGeneration:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
         chosen = fitted(chosen, pipe.steps, until=self.guidance_until)
-        parts = self._parts(pipe, chosen[0], device)
+        rerank = reranking(self.rerank, self.rerank_by, self.rerank_scales)
+        words = None if rerank is None else rerank.words(pipe.steps)
+        chosen = [dataclasses.replace(setting, rerank=words) for setting in chosen]
+        parts = self._parts(pipe, chosen[0], device, rerank)
         if self.out is not None:
             directory("--out", self.out)
         results = []
@@ -210,7 +232,7 @@ class EvaluateGeneration:
         if results:
             generation_report.give(results, parts.pipe.classes, self.json, self.out)
 
-    def _parts(self, pipe: Pipeline, setting: Setting, device: str) -> Parts:
+    def _parts(self, pipe: Pipeline, setting: Setting, device: str, rerank: Rerank | None) -> Parts:
         from nextscale import features
         from nextscale.evaluation.generation import card_of
 
@@ -230,7 +252,7 @@ class EvaluateGeneration:
             name=" ".join(self.model) or "embedded",
             rejection=choosing.rejection if choosing is not None else None,
         )
-        return Parts(pipe, network, reference, choosing, card)
+        return Parts(pipe, network, reference, choosing, rerank, card)
 
     def _each(self, classes: int) -> int:
         """Pictures of each class."""
@@ -272,7 +294,7 @@ class EvaluateGeneration:
             return balanced(len(pipe.classes), parts.card.per_class, first_seed=first_seed)
         candidates = balanced(len(pipe.classes), choosing.rejection.candidates, first_seed=first_seed)
         with bar(f"choosing{which}") as told:
-            batches = paint(pipe, candidates, setting, batch=self.batch, progress=told)
+            batches = paint(pipe, candidates, setting, rerank=parts.rerank, batch=self.batch, progress=told)
             return accepted(batches, candidates, choosing.scorer, each=parts.card.per_class)
 
     def _reference(self, pipe: Pipeline, network: FeatureNetwork) -> tuple[ReferenceUsed, ReferenceFeatures]:
@@ -315,7 +337,8 @@ class EvaluateGeneration:
             which = f"{which}, set {number + 1} of {self.repeats}"
         plan = self._plan(parts, setting, first_seed, which)
         with bar(f"painting{which}") as told, self._keeping(plan, parts.pipe.classes, keeping, first_seed) as also:
-            batches = shown_to(paint(parts.pipe, plan, setting, batch=self.batch, progress=told), also)
+            painted = paint(parts.pipe, plan, setting, rerank=parts.rerank, batch=self.batch, progress=told)
+            batches = shown_to(painted, also)
             seen = gather(batches, parts.network, total=len(plan), keep=self.keep, keep_spatial=True)
         if not distributed.is_first():
             return None

@@ -70,6 +70,9 @@ def _per_scale(kind: type[int] | type[float]) -> PrimitiveConstructorSpec[Any]:
 WholePerScale = Annotated[int | tuple[int, ...], _per_scale(int)]
 NumberPerScale = Annotated[float | tuple[float, ...], _per_scale(float)]
 Reach = Annotated[int | None, tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")]
+Maps = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Function = Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]
+AtScales = Annotated[tuple[int, ...], tyro.conf.arg(metavar="SCALE", help_behavior_hint="(default: the coarser half)")]
 Until = Annotated[int | None, tyro.conf.arg(metavar="SCALE", help_behavior_hint="")]
 
 WORDS = ("prompt", "negative_prompt")  # options that are text for a model

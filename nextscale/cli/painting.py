@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,12 @@ from nextscale.cli.options import (
     WholePerScale,
 )
 from nextscale.cli.output import at_least, at_most
+from nextscale.errors import InputError
 
 if TYPE_CHECKING:
-    from nextscale.pipeline import Pipeline, Request
+    from torch import Tensor
+
+    from nextscale.pipeline import Pipeline, Request, Rerank, Step
 
 MOST = 100_000  # pictures of a class: all of them are kept for the sheet
 TOP_K = 900  # as in published results
@@ -112,6 +116,41 @@ def schedule(guidance: float | tuple[float, ...], until: int | None) -> Any:
     from nextscale.sampling.guidance import guidance_until
 
     return guidance if until is None else guidance_until(guidance, until)
+
+
+def reranking(count: int | None, by: str | None, scales: Sequence[int]) -> Rerank | None:
+    """What --rerank, --rerank-by and --rerank-scales ask for; None where they are not given.
+
+    Raises `InputError` for a function that cannot be imported, and for one of the options without the others.
+    """
+    if count is None and by is None and not scales:
+        return None
+    if count is None or by is None:
+        raise InputError("--rerank: expected N maps and --rerank-by MODULE:FUNCTION, got one without the other")
+    from nextscale.pipeline import Rerank
+
+    return Rerank(scoring(by), count, scales or None)
+
+
+def scoring(by: str) -> Callable[[Step], Tensor]:
+    """The function that is called so, which may be anybody's: what it raises is told in one line."""
+    from nextscale.features import custom
+
+    function = custom.called("--rerank-by", by)
+    if not callable(function):
+        raise InputError(f"--rerank-by: expected a function of a Step, got {by}, which is {type(function).__name__}")
+
+    @functools.wraps(function)
+    def score(step: Step) -> Tensor:
+        try:
+            return function(step)
+        except InputError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"--rerank-by {by}: expected a function of a Step, got one that fails: {what}") from error
+
+    return score
 
 
 def is_file(path: Path) -> bool:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from nextscale.cli import models, sampled
-from nextscale.cli.options import Precision
+from nextscale.cli.options import AtScales, Function, Maps, Precision
 from nextscale.cli.output import at_least, directory, progress
-from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file
+from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file, reranking, scoring
 from nextscale.cli.prompts import read
 from nextscale.errors import InputError
 
@@ -33,6 +33,12 @@ class Sample(Painting):
 
     prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """More prompts, one a line; blank lines and lines that begin with # are left out."""
+    rerank: Maps = None
+    """Draw so many maps at the coarser scales and keep the best, by a function of yours."""
+    rerank_by: Function = None
+    """That function: of a Step with the candidates, their scores; of a module that can be imported from here."""
+    rerank_scales: AtScales = ()
+    """At which scales, counted from 0."""
     batch: int = 8
     """Pictures painted at a time; changes the time, not the pictures (in bf16, at most a near tie in one)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("samples")
@@ -79,7 +85,7 @@ class Sample(Painting):
             raise InputError(
                 f"expected --prompt or --prompts-file, got both ({self.prompt[0]!r} and {self.prompts_file})"
             )
-        told = {"model", "depth", "text_encoder", "device", "precision", "out", "no_metadata", "like"}
+        told = {"model", "depth", "text_encoder", "device", "precision", "out", "no_metadata", "like", "rerank_by"}
         others = [name for name in changed(self) if name not in told] if self.like else []
         if others:
             raise InputError(f"--like: expected the settings in {self.like} alone, got --{others[0].replace('_', '-')}")
@@ -93,7 +99,8 @@ class Sample(Painting):
             request = Request.from_notes(images.notes(picture))
             precision = SHORT.get(request.precision, "auto") if self.precision == "auto" else self.precision
             pipe = replace(self, precision=precision).pipeline()
-            (painted,) = pipe.repeat(request).pil()
+            score = scoring(self.rerank_by) if self.rerank_by and request.rerank is not None else None
+            (painted,) = pipe.repeat(request, score=score).pil()
         except InputError as error:
             raise InputError(f"--like {picture}: {error}") from None
         file = self.out if is_file(self.out) else directory("--out", self.out) / f"{request.stem}.png"
@@ -123,7 +130,8 @@ class Sample(Painting):
         labels, prompts, seeds = ([*column] for column in zip(*part, strict=True))
         known = {"labels": labels, "prompts": prompts}
         asked: dict[str, Any] = {what: each for what, each in known.items() if each[0] is not None}
-        steps = pipe.stream(**asked, seeds=seeds, **self.settings())
+        rerank = reranking(self.rerank, self.rerank_by, self.rerank_scales)
+        steps = pipe.stream(**asked, seeds=seeds, rerank=rerank, **self.settings())
         wanted = shown_steps(pipe) if self.growing else [pipe.steps - 1]
         shown = [(step.requests, step.preview()) for step in steps if step.scale in wanted]
         stages = zip(*(pictures for _, pictures in shown), strict=True)

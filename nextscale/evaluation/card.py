@@ -39,10 +39,17 @@ class Setting:
     """Of guidance by the scale before."""
     reach: int | None = None
     """How many scales a token attends to; None: all."""
+    rerank: str | None = None
+    """How many maps were drawn at which scales, and by which function one was chosen; None: none was."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else value)  # JSON has lists
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What `sampling.settings.Settings` takes."""
+        return {name: value for name, value in vars(self).items() if name != "rerank"}
 
     def __str__(self) -> str:
         k, p = (
@@ -51,6 +58,7 @@ class Setting:
         )
         others = f", step guidance {shown(self.step_guidance)}" if self.step_guidance else ""
         others += f", reach {self.reach}" if self.reach is not None else ""
+        others += f", {self.rerank}" if self.rerank is not None else ""
         return f"guidance {shown(self.guidance)}, {k}, {p}, temperature {shown(self.temperature)}{others}"
 
 
@@ -362,7 +370,7 @@ class ReconstructionCard(Protocol):
 def _read(kind: type[T], values: Any) -> T:
     """A dataclass of dataclasses from JSON's dictionaries."""
     hints = typing.get_type_hints(kind)
-    later = {"step_guidance", "reach"} if kind is Setting else set()  # cards of earlier versions are without
+    later = {"step_guidance", "reach", "rerank"} if kind is Setting else set()  # cards of earlier versions are without
     missing = sorted(hints.keys() - later - (values.keys() if isinstance(values, dict) else set()))
     if missing:
         raise InputError(f"card: expected {', '.join(missing)} in {kind.__name__}, got none")

@@ -32,7 +32,7 @@ from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_d
 from nextscale.features import FeatureNetwork
 from nextscale.files.checkpoint import fingerprint as weights_fingerprint
 from nextscale.machine.precision import DTYPES
-from nextscale.pipeline import Pipeline
+from nextscale.pipeline import Pipeline, Rerank
 from nextscale.sampling.guidance import guidance_until, weights_of
 from nextscale.sampling.settings import Settings
 
@@ -85,7 +85,7 @@ def settings(
     found = [Setting(*row) for row in dict.fromkeys(values)]
     for setting in found:
         lengths = [len(value) for value in vars(setting).values() if isinstance(value, tuple)]
-        Settings(**vars(setting)).dealt(max(lengths, default=1))
+        Settings(**setting.values).dealt(max(lengths, default=1))
     return found
 
 
@@ -100,7 +100,7 @@ def fitted(settings: Sequence[Setting], scales: int, *, until: int | None = None
         weights = [tuple(weights_of(schedule, scales)) for schedule in schedules]
         found = [dataclasses.replace(setting, guidance=each) for setting, each in zip(found, weights, strict=True)]
     for setting in found:
-        Settings(**vars(setting)).dealt(scales)
+        Settings(**setting.values).dealt(scales)
     return found
 
 
@@ -117,10 +117,17 @@ class Painted(NamedTuple):
 
 
 def paint(
-    pipe: Pipeline, plan: Plan, setting: Setting, *, batch: int = 32, progress: Progress | None = None
+    pipe: Pipeline,
+    plan: Plan,
+    setting: Setting,
+    *,
+    rerank: Rerank | None = None,
+    batch: int = 32,
+    progress: Progress | None = None,
 ) -> Iterator[Painted]:
     """This process's batches of a plan, see `gathering.shares`.
 
+    `rerank` is what `setting.rerank` tells of.
     `progress(done, total)` is called after each. Raises `InputError` for a batch below 1, for what `Pipeline.generate`
     refuses, and for pictures that are not finite.
     """
@@ -129,7 +136,8 @@ def paint(
             plan.labels[part.start : part.stop],
             plan.seeds[part.start : part.stop],
             prompts=None if plan.prompts is None else plan.prompts[part.start : part.stop],
-            **vars(setting),
+            rerank=rerank,
+            **setting.values,
         )
         yield Painted(part, eight_bits(images.from_unit(made.images)))
         if progress is not None:

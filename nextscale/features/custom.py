@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,12 +116,8 @@ def imported(path: str) -> FeatureNetwork:
     Modules are looked for where Python looks for them, and in the working directory. Raises `InputError` when there is
     no such module or attribute, or it is anything else.
     """
-    module, _, attribute = path.partition(":")
-    with _working_directory():
-        try:
-            found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise InputError(f"features: expected MODULE:FUNCTION that can be imported, got {path}: {error}") from error
+    found = called("features", path)
+    with working_directory():
         try:
             network = found() if callable(found) and not isinstance(found, nn.Module) else found
         except InputError:
@@ -134,8 +131,18 @@ def imported(path: str) -> FeatureNetwork:
     return network
 
 
+def called(option: str, path: str) -> Any:
+    """What "package.module:attribute" names. Raises `InputError` when there is no such module or attribute."""
+    module, _, attribute = path.partition(":")
+    with working_directory():
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError, SyntaxError, ValueError) as error:  # the last of an empty name
+            raise InputError(f"{option}: expected MODULE:FUNCTION that can be imported, got {path}: {error}") from error
+
+
 @contextmanager
-def _working_directory() -> Iterator[None]:
+def working_directory() -> Iterator[None]:
     """Inside, modules in the working directory can be imported, as with `python -m`."""
     before, sys.path = sys.path, [*sys.path, os.getcwd()]
     try:

@@ -14,8 +14,9 @@ Shapes: B batch, L positions of all scales, l positions of one scale, V codes, C
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -74,6 +75,19 @@ class Painted:
     """(B, C, h_K, w_K) float32, f_hat so far; `MultiScaleVQVAE.paint` shows it."""
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Of several maps drawn from the same logits the one that scores best is painted (as LSRS, arXiv:2512.03796)."""
+
+    score: Callable[[Painted], Tensor]
+    """B M candidates, those of a picture one after the other, their canvas as if painted -> (B M,), finite; the larger
+    the better, of equal ones the first."""
+    count: int
+    """M, of which the first is the map that would be drawn without this."""
+    scales: Collection[int]
+    """Where so many are drawn."""
+
+
 class Canvas(Protocol):
     """What is painted step by step, and what the transformer sees of it."""
 
@@ -96,6 +110,11 @@ class Pyramid:
         self.f_hat = self.f_hat + self.quantizer.contribution(codes_BChw, k)
         return self.f_hat
 
+    def tried(self, k: int, codes_NChw: Tensor) -> Tensor:
+        """f_hat as it would be with these codes of step k on it, of N / B candidates for each picture."""
+        before_NCHW = self.f_hat.repeat_interleave(len(codes_NChw) // len(self.f_hat), dim=0)
+        return before_NCHW + self.quantizer.contribution(codes_NChw, k)
+
     def seen(self, k: int) -> Tensor:
         return self.quantizer.pool(self.f_hat, k).flatten(2).transpose(1, 2)
 
@@ -114,6 +133,7 @@ def generate(
     step_guidance: Sequence[float] = (),
     reach: int | None = None,
     process: Process | None = None,
+    ranking: Ranking | None = None,
     edit: Edit | None = None,
     on: Callable[[MultiScaleQuantizer, int], Canvas] = Pyramid,
 ) -> Iterator[Painted]:
@@ -129,6 +149,7 @@ def generate(
         step_guidance: beta of guidance by the scale before, one a scale; none: of no scale.
         reach: how many scales a token attends to, its own and those before it; None: to all so far.
         process: may replace the logits of a scale before its tokens are drawn.
+        ranking: which of several maps is painted, on a `Pyramid` and without `edit`.
         edit: may replace the codes of a scale before they are painted.
         on: makes what is painted on, of the quantizer and B.
 
@@ -151,16 +172,17 @@ def generate(
     led_away = StepGuidance(scales, step_guidance) if any(step_guidance) else None
     keys_BL = random_keys(seeds, scales.total).to(device)
     canvas, codes_RlC = on(quantizer, batch), None
+    assert ranking is None or (edit is None and isinstance(canvas, Pyramid))
     for k, part in enumerate(scales.slices()):
         logits_BlV = guided(transformer.step(k, codes_RlC, condition, cache), batch, weights[k])
         logits_BlV = led_away(k, logits_BlV) if led_away else logits_BlV
         logits_BlV = processed(process, k, logits_BlV, groups=groups) if process else logits_BlV
         progress = k / max(len(scales) - 1, 1)
-        tokens_Bl, mixture_BlV = choose(logits_BlV, keys_BL[:, part], choices[k], progress=progress, groups=groups)
-        tokens_Bhw = tokens_Bl.unflatten(1, scales.sizes[k])
-        codes_BChw = (
-            quantizer.lookup(tokens_Bhw) if mixture_BlV is None else mixed(quantizer, mixture_BlV, scales.sizes[k])
-        )
+        draw = partial(drawn, quantizer, scales.sizes[k], choices[k], progress=progress, groups=groups)
+        if ranking is not None and k in ranking.scales:
+            tokens_Bhw, codes_BChw = best_of(ranking, k, canvas, draw, logits_BlV, keys_BL[:, part])
+        else:
+            tokens_Bhw, codes_BChw = draw(logits_BlV, keys_BL[:, part])
         f_hat = canvas.paint(k, edit(k, codes_BChw) if edit else codes_BChw)
         if k + 1 < len(scales):
             codes_RlC = canvas.seen(k + 1)
@@ -190,6 +212,54 @@ def processed(process: Process, k: int, logits_BlV: Tensor, *, groups: Sequence[
     if not given.is_meta and not all(bool(part.amax(dim=-1).isfinite().all()) for part in parts):
         raise InputError(f"logits_processor: expected a finite largest logit of every token, got others at scale {k}")
     return given
+
+
+def drawn(
+    quantizer: MultiScaleQuantizer,
+    size: tuple[int, int],
+    choice: Choice,
+    logits_BlV: Tensor,
+    keys_Bl: Tensor,
+    *,
+    progress: float,
+    groups: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Tokens of a map, (B, h, w), and the codes that are painted for them, (B, C, h, w). Arguments as `choose`'s."""
+    tokens_Bl, mixture_BlV = choose(logits_BlV, keys_Bl, choice, progress=progress, groups=groups)
+    tokens_Bhw = tokens_Bl.unflatten(1, size)
+    return tokens_Bhw, quantizer.lookup(tokens_Bhw) if mixture_BlV is None else mixed(quantizer, mixture_BlV, size)
+
+
+def best_of(
+    ranking: Ranking,
+    k: int,
+    canvas: Canvas,
+    draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    logits_BlV: Tensor,
+    keys_Bl: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What `draw` gives, of the best of M candidates for each picture. Waits for the device.
+
+    Raises `InputError` for scores that are not (B M,) finite numbers.
+    """
+    assert isinstance(canvas, Pyramid)
+    keys_Nl = candidate_keys(keys_Bl, ranking.count).flatten(0, 1)
+    tokens_Nhw, codes_NChw = draw(logits_BlV.repeat_interleave(ranking.count, dim=0), keys_Nl)
+    candidates = tokens_Nhw, canvas.tried(k, codes_NChw)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        scores_N = ranking.score(Painted(k, *(part.clone() for part in candidates)))
+    _check_scores(scores_N, len(keys_Nl), k)
+    best_B = scores_N.to(keys_Bl.device).unflatten(0, (-1, ranking.count)).float().argmax(dim=1)
+    rows_B = torch.arange(len(best_B), device=best_B.device) * ranking.count + best_B
+    return tokens_Nhw[rows_B], codes_NChw[rows_B]
+
+
+def _check_scores(scores_N: object, count: int, k: int) -> None:
+    if not isinstance(scores_N, Tensor) or scores_N.shape != (count,) or scores_N.is_complex():
+        got = f"{tuple(scores_N.shape)} {scores_N.dtype}" if isinstance(scores_N, Tensor) else type(scores_N).__name__
+        raise InputError(f"rerank: expected a score for each of {count} candidates of scale {k}, got {got}")
+    if not scores_N.is_meta and not bool(scores_N.isfinite().all()):
+        raise InputError(f"rerank: expected finite scores at scale {k}, got others")
 
 
 def choose(
@@ -263,6 +333,16 @@ def digit_keys(keys: Tensor, wanted: slice) -> Tensor:
     """A stream for each of some digits of each position: (...) int64 -> (..., g) int64."""
     numbers = torch.arange(wanted.start + 1, wanted.stop + 1, device=keys.device)
     return _mix(keys[..., None] + numbers * _GOLDEN)
+
+
+def candidate_keys(keys_Bl: Tensor, count: int) -> Tensor:
+    """A stream for each position of so many maps, (B, l) int64 -> (B, M, l); the first map has the streams given.
+
+    Those of the others are made of the complement, so that none is among those of digits and codes.
+    """
+    numbers_M1 = torch.arange(count, device=keys_Bl.device)[:, None]
+    others_BMl = _mix(~keys_Bl[:, None] + numbers_M1 * _GOLDEN)
+    return torch.where(numbers_M1 == 0, keys_Bl[:, None], others_BMl)
 
 
 def gumbel(keys: Tensor, codes: Tensor) -> Tensor:

@@ -6,6 +6,10 @@ do not grow with the batch, or only by the pictures one gets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 
 from nextscale.config import TokenizerConfig, TransformerConfig
@@ -24,6 +28,7 @@ def image_bytes(
     dtype: torch.dtype,
     step_guided: bool = False,
     reach: int | None = None,
+    candidates: Mapping[int, int] = MappingProxyType({}),
 ) -> int:
     """Bytes an image takes at its peak: the larger of sampling and decoding, for the cache is let go before the latter.
 
@@ -32,13 +37,20 @@ def image_bytes(
         dtype: what the blocks compute in; logits and, to be safe, the decoder's maps count as float32.
         step_guided: with guidance by the scale before.
         reach: scales that are looked at, see `cache_bytes`.
+        candidates: maps drawn at a scale, where there are several; what a score of them takes is not counted.
     """
-    sampling = sampling_bytes(transformer, guided=guided, dtype=dtype, step_guided=step_guided, reach=reach)
-    return max(sampling, decoding_bytes(tokenizer))
+    given: dict[str, Any] = {"guided": guided, "dtype": dtype, "step_guided": step_guided, "reach": reach}
+    return max(sampling_bytes(transformer, **given, candidates=candidates), decoding_bytes(tokenizer))
 
 
 def sampling_bytes(
-    config: TransformerConfig, *, guided: bool, dtype: torch.dtype, step_guided: bool = False, reach: int | None = None
+    config: TransformerConfig,
+    *,
+    guided: bool,
+    dtype: torch.dtype,
+    step_guided: bool = False,
+    reach: int | None = None,
+    candidates: Mapping[int, int] = MappingProxyType({}),
 ) -> int:
     """The cache, the text's keys and values; of the largest step a block's activations, the logits, and the draw."""
     rows = 2 if guided else 1
@@ -46,7 +58,8 @@ def sampling_bytes(
     block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
     terms = rows + 2 * (rows - 1) + (3 if step_guided else 0)  # guided: two terms and their sum; prior, term and sum
     logits = terms * largest * config.logits * FLOAT
-    draw = largest * config.logits * DRAW
+    drawn = max(length * candidates.get(k, 1) for k, length in enumerate(config.walk.lengths))
+    draw = drawn * config.logits * DRAW
     words = 2 * config.depth * rows * config.text.tokens * config.text.width * dtype.itemsize if config.text else 0
     return cache_bytes(config, 1, guided=guided, dtype=dtype, reach=reach) + words + block + logits + draw
 

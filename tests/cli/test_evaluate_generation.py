@@ -204,6 +204,23 @@ def test_reach_and_step_guidance_are_columns_where_they_differ(call: Callable[..
     assert len({result["figures"]["frechet_distance"]["value"] for result in results}) == 4
 
 
+def test_maps_may_be_chosen_by_a_function(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card says by which, how many and where."""
+    monkeypatch.chdir(tmp_path)
+    Path("scores_here.py").write_text("def dark(step):\n    return -step.preview().mean(dim=(1, 2, 3))\n")
+    plain, chosen = (
+        json.loads(call("--json", "-", *options).output)["results"][0]
+        for options in ([], ["--rerank", 3, "--rerank-by", "scores_here:dark"])
+    )
+    setting = Card.from_json(chosen["card"]).setting
+    assert setting.rerank == "best of 3 maps at scales 0,1 by scores_here:dark"
+    assert str(setting).endswith("temperature 1, best of 3 maps at scales 0,1 by scores_here:dark")
+    assert chosen["figures"]["frechet_distance"] != plain["figures"]["frechet_distance"]
+    assert Card.from_json(plain["card"]).setting.rerank is None
+
+
 def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
     """The sheet has a row of them beside each class's name."""
     assert call("--out", tmp_path, "--save-npz").status == 0

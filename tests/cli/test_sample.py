@@ -177,6 +177,63 @@ def test_step_guidance_and_reach_are_told_and_repeated(nextscale, model: Path, t
     assert "the same pixels as" in again.output
 
 
+SCORES = """
+def bright(step):
+    return step.preview().mean(dim=(1, 2, 3))
+
+def wrong(step):
+    return step.previews()
+"""
+
+
+def test_maps_are_chosen_by_a_function_of_ones_own(
+    nextscale, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a module in the working directory; told in the note, and repeated with the same function."""
+    monkeypatch.chdir(tmp_path)
+    Path("scores_of_mine.py").write_text(SCORES)
+    chosen = ["--rerank", 4, "--rerank-by", "scores_of_mine:bright", "--rerank-scales", 0, 1, 2, 3]
+    done = nextscale("sample", "--model", model, "--label", 3, *chosen, "--out", "out")
+    assert (done.status, done.errors) == (0, "")
+    assert "--rerank 4 --rerank-by scores_of_mine:bright --rerank-scales 0 1 2 3" in done.output
+    (file,) = Path("out").glob("3-*.png")
+    told = json.loads(Image.open(file).text["nextscale"])
+    assert told["rerank"] == {"scales": [0, 1, 2, 3], "count": 4, "by": "scores_of_mine:bright"}
+    assert nextscale("sample", "--model", model, "--label", 3, "--out", "plain").status == 0
+    assert not torch.equal(read(file), read(Path("plain") / file.name))
+    again = ["sample", "--model", model, "--like", file, "--out", "again.png"]
+    assert "the same pixels as" in nextscale(*again, "--rerank-by", "scores_of_mine:bright").output
+    refused = nextscale(*again)
+    assert "expected a score, the function scores_of_mine:bright that chose its maps" in refused.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--rerank", 4], "--rerank: expected N maps and --rerank-by MODULE:FUNCTION, got one without the other"),
+        (["--rerank-scales", 1], "--rerank: expected N maps and --rerank-by MODULE:FUNCTION"),
+        (["--rerank", 4, "--rerank-by", "nowhere_at_all:bright"], "--rerank-by: expected MODULE:FUNCTION that can be"),
+        (["--rerank", 4, "--rerank-by", "scores_of_mine"], "--rerank-by: expected MODULE:FUNCTION that can be"),
+        (["--rerank", 4, "--rerank-by", "scores_of_mine:wrong"], "got one that fails: AttributeError"),
+        (["--rerank", 4, "--rerank-by", "math:pi"], "--rerank-by: expected a function of a Step, got math:pi"),
+        (["--rerank", 0, "--rerank-by", "scores_of_mine:bright"], "rerank: expected count of 1 or more, got 0"),
+        (
+            ["--rerank", 4, "--rerank-by", "scores_of_mine:bright", "--rerank-scales", 6],
+            "rerank: expected scales of 0 .. 5, got 6",
+        ),
+    ],
+)
+def test_functions_that_cannot_choose_are_refused(
+    nextscale, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], told: str
+) -> None:
+    """In one line, whatever they raise."""
+    monkeypatch.chdir(tmp_path)
+    Path("scores_of_mine.py").write_text(SCORES)
+    done = nextscale("sample", "--model", model, "--label", 3, *arguments)
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert told in done.errors
+
+
 def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path) -> None:
     """No trace of a progress bar where there is no terminal."""
     done = nextscale("sample", "--model", model, "--label", "1", "--out", tmp_path)
