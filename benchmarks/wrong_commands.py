@@ -161,6 +161,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
         ),
         *("optimization.betas=1", "optimization.betas=0.9,x", "architecture.scales=2,1", "architecture.channels=33"),
         *("architecture.quantizer=vq", "architecture.quantizer=fsq", "architecture.bits=99", "architecture.groups=2,3"),
+        *("architecture.activation=silu", "architecture.logit_cap=-1", "architecture.feed_forward=0"),
         *("architecture.quantizer=sphere architecture.code_channels=1", "architecture.quantizer=sphere"),
         *("architecture.quantizer=bsq architecture.bits=4 codebook.start=kmeans", "self_correction=2"),
         *("architecture.multipliers=", "architecture.codebook_size=99999999999", "optimization.learning_rate=inf"),

@@ -29,8 +29,10 @@ MOST_BITS = 62  # of a token that is made of digits, which int64 holds
 COUNTABLE = 1 << 16  # codes that are counted one by one; of more, the digits of their numbers are
 WIDEST_SPHERE = 181  # channels of quantizer sphere, whose codes are counted one by one
 
+OPTION = {"option": True}  # marks fields of architectures that the public release has not got
 Quantizer = Literal["codebook", "fsq", "bsq", "sphere"]
 Order = Literal["scale", "raster"]
+Activation = Literal["gelu", "relu2", "swiglu"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -306,10 +308,15 @@ class TransformerConfig:
     their product is V. None: one softmax over all codes."""
     order: Order = field(default="scale", repr=False)  # likewise
     """What is predicted from what: each token map from the coarser ones, or as a rival does it (`rivals`)."""
+    activation: Activation = field(default="gelu", repr=False, metadata=OPTION)
+    """Of the feed-forward network: GELU (tanh), the square of ReLU, or SiLU times a second linear (SwiGLU)."""
+    logit_cap: float = field(default=0.0, repr=False, metadata=OPTION)
+    """c of the head's logits, c tanh(logits / c); 0 leaves them as they are."""
 
     def __post_init__(self) -> None:
         self._check_groups()
         self._check_order()
+        self._check_options()
         for name in ("codebook_size", "code_channels", "classes", "depth", "width", "heads", "feed_forward"):
             most = MOST_MODULES if name == "depth" else LARGEST
             most = 2**MOST_BITS if name == "codebook_size" and self.groups else most
@@ -328,6 +335,24 @@ class TransformerConfig:
             not self.groups or math.prod(self.groups) == self.codebook_size,
             f"transformer groups: expected a product of {self.codebook_size}, the number of codes, got {shown}",
         )
+
+    def _check_options(self) -> None:
+        told = f"expected one of {', '.join(typing.get_args(Activation))}, got {reprlib.repr(self.activation)}"
+        _require(self.activation in typing.get_args(Activation), f"transformer activation: {told}")
+        told = f"transformer logit_cap: expected 0 (none) .. {LARGEST}, got {reprlib.repr(self.logit_cap)}"
+        _require(0 <= self.logit_cap <= LARGEST, told)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the release's transformers do not have, by name, where it is not as theirs."""
+        parts = [part for part in dataclasses.fields(self) if part.metadata.get("option")]
+        values = {part.name: getattr(self, part.name) for part in parts}
+        return {part.name: values[part.name] for part in parts if values[part.name] != part.default}
+
+    @property
+    def opened(self) -> int:
+        """Channels that the first layer of the feed-forward network gives."""
+        return (2 if self.activation == "swiglu" else 1) * self.feed_forward
 
     def _check_order(self) -> None:
         options, maps = typing.get_args(Order), len(self.scales)
@@ -382,10 +407,10 @@ class TransformerConfig:
     @property
     def parameters(self) -> int:
         """Trained parameters, computed from the shapes."""
-        d, f = self.width, self.feed_forward
+        d, f, opened = self.width, self.feed_forward, self.opened
         projection = 6 * d * d + 6 * d
         attention = (self.heads if self.normalized_attention else 0) + 2 * d + 3 * d * d + d * d + d
-        block = attention + 2 * d * f + f + d + (6 * d if self.shared_modulation else projection)
+        block = attention + (d + 1) * opened + (f + 1) * d + (6 * d if self.shared_modulation else projection)
         positions = (self.walk.lengths[0] + self.scales.total + len(self.scales)) * d
         embeddings = (self.code_channels + 1) * d + (self.classes + 1) * d
         head = 2 * d * d + 2 * d + (d + 1) * self.logits

@@ -227,7 +227,7 @@ def sampling_work(
 def weight_bytes(pipe: Pipeline) -> int:
     """Bytes of weights read to paint a batch: blocks and head once a scale; modulations, text and decoder once."""
     config, low = pipe.transformer.config, pipe.dtype.itemsize
-    block = 4 * config.width**2 + 2 * config.width * config.feed_forward
+    block = 4 * config.width**2 + config.width * (config.opened + config.feed_forward)
     if config.text is not None:
         block += 2 * config.width * config.text.width  # query, out
     head = config.width * config.logits * torch.float32.itemsize

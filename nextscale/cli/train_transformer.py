@@ -56,6 +56,9 @@ Ordered = Annotated[Order | None, tyro.conf.arg(help_behavior_hint="")]
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")]
 
 
+CHOSEN = ("groups", "feed_forward", "activation", "logit_cap")  # of the architecture, by --set
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainTransformer:
     """Train a next-scale transformer on a finished tokenizer; its directory is what `sample --model` wants.
@@ -121,8 +124,8 @@ class TrainTransformer:
     batch: Count = None
     """Pictures a step, over all processes (default: the recipe's)."""
     set: Settings = ()
-    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4; architecture.groups=2,2,2
-    says in which digits tokens are predicted."""
+    """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4; some of the architecture's,
+    such as architecture.activation=swiglu, which docs/transformer.md tells."""
     shard: bool = False
     """Of several processes each holds a share of the model (FSDP2) instead of a copy (DDP): for models that do not fit
     one device."""
@@ -169,7 +172,7 @@ class TrainTransformer:
         data = self._data(tokenizer)
         if architecture.text is not None:
             reader, architecture = reading.read(architecture, reader, recipe, data, self.data)
-        config = self._cut(fitted(architecture, tokenizer, classes=len(data.classes), order=self.order))
+        config = self._chosen(fitted(architecture, tokenizer, classes=len(data.classes), order=self.order))
         if first:
             known = kept(first.classes, data.classes)
             say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
@@ -213,7 +216,7 @@ class TrainTransformer:
         recipe, steps = recipes.for_transformer(preset.name)
         recipe = recipe_of(recipe, reader) if reads else recipe
         batch = [] if self.batch is None else [f"optimization.batch={self.batch}"]
-        settings = [setting for setting in self.set if not _is_cut(setting)]
+        settings = [setting for setting in self.set if not _of_architecture(setting)]
         if self.cooldown is not None:
             course = recipe.optimization.until_the_fall(self.cooldown, steps)
             recipe = dataclasses.replace(recipe, optimization=course)
@@ -227,11 +230,11 @@ class TrainTransformer:
 
         return rundir.steps_asked(self.out) or round(rundir.steps_done(self.plateau) / (1 - self.cooldown))
 
-    def _cut(self, config: TransformerConfig) -> TransformerConfig:
-        """The same, predicting tokens in the groups asked for."""
+    def _chosen(self, config: TransformerConfig) -> TransformerConfig:
+        """The same with what --set says of the architecture."""
         from nextscale.training import recipes
 
-        return recipes.changed(config, [setting for setting in self.set if _is_cut(setting)], "architecture.")
+        return recipes.changed(config, [setting for setting in self.set if _of_architecture(setting)], "architecture.")
 
     def _architecture(self, preset: Preset, first: Pipeline | None) -> TransformerConfig:
         """That of the model to begin from, or the preset's at the depth asked for."""
@@ -294,9 +297,10 @@ class TrainTransformer:
         return begin
 
 
-def _is_cut(setting: str) -> bool:
-    """Whether a setting is the one of the architecture that may be chosen: the groups that tokens are predicted in."""
-    return setting.partition("=")[0].strip() == "architecture.groups"
+def _of_architecture(setting: str) -> bool:
+    """Whether a setting is one of the architecture that may be chosen."""
+    part, _, name = setting.partition("=")[0].strip().partition(".")
+    return part == "architecture" and name in CHOSEN
 
 
 def _same_codes(one: MultiScaleVQVAE, other: MultiScaleVQVAE) -> bool:

@@ -68,7 +68,7 @@ def scale_work(config: TransformerConfig, k: int, *, guided: bool, reach: int | 
     """
     walk = config.walk
     tokens, seen = walk.lengths[k], walk.slices()[k].stop - walk.firsts(reach)[k]
-    linears = 4 * config.width**2 + 2 * config.width * config.feed_forward  # q, k, v, out; up, down
+    linears = 4 * config.width**2 + config.width * (config.opened + config.feed_forward)  # q, k, v, out; up, down
     attention = 2 * seen * config.width  # q k^T, and its softmax times v
     if config.text is not None:
         linears += 2 * config.width * config.text.width  # query, out

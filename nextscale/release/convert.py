@@ -175,6 +175,9 @@ def names(model: MultiScaleVQVAE | VAR) -> dict[str, str]:
         if model.config.groups:
             told = f"groups {', '.join(map(str, model.config.groups))}"
             raise InputError(f"expected a head over all codes, as the release's format holds, got {told}")
+        if model.config.options:
+            told = ", ".join(f"{name} {value}" for name, value in model.config.options.items())
+            raise InputError(f"expected a transformer built as the release's are, got one with {told}")
         return {name: _rename(name, TRANSFORMER_NAMES, 0) for name in model.state_dict()}
     if model.config.quantizer != "codebook" or model.config.reparametrised:
         kind = "reparametrised codes" if model.config.reparametrised else f"quantizer {model.config.quantizer}"

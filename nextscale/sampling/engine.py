@@ -166,6 +166,7 @@ def fingerprint(tokenizer: MultiScaleVQVAE, transformer: VAR) -> str:
         digest.update(told.encode())
     digest.update(b"" if transformer.order == "scale" else transformer.order.encode())
     digest.update(repr(transformer.config.groups).encode() if transformer.config.groups else b"")
+    digest.update(repr(transformer.config.options).encode() if transformer.config.options else b"")
     digest.update(repr(transformer.config.text).encode() if transformer.config.text else b"")
     for model in (tokenizer, transformer):
         for name, weight in model.named_parameters():

@@ -55,7 +55,7 @@ def sampling_bytes(
     """The cache, the text's keys and values; of the largest step a block's activations, the logits, and the draw."""
     rows = 2 if guided else 1
     largest = max(config.walk.lengths)
-    block = rows * largest * (4 * config.width + config.feed_forward) * dtype.itemsize
+    block = rows * largest * (4 * config.width + config.opened) * dtype.itemsize
     terms = rows + 2 * (rows - 1) + (3 if step_guided else 0)  # guided: two terms and their sum; prior, term and sum
     logits = terms * largest * config.logits * FLOAT
     drawn = max(length * candidates.get(k, 1) for k, length in enumerate(config.walk.lengths))

@@ -117,6 +117,7 @@ def chunked_cross_entropy(
     *,
     smoothing: float = 0.0,
     groups: Sequence[int] = (),
+    cap: float = 0.0,
     chunk: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,6 +135,7 @@ def chunked_cross_entropy(
         weights_L: (L,) float, at least 0 and not all 0: what each position counts.
         smoothing: s, 0 .. 1: the target is (1 - s) one-hot + s / V.
         groups: sizes of the digits that a token is predicted in; V is their sum. None: one softmax over all codes.
+        cap: c of logits c tanh((h W^T + b) / c); 0: none.
         chunk: rows of logits at a time; None takes as many as `LOGITS` holds.
         dtype: of the matrix products. Softmax and sums are in float32 all the same.
 
@@ -144,7 +146,7 @@ def chunked_cross_entropy(
     with as_held(h_BLD.device):
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h_BLD, weight_VD, bias_V))
         return _ChunkedCrossEntropy.apply(
-            h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, tuple(groups), rows, dtype, learns
+            h_BLD, weight_VD, bias_V, tokens_BL, weights_L, smoothing, tuple(groups), cap, rows, dtype, learns
         )
 
 
@@ -164,6 +166,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weights_L: Tensor,
         smoothing: float,
         groups: tuple[int, ...],
+        cap: float,
         chunk: int,
         dtype: torch.dtype,
         learns: bool,
@@ -176,11 +179,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for part in _slices(len(rows_ND), chunk):
             low_nD = rows_ND[part].to(dtype)
             logits_nV = F.linear(low_nD, low_VD).float().add_(bias_V.float())
+            slope_nV = _cap(logits_nV, cap) if cap else None
             given = (logits_nV, targets_N1[part], weights_N1[part], smoothing)
             seen = _descend_digits(*given, groups) if groups else _descend(*given)
             total += (weights_N1[part] * seen.smoothed_n1).sum()
             losses.append(seen.loss_n1)
             hits.append(seen.hit_n1)
+            if slope_nV is not None:
+                seen.gradient.mul_(slope_nV)
             if learns:
                 low_nV = seen.gradient.to(dtype)
                 dh_ND[part] = low_nV @ low_VD
@@ -198,7 +204,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         check_once("chunked cross-entropy")
         factor = grads[0] / ctx.count
         dh_BLD, dw_VD, db_V = (factor * gradient for gradient in ctx.saved_tensors)
-        return dh_BLD, dw_VD, db_V, *(None for _ in range(7))
+        return dh_BLD, dw_VD, db_V, *(None for _ in range(8))
+
+
+# y = c tanh(x / c), y' = 1 - (y / c)^2
+def _cap(logits_nV: Tensor, cap: float) -> Tensor:
+    """Cap logits in place; the slope of the cap at each."""
+    shares_nV = logits_nV.div_(cap).tanh_()
+    slope_nV = 1 - shares_nV.square()
+    logits_nV.mul_(cap)
+    return slope_nV
 
 
 class _Descent(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.config import TextConfig, TransformerConfig
+from nextscale.config import Activation, TextConfig, TransformerConfig
 
 MAX_TEMPERATURE = math.log(100)
 SCORES = 4 << 20  # bytes of attention scores at a time on CPUs: what the last level of their cache holds easily
@@ -171,12 +171,38 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.feed_forward)
+        self.up = nn.Linear(config.width, config.opened)
         self.down = nn.Linear(config.feed_forward, config.width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        h = linear(x_BLD, self.up.weight, self.up.bias, gelu=True)
-        return linear(h, self.down.weight, self.down.bias)
+        return linear(self.inside(x_BLD), self.down.weight, self.down.bias)
+
+    def inside(self, x_BLD: Tensor) -> Tensor:
+        return linear(x_BLD, self.up.weight, self.up.bias, gelu=True)
+
+
+class SquaredFeedForward(FeedForward):
+    """Linear, the square of ReLU, linear (So et al. 2021, arXiv:2109.08668)."""
+
+    def inside(self, x_BLD: Tensor) -> Tensor:
+        return F.relu(linear(x_BLD, self.up.weight, self.up.bias)).square()
+
+
+class GatedFeedForward(FeedForward):
+    """SwiGLU: SiLU of one linear times another, linear (Shazeer 2020, arXiv:2002.05202)."""
+
+    MATRICES: ClassVar[Mapping[str, int]] = {"up": 2, "down": 1}
+
+    def inside(self, x_BLD: Tensor) -> Tensor:
+        gate, value = linear(x_BLD, self.up.weight, self.up.bias).chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+FEED_FORWARDS: dict[Activation, type[FeedForward]] = {
+    "gelu": FeedForward,
+    "relu2": SquaredFeedForward,
+    "swiglu": GatedFeedForward,
+}
 
 
 class Block(nn.Module):
@@ -188,7 +214,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FEED_FORWARDS[config.activation](config)
         if config.shared_modulation:
             self.modulation_table = nn.Parameter(torch.empty(1, 1, 6, config.width))
         else:

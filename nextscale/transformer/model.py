@@ -230,9 +230,11 @@ class VAR(nn.Module):
             return modulate(x_BLD.float(), condition.head_shift, condition.head_scale)
 
     def through_head(self, h_BLD: Tensor) -> Tensor:
-        """The linear head, in the dtype it is held in: (B, L, V) float32."""
+        """The linear head, in the dtype it is held in, and the cap where there is one: (B, L, V) float32."""
         with as_held(h_BLD.device):
-            return linear(h_BLD.to(self.head.weight.dtype), self.head.weight, self.head.bias).float()
+            logits_BLV = linear(h_BLD.to(self.head.weight.dtype), self.head.weight, self.head.bias).float()
+        cap = self.config.logit_cap
+        return cap * (logits_BLV / cap).tanh() if cap else logits_BLV
 
     def _place(self, x_BlD: Tensor, first: int, end: int) -> Tensor:
         """Add positions and levels of scales first .. end - 1; what the blocks compute in follows from here."""

@@ -37,10 +37,10 @@ def test_a_transformer_predicts_in_the_groups_asked_for() -> None:
     """Of the architecture nothing else can be set; the recipe has the other settings."""
     preset = presets.get("emoji-32")
     command = TrainTransformer(set=("architecture.groups=8,8,8", "token_noise=0.1"))
-    assert command._cut(preset.transformer).groups == (8, 8, 8)
+    assert command._chosen(preset.transformer).groups == (8, 8, 8)
     recipe, _ = command._recipe(preset, None, reads=False)
     assert recipe.token_noise == 0.1
     with pytest.raises(InputError, match="transformer groups: expected a product of 512"):
-        TrainTransformer(set=("architecture.groups=2,2",))._cut(preset.transformer)
+        TrainTransformer(set=("architecture.groups=2,2",))._chosen(preset.transformer)
     with pytest.raises(InputError, match="unknown setting 'architecture.depth'"):
         TrainTransformer(set=("architecture.depth=2",))._recipe(preset, None, reads=False)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextscale import digits as numbers
 from nextscale.training.losses import (
     adaptive_weight,
     choice_entropy,
@@ -203,6 +204,27 @@ def test_chunked_cross_entropy_is_that_of_all_logits(chunk: int | None, smoothin
     assert not loss_BL.requires_grad
     ours, theirs = (torch.autograd.grad(3 * value, (h, weight, bias)) for value in (loss, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("groups", [(), (50,), (20, 30)], ids=str)
+def test_capped_logits_have_their_own_gradient(groups: tuple[int, ...], smoothing: float) -> None:
+    """Of c tanh(logits / c): against torch's own, at a cap that most logits feel; of digits too."""
+    h, weight, bias, tokens, weights = head()
+    codes = numbers.split(tokens, groups or (50,))
+    logits = 1.5 * (F.linear(h, weight, bias) / 1.5).tanh()
+    expected = torch.zeros(())
+    for part, digit in zip(logits.split([*groups] or [50], dim=-1), codes.unbind(-1), strict=True):
+        each = F.cross_entropy(part.flatten(0, 1), digit.flatten(), reduction="none", label_smoothing=smoothing)
+        expected = expected + ((each.view_as(tokens) * weights).sum(dim=1) / weights.sum()).mean()
+    options = {"smoothing": smoothing, "groups": groups, "chunk": 4}
+    loss, loss_BL, _ = chunked_cross_entropy(h, weight, bias, tokens, weights, cap=1.5, **options)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss_BL, cross_entropy(logits.detach(), tokens, groups=groups))
+    ours, theirs = (torch.autograd.grad(3 * value, (h, weight, bias)) for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    plain, _, _ = chunked_cross_entropy(h, weight, bias, tokens, weights, **options)
+    assert abs(plain.item() - loss.item()) > 0.01
 
 
 def test_chunked_cross_entropy_survives_logits_of_any_size() -> None:

@@ -27,6 +27,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"scales": Scales([(2, 2), 3, 4])},
     {"scales": Scales([(3, 4)])},
     {"depth": 1},
+    {"activation": "relu2"},
+    {"activation": "swiglu", "logit_cap": 3.0},
 ]
 
 

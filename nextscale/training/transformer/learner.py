@@ -70,6 +70,7 @@ class Learner(nn.Module):
             weights,
             smoothing=smoothing,
             groups=self.model.config.groups,
+            cap=self.model.config.logit_cap,
             dtype=_dtype(h_BLD.device),
         )
 
