@@ -93,6 +93,8 @@ SOURCE = (
     "many/*.tar",
     "x-{9..1}.tar",
     "cut.zip",
+    "cut.parquet",
+    "*.arrow",
     "twice.zip",
     "model",
     "tokens",
@@ -340,6 +342,7 @@ def _data() -> None:
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile("twice.zip", "w") as archive:
         for name in ("0.png", "1.png", "1.png"):
             archive.write("picture.png", name)
+    Path("cut.parquet").write_bytes(b"PAR1 and nothing else")
     Path("cut.zip").write_bytes(Path("twice.zip").read_bytes()[:300])
     Path("cut.tar").write_bytes(Path("digits.tar").read_bytes()[:3000])
 

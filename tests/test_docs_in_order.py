@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -183,6 +184,11 @@ def data_sets() -> None:
         for number, path in enumerate(sorted(Path("photos").rglob("*.jpg"))):
             archive.write(path, f"00000/img{number:08}.jpg")
         archive.writestr("dataset.json", json.dumps({"labels": None}))
+    pictures = [path.read_bytes() for path in sorted(Path("photos").rglob("*.jpg"))]
+    table = pyarrow.table({"image": pyarrow.array(pictures), "label": [0, 1, 0], "text": ["one", "two", "three"]})
+    Path("parquet").mkdir()
+    for number in range(2):
+        pyarrow.parquet.write_table(table, f"parquet/train-{number:05}-of-00002.parquet")
     names = [path.relative_to("photos").as_posix() for path in sorted(Path("photos").rglob("*.jpg"))]
     Path("photos.jsonl").write_text("\n".join(json.dumps({"file": name, "kind": name[-5]}) for name in names))
 

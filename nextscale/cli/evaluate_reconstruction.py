@@ -49,7 +49,8 @@ class EvaluateReconstruction:
     scales: TokenMaps = ()
     """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     data: str = "emoji"
-    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), or of WebDataset shards."""
+    """emoji (embedded), a folder of pictures (DIR/class/picture or flat), a zip of one, WebDataset shards, parquet
+    files; docs/data.md tells of all formats."""
     image_column: Column = None
     """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
     label_column: Column = None

@@ -48,8 +48,8 @@ class TrainTokenizer:
     """
 
     data: str = "emoji"
-    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
-    WebDataset shards."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat), a zip of one,
+    WebDataset shards, parquet files; docs/data.md tells of all formats."""
     image_column: Column = None
     """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
     label_column: Column = None

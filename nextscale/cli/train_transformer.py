@@ -67,8 +67,8 @@ class TrainTransformer:
     """
 
     data: str = "emoji"
-    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
-    WebDataset shards, or a token cache that nextscale encode made."""
+    """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat), a zip of one,
+    WebDataset shards, parquet files (docs/data.md tells of all formats), or a cache that nextscale encode made."""
     labels: Labelling = None
     """Classes of a folder's pictures: a table with the columns file and label (CSV, JSON lines, parquet), folders, or
     none (default: metadata beside them, or else its folders)."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypedDict
 
 from nextscale.checks import checked
-from nextscale.data import emoji, figures, folder, reading, shards, zips
+from nextscale.data import emoji, figures, folder, parquet, reading, shards, zips
 from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
+from nextscale.data.listing import Listing
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
 from nextscale.data.tables import Columns
@@ -41,10 +43,11 @@ def load(
     `"emoji"` is the embedded set, `"figures"` are drawn as `nextscale.data.figures` says, with the extra `[figures]`
     (`./emoji` and `./figures` are folders of those names). A folder of pictures, or a .zip of one, is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
-    `nextscale.data.shards` says. `progress(done, total)` is called while shards are listed and while pictures are read.
-    Unreadable pictures are left out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before
-    too many of them are refused, and for those that turn out so when a batch is read. What else was left out, and how
-    the held-out part came about, is in `DataSet.told`.
+    `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says.
+    `progress(done, total)` is called while files are listed and while pictures are read. Unreadable pictures are left
+    out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before too many of them are refused,
+    and for those that turn out so when a batch is read. What else was left out, and how the held-out part came about,
+    is in `DataSet.told`.
 
     `labels` is the path of a table with the columns `file,label` (CSV, JSON lines or parquet, `nextscale.data.labels`)
     that tells the classes of a folder's pictures; `"none"`: one class, for data of any kind; or `"folders"`. None
@@ -79,14 +82,30 @@ def load(
             raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
         asked.refuse("the figures")
         return figures.load(height=height, width=width, labels=labels, captions=captions)
-    found = None if _is_zip(source) else shards.find(source)
-    if found is None:
-        place = zips.tree(Path(source)) if _is_zip(source) else Path(source)
-        listing = folder.survey(place, labels=labels, captions=captions, columns=asked, progress=progress)
-    else:
-        asked.refuse(f"the shards in {found.root}")
-        listing = shards.survey(found, labels=labels, captions=captions, progress=progress)
+    listing = _survey(source, _Asked(labels=labels, captions=captions, columns=asked, progress=progress))
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
+
+
+class _Asked(TypedDict):
+    """What `load` passes on."""
+
+    labels: Labels | None
+    captions: Captioning | None
+    columns: Columns
+    progress: Progress | None
+
+
+def _survey(source: str | Path, asked: _Asked) -> Listing:
+    """What lies in a folder or file, in whatever format."""
+    if _is_zip(source):
+        return folder.survey(zips.tree(Path(source)), **asked)
+    if rows := parquet.find(source):
+        return parquet.survey(rows, **asked)
+    if tars := shards.find(source):
+        return shards.survey(tars, **asked)
+    if os.path.isdir(source) and (rows := parquet.find_in(Path(source))):
+        return parquet.survey(rows, **asked)
+    return folder.survey(Path(source), **asked)
 
 
 def _is_zip(source: str | Path) -> bool:

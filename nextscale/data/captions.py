@@ -217,13 +217,13 @@ def of_rows(
             if not file:
                 raise InputError(f"{where}: expected a file and a caption, got no file")
             name = tables.name_of(file, tree, home=home, columns=columns, where=where)
-            texts.setdefault(tables.plain(name), []).extend(_each(cell))
+            texts.setdefault(tables.plain(name), []).extend(each_of(cell))
             rows.setdefault(name, where)
     tables.check_there(rows.items(), tree)
     return {name: cleaned(those, bad) for name, those in texts.items()}
 
 
-def _each(cell: object) -> Sequence[object]:
+def each_of(cell: object) -> Sequence[object]:
     """The captions in a cell: a text, a list of them, or none."""
     return cell if isinstance(cell, list) else [] if cell is None else [cell]
 

@@ -25,6 +25,7 @@ NONE, FOLDERS = "none", "folders"  # one class; those of the folders; `./none` i
 Labels = str | Path
 Groups = Mapping[str, Sequence[str]]  # names of pictures by class, the classes in their order
 WHOLE = re.compile("-?[0-9]{1,18}")
+LONGEST = 255  # characters of a class in shards and parquet files
 MISSING = frozenset(("nan", "nat", "null", "n/a", "#n/a", "<na>"))  # how programs write that there is no value
 
 

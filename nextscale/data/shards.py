@@ -20,15 +20,13 @@ least one, is held out by the hash of their keys. A sample without a picture cou
 from __future__ import annotations
 
 import errno
-import glob
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -47,11 +45,13 @@ from nextscale.data.captions import (
     of_name,
     told,
 )
-from nextscale.data.labels import Labels, check_label, no_classes, one_number, whole_numbers
+from nextscale.data.labels import LONGEST, Labels, check_label, no_classes, one_number, whole_numbers
 from nextscale.data.listing import BY_KEY, Items, Listing, hold_out, told_apart
 from nextscale.data.names import Names
+from nextscale.data.patterns import LETTERS, matches
 from nextscale.data.pictures import Progress, in_threads
-from nextscale.data.splits import role_of_word, roles_of_folders, words_of
+from nextscale.data.splits import roles_of_folders, sides_of
+from nextscale.data.tables import Columns
 from nextscale.data.tar import Member, members, window
 from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
 from nextscale.errors import InputError
@@ -60,11 +60,9 @@ from nextscale.images import KINDS, SUFFIXES
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 STATED = (".cls", ".json")  # the files that may state a class
 CAPTIONED = (".txt", ".json")  # those that may hold captions
-LONGEST = 255  # characters of a class
 MOST_TEXT = 2**24  # bytes of a file that states one
 LABEL_KEYS = ("label", "class", "cls")
 LISTS = ("classes.txt", "classes.json")
-MOST, NESTED = 1_000_000, 60  # names that a pattern may stand for, pairs of braces in it
 
 Class = int | str
 
@@ -133,7 +131,7 @@ def find(source: str | Path) -> Shards | None:
         return _in_folder(Path(source))
     if str(source).endswith(COMPRESSED):
         raise _compressed(str(source))
-    known = str(source).lower().endswith(".tar") or (not os.path.exists(source) and bool(set(str(source)) & set("*?{")))
+    known = str(source).lower().endswith(".tar") or (not os.path.exists(source) and bool(set(str(source)) & LETTERS))
     return _of_pattern(str(source)) if known else None
 
 
@@ -197,7 +195,7 @@ def _together(root: Path, here: Beside) -> Shards | None:
 
 
 def _of_pattern(pattern: str) -> Shards:
-    paths = tuple(dict.fromkeys(path for each in expand(pattern) for path in _matches(each)))
+    paths = matches(pattern, ".tar shards")
     missing = [path for path in paths if not os.path.isfile(path)]
     if folders := list(filter(os.path.isdir, missing)):
         raise InputError(f"expected .tar shards as {pattern} says, got the folder {folders[0]}")
@@ -212,83 +210,6 @@ def _of_pattern(pattern: str) -> Shards:
     return Shards(root=Path(os.path.commonpath([path.parent for path in paths])), paths=paths)
 
 
-def _matches(pattern: str) -> list[Path]:
-    """The files that `*` and `?` stand for, by name; a file that is called so is itself."""
-    if os.path.exists(pattern) or not set(pattern) & set("*?"):
-        return [Path(pattern)]
-    if not (found := sorted(glob.glob(pattern.replace("[", "[[]")))):
-        raise InputError(f"expected .tar shards, found nothing like {pattern}")
-    return list(map(Path, found))
-
-
-def expand(pattern: str) -> list[str]:
-    """What braces stand for, as in a shell: `a-{08..10}.tar` is a-08, a-09 and a-10; `{a,b{1..2}}` is a, b1 and b2.
-
-    Raises `InputError` for more than a million names.
-    """
-    found = list(islice(_expanded(pattern, 0), MOST + 1))
-    if len(found) > MOST:
-        raise InputError(f"expected at most {MOST:,} shards, got more in {pattern}")
-    return found
-
-
-def _expanded(pattern: str, depth: int) -> Iterator[str]:
-    if depth > NESTED:
-        raise InputError(f"expected at most {NESTED} pairs of braces, got more in {pattern[:60]}")
-    braces = _braces(pattern)
-    if braces is None:
-        yield pattern
-        return
-    before, parts, after = braces
-    for part in parts:
-        for inner in _expanded(part, depth + 1):
-            for rest in _expanded(after, depth + 1):
-                yield f"{before}{inner}{rest}"
-
-
-def _braces(pattern: str) -> tuple[str, Iterable[str], str] | None:
-    """What stands before the first braces that mean something, what they hold, and what follows."""
-    for start, letter in enumerate(pattern):
-        if letter == "{" and (end := _closing(pattern, start)) is not None:
-            inside = pattern[start + 1 : end]
-            numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", inside)
-            parts = _range(*numbers.groups()) if numbers else _listed_parts(inside)
-            if parts:
-                return pattern[:start], parts, pattern[end + 1 :]
-    return None
-
-
-def _closing(pattern: str, start: int) -> int | None:
-    depth = 0
-    for place in range(start, len(pattern)):
-        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
-        if depth == 0:
-            return place
-    return None
-
-
-def _listed_parts(inside: str) -> list[str]:
-    """The parts between commas that are in no inner braces; none if there is no such comma."""
-    parts, depth = [""], 0
-    for letter in inside:
-        depth += {"{": 1, "}": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts if len(parts) > 1 else []
-
-
-def _range(first: str, last: str) -> Iterable[str]:
-    if max(len(first), len(last)) > 18:
-        raise InputError(f"expected a range of shards, got {{{first[:20]}..{last[:20]}}}")
-    if int(first) > int(last):
-        raise InputError(f"expected a range that rises, got {{{first}..{last}}}")
-    padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
-    width = max(len(first), len(last)) if padded else 0
-    return (str(number).zfill(width) for number in range(int(first), int(last) + 1))
-
-
 def _compressed(name: str) -> InputError:
     return InputError(f"expected uncompressed .tar shards, got {name}: unpack it first (gunzip, unxz, unzstd)")
 
@@ -301,25 +222,28 @@ def survey(
     *,
     labels: Labels | None = None,
     captions: Captioning | None = None,
+    columns: Columns | None = None,
     progress: Progress | None = None,
 ) -> Listing:
     """The samples of the shards in the order they lie there; `progress` runs through the shards.
 
     `labels` may be "none": one class, whatever the samples say. `captions` may be "own", what `.txt` and `.json` hold,
-    or "names", the words of the keys.
+    or "names", the words of the keys; there are no `columns`.
 
     Raises `InputError` for a damaged shard, a key with the same file twice or with two pictures, shards without
     samples, classes that are missing, unknown or no class, no captions where some are wanted, and tables.
     """
+    (columns or Columns()).refuse(f"the shards in {shards.root}")
     alike = no_classes(labels, of=f"the shards in {shards.root}")
     how = no_table(captions, of=f"the shards in {shards.root}")
     wanted = Wanted(root=shards.root, classes=not alike, captions=how)
     left = Counter(shards.left)
     read = partial(_read, wanted=wanted, left=left, progress=progress)
-    sides = _sides(shards)
-    train = read(sides.train)
+    paths = {_name(path, shards.root): path for path in shards.paths}
+    sides = sides_of(list(paths), share=BY_KEY, one="shard")
+    train = read([paths[name] for name in sides.train])
     if sides.held_out:
-        found = train + read(sides.held_out)
+        found = train + read([paths[name] for name in sides.held_out])
         chosen_N = np.arange(len(found)) >= len(train)
     else:
         found, chosen_N = train, hold_out([sample.key for sample in train], root=shards.root)
@@ -342,40 +266,6 @@ def survey(
         notes=(*notes, *_folders_inside(found), *of_captions),
         captions=every,
     )
-
-
-class Sides(NamedTuple):
-    """Shards to train on, held-out ones if the names tell any, and how that is said."""
-
-    train: tuple[Path, ...]
-    held_out: tuple[Path, ...]
-    told: str
-
-
-def _sides(shards: Shards) -> Sides:
-    """By the names: `train` and the first of `val`, `validation`, others like these, `test`."""
-    words = {path: words_of(_name(path, shards.root)) for path in shards.paths}
-    roles = {path: set(map(role_of_word, words[path])) for path in shards.paths}
-    train = tuple(path for path in shards.paths if roles[path] - {None} == {"train"})
-    ways: list[Callable[[Path], bool]] = [
-        lambda path: "val" in words[path],
-        lambda path: "validation" in words[path],
-        lambda path: "validation" in roles[path],
-        lambda path: "test" in roles[path],
-    ]
-    held_out = next((found for way in ways if (found := tuple(filter(way, shards.paths)))), ())
-    if not train or not held_out:
-        alone = held_out and len(held_out) < len(shards.paths)
-        told = [f"{_counted(held_out, shards.root)} trained on as well, as no shard is called train"] if alone else []
-        return Sides(shards.paths, (), "; ".join([BY_KEY, *told]))
-    unused = [path for path in shards.paths if path not in {*train, *held_out}]
-    told = [f"{_counted(unused, shards.root)} not used"] if unused else []
-    return Sides(train, held_out, "; ".join([_counted(held_out, shards.root), *told]))
-
-
-def _counted(paths: Sequence[Path], root: Path) -> str:
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"{_name(paths[0], root)}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """The names that people give to splits: `train`, `Training`, `train2017`, `val_images`, `validset`, `test` and more.
 
-What a name says, and which of several names is taken. Looks at no file.
+What a name says, and which of several names is taken, of folders and of files that hold many pictures each. Looks at no
+file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 Role = Literal["train", "validation", "test"]
 
@@ -64,3 +65,42 @@ def first_choice(roles: Mapping[str, Role], role: Role) -> list[str]:
     plain = ("train", "val", "validation", "test")
     found = [name for name in roles if roles[name] == role]
     return sorted(found, key=lambda name: (plain.index(name) if name in plain else len(plain), name))
+
+
+class Sides(NamedTuple):
+    """Files to train on, held-out ones if the names tell any, and how that is said."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    told: str
+
+
+def sides_of(names: Sequence[str], *, share: str, one: str) -> Sides:
+    """The files whose names say `train`, and those of the first of `val`, `validation`, others like these, `test`.
+
+    Without both all are trained on but for a `share`; messages call a file `one`.
+    """
+    words = {name: words_of(name) for name in names}
+    roles = {name: set(map(role_of_word, words[name])) for name in names}
+    train = tuple(name for name in names if roles[name] - {None} == {"train"})
+    ways: list[Callable[[str], bool]] = [
+        lambda name: "val" in words[name],
+        lambda name: "validation" in words[name],
+        lambda name: "validation" in roles[name],
+        lambda name: "test" in roles[name],
+    ]
+    held_out = next((found for way in ways if (found := tuple(filter(way, names)))), ())
+    if not train or not held_out:
+        alone = held_out and len(held_out) < len(names)
+        told = [f"{counted(held_out)} trained on as well, as no {one} is called train"] if alone else []
+        return Sides(tuple(names), (), "; ".join([share, *told]))
+    used = {*train, *held_out}
+    unused = [name for name in names if name not in used]
+    told = [f"{counted(unused)} not used"] if unused else []
+    return Sides(train, held_out, "; ".join([counted(held_out), *told]))
+
+
+def counted(names: Sequence[str]) -> str:
+    """The first of some names, and how many more."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"

@@ -151,7 +151,7 @@ def cells(table: Rows, files: str, column: str) -> Iterator[Cells]:
 def of_bytes(content: bytes, *, where: str) -> Rows:
     """The table in a file, of the kind that its name says. Raises `InputError` for one that is damaged."""
     if where.lower().endswith(".parquet"):
-        table = arrow.Rows(content, where=where)
+        table = arrow.Table(content, where=where)
         return Rows(where, table.columns, table.rows, "row")
     text = _text(content, where)
     return _of_json(text, where) if where.lower().endswith((".jsonl", ".ndjson")) else _of_csv(text, where)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from nextscale import data
-from nextscale.data import reading, shards
+from nextscale.data import patterns, reading, shards
 from nextscale.data.pictures import in_threads
 from nextscale.data.tar import members
 from nextscale.errors import InputError
@@ -327,7 +327,7 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
 )
 def test_braces_mean_what_a_shell_means(pattern: str, expected: list[str]) -> None:
     """Ranges, padded as they are written, and lists."""
-    assert shards.expand(pattern) == expected
+    assert patterns.expand(pattern) == expected
 
 
 def test_a_pattern_is_the_same_as_its_folder(tmp_path: Path) -> None:
@@ -366,10 +366,10 @@ def test_stars_and_question_marks_mean_what_a_shell_means(tmp_path: Path, patter
         ("x*.tar", "found nothing like .*x\\*.tar"),
         ("*", "got the folder .*folder"),
         ("*.txt", "expected .tar shards as .* says, got .*notes.txt"),
-        ("{0..99999999999}.tar", "at most 1,000,000 shards, got more"),
-        ("{0..9}" * 9 + ".tar", "at most 1,000,000 shards, got more"),
+        ("{0..99999999999}.tar", "at most 1,000,000 files, got more"),
+        ("{0..9}" * 9 + ".tar", "at most 1,000,000 files, got more"),
         ("{a," * 500 + "}" * 500 + ".tar", "at most 60 pairs of braces"),
-        ("{1..9" + "9" * 5000 + "}.tar", "expected a range of shards"),
+        ("{1..9" + "9" * 5000 + "}.tar", "expected a range of numbers"),
     ],
 )
 def test_patterns_without_shards_are_refused(tmp_path: Path, pattern: str, message: str) -> None:
