@@ -42,6 +42,8 @@ class Facts:
     """`Pipeline.fingerprint`."""
     dtype: str
     """What the transformer's blocks are stored in."""
+    encoder: str | None = None
+    """The frozen text encoder that it was trained with, by its last name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,17 @@ class Told:
     def __post_init__(self) -> None:
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise InputError(f"license: expected an identifier such as mit or cc-by-4.0, got {self.license!r}")
+
+
+def without_places(reader: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of a reader, with the last name of a frozen encoder's folder instead of where it lies."""
+    encoder = encoder_of(reader)
+    return dict(reader) if encoder is None else {**reader, "text_encoder": reader["text_encoder"] | {"source": encoder}}
+
+
+def encoder_of(reader: Mapping[str, Any]) -> str | None:
+    """The name of a frozen encoder, of a folder the last part; None for other readers."""
+    return _without_place(reader["text_encoder"]["source"]) if "text_encoder" in reader else None
 
 
 def page(facts: Facts, told: Told, samples: str | None) -> str:
@@ -124,6 +137,7 @@ def _architecture(facts: Facts) -> str:
         ("tokenizer", f"{size.parameters / 1e6:.1f} M parameters"),
         ("transformer", f"{model.parameters / 1e6:.1f} M parameters, depth {model.depth}, width {model.width}"),
         *([] if model.text is None else [("text", f"up to {model.text.tokens} pieces of a prompt")]),
+        *([] if facts.encoder is None else [("text encoder", f"{facts.encoder}, frozen, not part of this model")]),
         ("stored as", facts.dtype),
         ("fingerprint", facts.fingerprint),
     ]

@@ -442,11 +442,15 @@ class Pipeline:
 
         Over another model: whenever it is interrupted, `load` finds the old model or the new one, never parts of both.
         """
+        self._write(directory, {} if self.reader is None else self.reader.to_json())
+
+    def _write(self, directory: str | Path, reads: Mapping[str, Any]) -> None:
+        """`save`, with this about the reader."""
         config = {
             "tokenizer": to_json(self.tokenizer.config),
             "transformer": to_json(self.transformer.config),
             "classes": list(self.classes),
-            **({} if self.reader is None else self.reader.to_json()),
+            **reads,
         }
         files = {
             tokenizer_files.WEIGHTS: self.tokenizer.state_dict(),
@@ -494,7 +498,7 @@ class Pipeline:
             hub.check_upload(name)
         folder: AbstractContextManager[str] = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
         with folder as written:
-            self.save(written)
+            self._write(written, {} if self.reader is None else modelcard.without_places(self.reader.to_json()))
             self._save_samples(Path(written) / "samples.png", shown)
             durable.write_beside(Path(written) / "README.md", lambda beside: beside.write_text(page, "utf-8"))
             return hub.upload(name, Path(written), private=private) if out is None else written
@@ -509,6 +513,7 @@ class Pipeline:
             classes=self.classes,
             fingerprint=self.fingerprint,
             dtype=str(dtype).removeprefix("torch."),
+            encoder=None if self.reader is None else modelcard.encoder_of(self.reader.to_json()),
         )
 
     def _samples(self, count: int, prompts: Sequence[str]) -> Shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from hub_stub import TOKEN, Hub, served
 from huggingface_hub import constants
 from PIL import Image
 
-from nextscale import InputError, Pipeline, hub, modelcard
+from nextscale import VAR, InputError, Pipeline, hub, modelcard
+from nextscale.text.frozen import FrozenEncoder
 
 # Of the client, which sends a file to httpx as `data`.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -79,6 +81,22 @@ def test_text_models_too(stub: Hub, text_pipe: Pipeline) -> None:
     page = stub.repositories["owner/words"]["README.md"].decode()
     assert "of a red heart: seeds from 0 on" in page
     assert "prompts=['a red heart']" in page
+
+
+def test_where_a_frozen_encoder_lies_stays_at_home(stub: Hub, tokenizer: Any, transformer_config: Any) -> None:
+    """Its name is told, and the model is loaded with the encoder's place on the other machine."""
+    reader = FrozenEncoder("/home/me/secret/mini-encoder", 9, 12, "0123")
+    model = VAR(transformer_config.reading(frozen=12, tokens=9))
+    Pipeline(tokenizer, model, precision="fp32", reader=reader).push_to_hub("owner/frozen", samples=0)
+    files = stub.repositories["owner/frozen"]
+    assert not [name for name, content in files.items() if b"secret" in content]
+    assert "| text encoder | mini-encoder, frozen, not part of this model |" in files["README.md"].decode()
+    again = Pipeline.load("owner/frozen", precision="fp32")
+    assert again.reader == dataclasses.replace(reader, source="mini-encoder")
+    Pipeline(tokenizer, model, reader=dataclasses.replace(reader, source="owner/encoder")).push_to_hub(
+        "owner/x", samples=0
+    )
+    assert b'"source": "owner/encoder"' in stub.repositories["owner/x"]["config.json"]
 
 
 def test_all_files_are_one_commit(stub: Hub, pipe: Pipeline) -> None:
