@@ -176,6 +176,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
         *("optimization.optimizer=sgd", "optimization.optimizer=muon", "optimization.muon_rate=1"),
         *("optimization.clip=nan", "optimization.learning_rate=1e30", "average=2", "progressive=nan", "seed=1"),
     ),
+    "sampler": ("", "=", "steps", "steps=0", "steps=many", "steps=3", "annealing=-1", "solver=none", "a.b=1"),
     "mask": (*PLACE, "cut.png", "pictures"),
     "box": ("", "0", "0,0,0,0", "0,0,99999999999,4", "4,4,0,0", "a,b,c,d", "0,0,4,4,4", "-1,0,4,4"),
     "expand": ("", "0", "0,0,0,0", "99999999999,0,0,0", "-4,0,0,0", "a,b,c,d"),

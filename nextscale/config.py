@@ -31,7 +31,7 @@ WIDEST_SPHERE = 181  # channels of quantizer sphere, whose codes are counted one
 
 OPTION = {"option": True}  # marks fields of architectures that the public release has not got
 Quantizer = Literal["codebook", "fsq", "bsq", "sphere"]
-Order = Literal["scale", "raster"]
+Order = Literal["scale", "raster", "masked"]
 Activation = Literal["gelu", "relu2", "swiglu"]
 
 
@@ -367,6 +367,11 @@ class TransformerConfig:
     def walk(self) -> Scales:
         """What is predicted at once, one after the other: token maps; in raster order each token is one of 1x1."""
         return Scales([1] * self.scales.total) if self.order == "raster" else self.scales
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a token stays once it is predicted, and with it its keys and values."""
+        return self.order in ("scale", "raster")
 
     @property
     def logits(self) -> int:

@@ -6,6 +6,7 @@ the models inside work in [-1, 1].
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -34,7 +35,7 @@ from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint, durable
 from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, grid, save, to_pil, to_unit
 from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
-from nextscale.rivals.orders import kind_of, teacher_inputs
+from nextscale.rivals.orders import Sampler, changed, kind_of, settings_of, teacher_inputs
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
 from nextscale.sampling.guidance import Guidance, listed_guidance
@@ -125,6 +126,8 @@ class Request:
     """How many scales tokens attended to, if not to all."""
     rerank: Mapping[str, object] | None = None
     """How many maps were drawn at which scales, and by which function one was chosen, if one was."""
+    sampler: Mapping[str, object] | None = None
+    """Settings of `Pipeline.sampler`, where it has some."""
 
     @property
     def stem(self) -> str:
@@ -316,6 +319,7 @@ class Pipeline:
         self.transformer = on_device(transformer, self.device)
         self.classes = _numbers(transformer.config.classes) if classes is None else tuple(classes)
         self.reader = reader
+        self._sampler = kind_of(transformer.config).sampler
         self._engines = Engines()
 
     def __repr__(self) -> str:
@@ -341,9 +345,25 @@ class Pipeline:
         self._classes = tuple(names)
 
     @property
+    def sampler(self) -> Sampler:
+        """How pictures are painted, and in how many steps: scale by scale, or as the rivals do it (`rivals`).
+
+        Another one may be set, such as `MaskedSampler(steps=8)`; of another order it is an `InputError`.
+        """
+        return self._sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Sampler) -> None:
+        usual = kind_of(self.transformer.config).sampler
+        if type(sampler) is not type(usual):
+            told = f"{type(usual).__name__} for a model of order {self.transformer.order}"
+            raise InputError(f"sampler: expected {told}, got {type(sampler).__name__}")
+        self._sampler = sampler
+
+    @property
     def steps(self) -> int:
-        """How many steps a picture takes: one a scale; in raster order one a token."""
-        return kind_of(self.transformer.config).sampler.steps(self.transformer.config)
+        """How many steps a picture takes: one a scale, in raster order one a token, else as many as the sampler has."""
+        return self.sampler.count(self.transformer.config)
 
     @property
     def fingerprint(self) -> str:
@@ -644,7 +664,9 @@ class Pipeline:
             raise InputError(f"expected a score, the function {request.rerank.get('by')} that chose its maps, got none")
         told = {name: getattr(request, name) for name in vars(Settings())}
         settings = {name: value for name, value in told.items() if value is not None}
-        return self.generate(
+        pipe = copy.copy(self)  # whose sampler is its own
+        pipe.sampler = changed(self.sampler, request.sampler or {})
+        return pipe.generate(
             request.label,
             [request.seed],
             prompts=request.prompt,
@@ -769,7 +791,8 @@ class Pipeline:
         known = (*self.classes, NO_CLASS)
         places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
         engine, model = self._painter()
-        how = {**dealt.told, "precision": str(self.dtype).removeprefix("torch."), "model": model}
+        how = {**dealt.told, "sampler": settings_of(self.sampler) or None}
+        how |= {"precision": str(self.dtype).removeprefix("torch."), "model": model}
         rows = zip(places, numbers, prompts, strict=True)
         requests = (
             Request(place, known[place], seed, **how, prompt=prompt, negative_prompt=asked.negative, rerank=chosen)
@@ -816,7 +839,7 @@ class Pipeline:
         rerank: Rerank | None = None,
     ) -> Iterator[Step]:
         prompts, negative = self._read(requests)
-        walk = kind_of(self.transformer.config).sampler.paint(
+        walk = self.sampler.paint(
             engine.transformer,
             engine.tokenizer.quantizer,
             [request.label for request in requests],
@@ -852,11 +875,14 @@ class Pipeline:
         return loop.Ranking(score, rerank.count, rerank.at(self.steps))
 
     def _paint(self, engine: Engine, walk: Iterator[Step]) -> tuple[Tensor, Tensor]:
-        """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales."""
+        """The last canvas decoded, once the walk has let its cache go, and the tokens of all scales.
+
+        Where each step yields the whole map, the last one's count.
+        """
         tokens = []
         for step in walk:
             tokens.append(step.tokens.flatten(1))
-        return _shown(engine, step._canvas), torch.cat(tokens, dim=1)
+        return _shown(engine, step._canvas), torch.cat(tokens, dim=1)[:, -self.tokenizer.config.scales.total :]
 
     def engine(self) -> Engine:
         """What sampling runs, made on first use and anew whenever weights have changed (see `refresh`)."""

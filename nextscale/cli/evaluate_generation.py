@@ -23,6 +23,7 @@ from nextscale.cli.options import (
     Model,
     NumberPerScale,
     Precision,
+    Settings,
     Until,
     WholePerScale,
 )
@@ -118,6 +119,8 @@ class EvaluateGeneration:
     """Strength of guidance by the scale before, at all scales or at each."""
     reach: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")] = ()
     """How many scales a token attends to, its own and those before it; 1 is its own alone."""
+    sampler: Settings = ()
+    """How a rival of VAR paints, such as steps=8 (docs/rivals.md)."""
     rerank: Maps = None
     """Draw so many maps at the coarser scales and keep the best, by a function of yours."""
     rerank_by: Function = None
@@ -215,6 +218,7 @@ class EvaluateGeneration:
         if self.save_npz and distributed.world() > 1:
             raise InputError(f"--save-npz: expected one process, got {distributed.world()}")
         pipe = models.load(self.model, self.depth, device=device, precision=self.precision)
+        pipe = models.with_sampler(pipe, self.sampler)
         chosen = fitted(chosen, pipe.steps, until=self.guidance_until)
         rerank = reranking(self.rerank, self.rerank_by, self.rerank_scales)
         words = None if rerank is None else rerank.words(pipe.steps)

@@ -43,6 +43,7 @@ class Asking:
     count: int | None
     seed: int
     guidance_until: int | None
+    sampler: tuple[str, ...]
     features: str
     clip: str | None
     batch: int
@@ -59,6 +60,7 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     from nextscale.machine import distributed
 
     pipe = models.load(command.model, command.depth, device=device, precision=command.precision)
+    pipe = models.with_sampler(pipe, command.sampler)
     (setting,) = generation.fitted(settings, pipe.steps, until=command.guidance_until)
     if pipe.reader is None:
         raise InputError(f"--prompts: expected a model that reads text, got {' '.join(command.model)}")

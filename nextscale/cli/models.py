@@ -90,6 +90,21 @@ def notes() -> Iterator[None]:
         print("nextscale: note:", text, file=sys.stderr)
 
 
+def with_sampler(pipe: Pipeline, settings: Sequence[str]) -> Pipeline:
+    """The same, painting in the way that `--sampler` asks for."""
+    from nextscale.rivals.orders import settings_of
+    from nextscale.training import recipes
+
+    if settings and not settings_of(pipe.sampler):
+        order = pipe.transformer.order
+        raise InputError(f"--sampler: expected with a model whose sampler has settings, got one of order {order}")
+    try:
+        pipe.sampler = recipes.changed(pipe.sampler, settings) if settings else pipe.sampler
+    except InputError as error:
+        raise InputError(f"--sampler: {str(error).removeprefix('--set: ')}") from None
+    return pipe
+
+
 def class_called(pipe: Pipeline, word: str) -> int:
     """The number of the class that `--label` names; a number where no class is called so.
 

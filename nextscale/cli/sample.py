@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from nextscale.cli import models, sampled
-from nextscale.cli.options import AtScales, Function, Maps, Precision
+from nextscale.cli.options import AtScales, Function, Maps, Precision, Settings
 from nextscale.cli.output import at_least, directory, progress
 from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file, reranking, scoring
 from nextscale.cli.prompts import read
@@ -33,6 +33,8 @@ class Sample(Painting):
 
     prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """More prompts, one a line; blank lines and lines that begin with # are left out."""
+    sampler: Settings = ()
+    """How a rival of VAR paints, such as steps=8 (docs/rivals.md)."""
     rerank: Maps = None
     """Draw so many maps at the coarser scales and keep the best, by a function of yours."""
     rerank_by: Function = None
@@ -53,7 +55,7 @@ class Sample(Painting):
         if self.like is not None:
             self._repeat(self.like)
             return
-        pipe = self.pipeline()
+        pipe = models.with_sampler(self.pipeline(), self.sampler)
         models.note_top_k(pipe, (self.top_k,), usual=TOP_K)
         pictures = self._pictures(pipe)
         alone = is_file(self.out)

@@ -87,6 +87,8 @@ class Model:
     precision: str
     """fp32, bf16 or fp16."""
     device: str
+    sampler: str | None = None
+    """Settings of the sampler, such as "steps 12", where it has some: those of rivals have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,11 +369,16 @@ class ReconstructionCard(Protocol):
             yield from check(self)
 
 
+LATER: dict[type, set[str]] = {  # what cards of earlier versions are without
+    Setting: {"step_guidance", "reach", "rerank"},
+    Model: {"sampler"},
+}
+
+
 def _read(kind: type[T], values: Any) -> T:
     """A dataclass of dataclasses from JSON's dictionaries."""
     hints = typing.get_type_hints(kind)
-    later = {"step_guidance", "reach", "rerank"} if kind is Setting else set()  # cards of earlier versions are without
-    missing = sorted(hints.keys() - later - (values.keys() if isinstance(values, dict) else set()))
+    missing = sorted(hints.keys() - LATER.get(kind, set()) - (values.keys() if isinstance(values, dict) else set()))
     if missing:
         raise InputError(f"card: expected {', '.join(missing)} in {kind.__name__}, got none")
     return kind(**{name: _value(hint, values[name]) for name, hint in hints.items() if name in values})
@@ -406,6 +413,7 @@ def _generation_lines(card: Card) -> Iterator[str]:
     last = card.first_seed + card.repeats * card.painted - 1
     each = f"{card.per_class:,} of each of {model.classes:,} classes"
     sets = f", in each of {card.repeats} sets" if card.repeats > 1 else ""
+    sampler = f", {model.sampler}" if model.sampler else ""
     yield f"pictures   {card.pictures:,}, {each}{sets}, rounded to 8 bits, not compressed"
     yield f"sampling   {card.setting}, seeds {card.first_seed} .. {last}"
     if card.rejection is not None:
@@ -415,7 +423,7 @@ def _generation_lines(card: Card) -> Iterator[str]:
         )
     yield (
         f"model      {model.name} ({model.fingerprint}), {size(model.height, model.width)}, "
-        f"{model.precision} on {model.device}"
+        f"{model.precision} on {model.device}{sampler}"
     )
     count = "statistics" if reference.pictures is None else f"{reference.pictures:,} pictures"
     yield f"reference  {reference.name} ({reference.fingerprint}), {count} of {size(reference.height, reference.width)}"

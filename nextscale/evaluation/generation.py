@@ -33,6 +33,7 @@ from nextscale.features import FeatureNetwork
 from nextscale.files.checkpoint import fingerprint as weights_fingerprint
 from nextscale.machine.precision import DTYPES
 from nextscale.pipeline import Pipeline, Rerank
+from nextscale.rivals.orders import settings_of
 from nextscale.sampling.guidance import guidance_until, weights_of
 from nextscale.sampling.settings import Settings
 
@@ -166,6 +167,7 @@ def model_used(pipe: Pipeline, name: str) -> Model:
         codes=config.codebook_size,
         precision=next(word for word, dtype in DTYPES.items() if dtype == pipe.dtype),
         device=pipe.device.type,
+        sampler=", ".join(f"{name} {value}" for name, value in settings_of(pipe.sampler).items()) or None,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from nextscale.config import Order, TransformerConfig
 from nextscale.errors import InputError
 from nextscale.rivals import raster
+from nextscale.rivals.masked import Masked, MaskedSampler
 from nextscale.rivals.raster import Line, Raster
 from nextscale.sampling.loop import Canvas, Painted, Pyramid, generate
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
@@ -20,7 +21,7 @@ from nextscale.transformer import VAR
 class Sampler(Protocol):
     """How pictures are painted by the models of an order."""
 
-    def steps(self, config: TransformerConfig) -> int:
+    def count(self, config: TransformerConfig) -> int:
         """How many steps a picture takes."""
         ...
 
@@ -29,13 +30,13 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class OneAfterTheOther:
-    """What is predicted stays, and the next step sees it: `loop.generate`."""
+    """What is predicted stays, and the next step sees it: `loop.generate`, on a canvas of the order's own."""
 
-    on: Callable[[MultiScaleQuantizer, int], Canvas]
+    def __init__(self, on: Callable[[MultiScaleQuantizer, int], Canvas]) -> None:
+        self.on = on
 
-    def steps(self, config: TransformerConfig) -> int:
+    def count(self, config: TransformerConfig) -> int:
         return len(config.walk)
 
     def paint(self, *given: Any, **options: Any) -> Iterator[Painted]:
@@ -47,11 +48,13 @@ class Kind(NamedTuple):
 
     model: type[VAR]
     sampler: Sampler
+    """As it usually is; a dataclass where it has settings."""
 
 
 KINDS: dict[Order, Kind] = {
     "scale": Kind(VAR, OneAfterTheOther(Pyramid)),
     "raster": Kind(Raster, OneAfterTheOther(Line)),
+    "masked": Kind(Masked, MaskedSampler()),
 }
 
 
@@ -71,6 +74,20 @@ def teacher_inputs(config: TransformerConfig, quantizer: MultiScaleQuantizer, to
         known = " or ".join(TEACHERS)
         raise InputError(f"likelihood: expected a model of order {known}, got one of order {config.order}")
     return TEACHERS[config.order](quantizer, tokens_BL)
+
+
+def settings_of(sampler: Sampler) -> dict[str, Any]:
+    """What may be chosen of it, as JSON can hold it."""
+    return dict(vars(sampler)) if dataclasses.is_dataclass(sampler) else {}
+
+
+def changed(sampler: Sampler, settings: Mapping[str, Any]) -> Sampler:
+    """With other settings, which may be none. Raises `InputError` for those that it has not got."""
+    unknown = [name for name in settings if name not in settings_of(sampler)]
+    if unknown:
+        told = ", ".join(settings_of(sampler)) or "none, which is all this order has"
+        raise InputError(f"sampler: expected settings among {told}, got {unknown[0]}")
+    return dataclasses.replace(sampler, **settings) if settings else sampler  # type: ignore[type-var]
 
 
 def kind_of(config: TransformerConfig) -> Kind:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from nextscale.config import Order
+from nextscale.rivals.whole import codes_of
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR
 
@@ -29,8 +30,7 @@ class Raster(VAR):
 
 def teacher_inputs(quantizer: MultiScaleQuantizer, tokens_BL: Tensor) -> Tensor:
     """Tokens (B, L) int64 -> the code before each but the first, (B, L - 1, C) float32."""
-    (tokens_BHW,) = quantizer.scales.split(tokens_BL)
-    return quantizer.lookup(tokens_BHW).flatten(2).transpose(1, 2)[:, :-1]
+    return codes_of(quantizer, tokens_BL)[:, :-1]
 
 
 class Line:

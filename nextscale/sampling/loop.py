@@ -29,7 +29,7 @@ from nextscale.sampling.guidance import Guidance, guided_scales, weights_of
 from nextscale.sampling.step_guidance import StepGuidance
 from nextscale.text.prompts import Prompts
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
-from nextscale.transformer import VAR, KeyValueCache
+from nextscale.transformer import VAR, Condition, KeyValueCache
 
 Edit = Callable[[int, Tensor], Tensor]
 """(scale k, codes (B, C, h_k, w_k)) -> the codes to paint instead."""
@@ -164,11 +164,9 @@ def generate(
     device = transformer.positions.device
     weights = weights_of(guidance, len(scales))
     guided_until = guided_scales(weights)
-    unconditional = [transformer.config.classes] * batch if guided_until else []
-    rows = [*labels, *unconditional]
-    text = prompts if prompts is None or not unconditional else prompts.followed_by(negative or prompts.none())
-    condition = transformer.condition(torch.tensor(rows, device=device), text.to(device) if text else None)
-    cache = KeyValueCache(transformer.config, len(rows), dtype=transformer.compute_dtype, device=device, reach=reach)
+    condition = conditioned(transformer, labels, prompts, negative, guided=guided_until > 0)
+    rows = len(condition.embedding)
+    cache = KeyValueCache(transformer.config, rows, dtype=transformer.compute_dtype, device=device, reach=reach)
     led_away = StepGuidance(scales, step_guidance) if any(step_guidance) else None
     keys_BL = random_keys(seeds, scales.total).to(device)
     canvas, codes_RlC = on(quantizer, batch), None
@@ -191,6 +189,17 @@ def generate(
             elif k + 1 == guided_until:  # no scale looks at the second rows again
                 condition, cache = condition.first(batch), cache.first(batch)
         yield Painted(k, tokens_Bhw, f_hat)
+
+
+def conditioned(
+    transformer: VAR, labels: Sequence[int], prompts: Prompts | None, negative: Prompts | None, *, guided: bool
+) -> Condition:
+    """What classes and text decide; where it is `guided`, of as many rows again without class, after the others."""
+    device = transformer.positions.device
+    unconditional = [transformer.config.classes] * len(labels) if guided else []
+    text = prompts if prompts is None or not guided else prompts.followed_by(negative or prompts.none())
+    rows = torch.tensor([*labels, *unconditional], device=device)
+    return transformer.condition(rows, text.to(device) if text else None)
 
 
 def guided(logits_RlV: Tensor, batch: int, t: float) -> Tensor:

@@ -61,7 +61,8 @@ def sampling_bytes(
     drawn = max(length * candidates.get(k, 1) for k, length in enumerate(config.walk.lengths))
     draw = drawn * config.logits * DRAW
     words = 2 * config.depth * rows * config.text.tokens * config.text.width * dtype.itemsize if config.text else 0
-    return cache_bytes(config, 1, guided=guided, dtype=dtype, reach=reach) + words + block + logits + draw
+    cache = cache_bytes(config, 1, guided=guided, dtype=dtype, reach=reach) if config.keeps else 0
+    return cache + words + block + logits + draw
 
 
 def decoding_bytes(config: TokenizerConfig) -> int:

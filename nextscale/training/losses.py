@@ -132,7 +132,7 @@ def chunked_cross_entropy(
         h_BLD: (B, L, D) float, `VAR.hidden`.
         weight_VD, bias_V: of the head; they get gradients in their own dtype.
         tokens_BL: (B, L) int64, the targets.
-        weights_L: (L,) float, at least 0 and not all 0: what each position counts.
+        weights_L: (L,) float, at least 0 and not all 0: what each position counts; or (B, L), what each token does.
         smoothing: s, 0 .. 1: the target is (1 - s) one-hot + s / V.
         groups: sizes of the digits that a token is predicted in; V is their sum. None: one softmax over all codes.
         cap: c of logits c tanh((h W^T + b) / c); 0: none.
@@ -172,7 +172,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows_ND, targets_N1, low_VD = h_BLD.flatten(0, 1), tokens_BL.flatten()[:, None], weight_VD.to(dtype)
-        weights_N1 = (weights_L.float() / weights_L.float().mean()).repeat(len(h_BLD))[:, None]
+        weights_N1 = (weights_L.float() / weights_L.float().mean()).expand(tokens_BL.shape).reshape(-1, 1)
         dh_ND, dw_VD = torch.empty_like(rows_ND), torch.zeros_like(weight_VD, dtype=torch.float32)
         db_V = torch.zeros_like(bias_V, dtype=torch.float32)
         total, losses, hits = torch.zeros((), device=h_BLD.device), [], []

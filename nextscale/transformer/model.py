@@ -118,10 +118,14 @@ class VAR(nn.Module):
         Returns (B, L, V) float32. Raises `InputError` for inputs of another shape or type, labels out of range, and
         prompts that the model cannot read.
         """
-        check_given(labels_B, inputs_BLC, self.config.classes)
+        self.check(labels_B, inputs_BLC)
         if prompts is not None and self.config.text is not None:  # without, `condition` refuses them
             check_prompts(prompts, self.config.text, len(labels_B))
         return self.through_head(self.hidden(labels_B, inputs_BLC, prompts=prompts, drop_path=drop_path, reach=reach))
+
+    def check(self, labels_B: Tensor, inputs_BLC: Inputs) -> None:
+        """Raise `InputError` for labels or inputs of another kind than `forward` takes."""
+        check_given(labels_B, inputs_BLC, self.config.classes)
 
     def hidden(
         self,

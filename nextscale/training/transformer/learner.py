@@ -53,7 +53,7 @@ class Learner(nn.Module):
         Arguments:
             labels_B, inputs_BLC, drop_path, prompts: as `VAR.hidden` takes them.
             tokens_BL: int64, the targets.
-            weights_L: float, what each position counts; None: all alike.
+            weights_L: float, what each position counts, or (B, L) each token; None: all alike.
             smoothing: of the targets.
 
         Under autocast the head multiplies in its dtype too, which `VAR.forward` does not.

@@ -52,7 +52,19 @@ class Lesson(NamedTuple):
     targets: Tensor
     """(B, L) int64, what it is to predict."""
     weights: Tensor
-    """(L,) float32, what each counts."""
+    """(L,) float32, what each counts; or (B, L)."""
+    share: Tensor | None = None
+    """Of (B, L) weights, their mean over that of the whole batch, of which these are a part."""
+
+
+def mean_by_place(values_BL: Tensor, weights: Tensor) -> Tensor:
+    """(L,), whose mean is that of all values; with weights (B, L) their weighted mean.
+
+    Weights of places alone, (L,), say what is learned, not what is reported.
+    """
+    if weights.ndim == 1:
+        return values_BL.mean(dim=0)
+    return (weights * values_BL).sum(dim=0) * (values_BL.shape[1] / weights.sum())
 
 
 class TransformerStage:
@@ -199,7 +211,7 @@ class TransformerStage:
         prompts = self._prompts(step, part)
         self.frequencies.add(tokens_BL)
         with lowered(self.device, self.dtype):
-            lesson = self._lesson(tokens_BL, self._looked_at(seen_BL, step, part), step, total)
+            lesson = self._lesson(tokens_BL, self._looked_at(seen_BL, step, part), step, part, total)
             loss, _, hit_BL = self.passed(
                 self._labels(labels_B, step, part).to(self.device),
                 lesson.inputs,
@@ -209,20 +221,22 @@ class TransformerStage:
                 smoothing=self.recipe.label_smoothing,
                 prompts=prompts,
             )
-        figures = {"accuracy": hit_BL.float().mean()}
+        loss = loss if lesson.share is None else loss * lesson.share
+        hits_BL, by_token = hit_BL.float(), lesson.weights.ndim > 1
+        figures = {"accuracy": mean_by_place(hits_BL, lesson.weights).mean() if by_token else hits_BL.mean()}
         if self.recipe.progressive:
             learned = self.recipe.scales_learned(step, total, len(self.model.config.scales))
             figures["scales_learned"] = torch.full((), learned, device=self.device)
         return loss, figures
 
-    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, total: int | None) -> Lesson:
-        """What a step tells of tokens: targets, and what is taken to be seen of them."""
+    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: int | None) -> Lesson:
+        """What a step tells of tokens of a part of its batch: targets, and what is taken to be seen of them."""
         weights_L = self._weights(step, total)
         first, end = self.model.walk.lengths[0], len(weights_L)
         return Lesson(self._teacher_inputs(seen_BL)[:, : end - first], tokens_BL[:, :end], weights_L)
 
-    def _exam(self, tokens_BL: Tensor) -> Lesson:
-        """What is asked about held-out tokens."""
+    def _exam(self, tokens_BL: Tensor, first: int) -> Lesson:
+        """What is asked about tokens of held-out pictures, from the one of number `first` on."""
         weights_L = torch.ones(tokens_BL.shape[1], device=self.device)
         return Lesson(self._teacher_inputs(tokens_BL), tokens_BL, weights_L)
 
@@ -327,7 +341,7 @@ class TransformerStage:
     def validate(self) -> dict[str, float]:
         """Cross-entropy and accuracy of held-out tokens, given classes and first captions, and the cross-entropy of
         guesses by frequency ("unigram"): overall and at each scale."""
-        learner, losses, hits, guesses = Learner(self.best_model), [], [], []
+        learner, losses, hits, guesses, counted = Learner(self.best_model), [], [], [], []
         surprise_KV, scales = self.frequencies.surprise(), self.model.config.scales
         chosen = spread(self.data.validation, VALIDATED)
         for start in range(0, len(chosen), UNLEARNED):
@@ -336,16 +350,17 @@ class TransformerStage:
             tokens_BL = tokens_BL.to(self.device)
             labels_B, prompts = self._first(seen, labels_B)
             with lowered(self.device, self.dtype):
-                exam = self._exam(tokens_BL)
+                exam = self._exam(tokens_BL, start)
                 _, loss_BL, hit_BL = learner(
                     labels_B, exam.inputs, exam.targets, weights_L=exam.weights, prompts=prompts
                 )
             losses.append(loss_BL)
             hits.append(hit_BL.float())
+            counted.append(exam.weights)
             guesses.append(self.frequencies.guesses(surprise_KV, tokens_BL))
         figures = {}
         for name, parts in (("cross_entropy", losses), ("accuracy", hits), ("unigram", guesses)):
-            mean_L = torch.cat(parts).mean(dim=0)
+            mean_L = mean_by_place(torch.cat(parts), torch.cat(counted) if counted[0].ndim > 1 else counted[0])
             figures[name] = float(mean_L.mean())
             for k, part in enumerate(scales.slices(), start=1):
                 figures[f"{name}_scale_{k}"] = float(mean_L[part].mean())
@@ -364,7 +379,7 @@ class TransformerStage:
         tokens_BL = tokens_BL.to(self.device)
         labels_B, prompts = self._first(seen, labels_B)
         with lowered(self.device, self.dtype):
-            exam = self._exam(tokens_BL)
+            exam = self._exam(tokens_BL, 0)
             _, loss_BL, _ = learner(labels_B, exam.inputs, exam.targets, weights_L=exam.weights, prompts=prompts)
         return bool(loss_BL.isfinite().all())
 
