@@ -126,6 +126,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "classifier": NETWORK,
     "perceptual": NETWORK,
     "backbone": NETWORK,
+    "semantic": NETWORK,
     "pictures": (*PLACE, "cut.png", "pictures", "picture.png text.txt"),
     "labels": (*PLACE, "labels-long.csv", "labels-short.csv", "labels-bytes.csv", "None"),
     "text": (*PLACE, "owner/name", "model", "Embedded", "embedded none"),

@@ -87,6 +87,8 @@ class TrainTokenizer:
     EfficientNet-Lite0)."""
     backbone: Network = None
     """Network of the feature discriminator, likewise."""
+    semantic: Network = None
+    """Network that the semantic term compares features with, likewise; --set objective.semantic=0.1 turns it on."""
     set: Settings = ()
     """Any value of recipe or architecture, such as objective.perceptual=0.1 architecture.code_channels=8."""
     seed: int = 0
@@ -130,6 +132,7 @@ class TrainTokenizer:
             begin=begin,
             perceptual=networks.perceptual(self.perceptual, device=device),
             backbone=features.load(self.backbone, device=device) if self.backbone else None,
+            semantic=features.load(self.semantic, device=device) if self.semantic else None,
         )
         watch("tokenizer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
         say(f"tokenizer in {self.out}; next:")
@@ -144,6 +147,11 @@ class TrainTokenizer:
             raise InputError(
                 f"--perceptual {self.perceptual[0]}: expected a recipe with a perceptual term, such as "
                 "--set objective.perceptual=0.5, got one without"
+            )
+        if self.semantic and not recipe.objective.semantic:
+            raise InputError(
+                f"--semantic {self.semantic}: expected a recipe with a semantic term, such as --set "
+                "objective.semantic=0.1, got one without"
             )
         if self.backbone and recipe.adversarial.discriminator != "features":
             got = recipe.adversarial.discriminator

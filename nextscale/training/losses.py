@@ -29,6 +29,15 @@ def l1(painted_B3HW: Tensor, images_B3HW: Tensor) -> Tensor:
     return F.l1_loss(painted_B3HW, images_B3HW)
 
 
+# ---- features --------------------------------------------------------------------------------------------------------
+
+
+# mean over b, h, w of  1 - a.b / (|a| |b|)
+def misaligned(ours_BDhw: Tensor, theirs_BDhw: Tensor) -> Tensor:
+    """One less the cosine of features at each place, averaged: 0 where directions agree, 2 where they are opposite."""
+    return 1 - F.cosine_similarity(ours_BDhw, theirs_BDhw, dim=1).mean()
+
+
 # ---- the choice of codes ---------------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,8 @@ class Objective:
     """|sg[f_hat_k] - f|^2, the paper's beta: moves the encoder."""
     entropy: float = 0.0
     """Uncertain choices and an uneven use of codes."""
+    semantic: float = field(default=0.0, metadata=LATER)
+    """1 - cosine of the features, linearly projected, and those of a frozen network: easier to predict."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -532,15 +532,18 @@ def test_pictures_may_have_any_size(nextscale, pictures: Path, tmp_path: Path) -
 
 
 def test_the_packaged_network_is_there_for_whoever_asks(nextscale, pictures: Path, tmp_path: Path) -> None:
-    """For the perceptual term and for a discriminator on features, heard from the first step on."""
+    """For the perceptual and the semantic term and for a discriminator on features, heard from the first step on."""
     run = tmp_path / "run"
     now = ["adversarial.start=0", "adversarial.warmup=0", "adversarial.ramp=0"]
     command = ["train", "tokenizer", "--data", pictures, "--steps", 2, "--batch", 2, "--out", run]
-    done = nextscale(*command, "--discriminator", "features", "--set", "objective.perceptual=0.1", *now)
+    done = nextscale(
+        *command, "--discriminator", "features", "--set", "objective.perceptual=0.1", *now, "objective.semantic=0.1"
+    )
     assert (done.status, done.errors) == (0, "")
+    assert "projected features have a cosine of" in done.output
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["perceptual"]
-    assert settings["backbone"]
+    assert settings["backbone"] == settings["semantic"]
     assert "adversary" in torch.load(run / "state.pt", weights_only=True)["parts"]
 
 
@@ -559,6 +562,8 @@ def test_the_packaged_network_is_there_for_whoever_asks(nextscale, pictures: Pat
         (["--discriminator", "patchy"], ("--discriminator: expected one of", "'patch'", "got 'patchy'")),
         (["--perceptual", "vgg.pth"], ("vgg.pth", "expected a recipe with a perceptual term")),
         (["--backbone", "dino.pth"], ("dino.pth", "expected --discriminator features, got none")),
+        (["--semantic", "dino.pth"], ("dino.pth", "expected a recipe with a semantic term")),
+        (["--set", "objective.semantic=-1"], ("objective.semantic: expected at least 0, got -1",)),
     ],
 )
 def test_a_mistaken_recipe_is_one_line(

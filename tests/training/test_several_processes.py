@@ -12,7 +12,7 @@ import torch
 from processes import together
 from torch import Tensor
 from training import toy as toys
-from training.two_processes import ADDS_UP, CORNERS, STEPS, WITH_MUON, run
+from training.two_processes import ADDS_UP, CORNERS, SEMANTIC, STEPS, WITH_MUON, run
 
 from nextscale import MultiScaleVQVAE, Pipeline
 from nextscale.training.transformer.stage import TransformerStage
@@ -40,7 +40,7 @@ def weights(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.double().flatten() for name, tensor in state.items() if "hits" not in name])
 
 
-@pytest.mark.parametrize("name", ["adds up", "cut", "corners", "features", "poisoned"])
+@pytest.mark.parametrize("name", ["adds up", "cut", "corners", "features", "semantic", "poisoned"])
 def test_all_processes_end_with_the_same_state(out: Path, name: str) -> None:
     """Bit for bit: weights, moments, averages, hits, the discriminator; and it is what the first one wrote."""
     first, second = kept(out, name), kept(out, name, 1)
@@ -67,6 +67,14 @@ def test_two_processes_are_one_to_rounding(out: Path, tmp_path: Path) -> None:
     for ours, theirs in (judges, codes):
         assert (ours - theirs).norm() < 1e-4 * ours.norm()
     assert torch.equal(one.model.quantizer.hits_KV, two["model"]["quantizer.hits_KV"])
+
+
+def test_two_processes_learn_the_projection_that_one_would(out: Path, tmp_path: Path) -> None:
+    """Of the semantic term, whose gradients are exchanged with the others."""
+    start = weights(toys.stage(SEMANTIC).semantic.projection.state_dict())
+    one, two = run(lambda: toys.stage(SEMANTIC), tmp_path), kept(out, "semantic")
+    ours, theirs = weights(one.state["semantic"].state_dict()), weights(two["semantic"])
+    assert (ours - theirs).norm() < 0.01 * (ours - start).norm()
 
 
 def test_two_processes_measure_the_gains_that_one_would(out: Path, tmp_path: Path) -> None:

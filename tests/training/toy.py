@@ -188,6 +188,7 @@ def stage(
         precision="fp32",
         perceptual=PerceptualDistance(Tiny()),
         backbone=Tiny(seed=1),
+        semantic=Tiny(seed=2),
     )
 
 

@@ -27,6 +27,7 @@ STEPS = 6
 ADDS_UP = [*toy.EVERYTHING, "objective.entropy=0", "optimization.accumulate=1"]
 CORNERS = [*toy.OF_FIXED_CODES, "objective.entropy=0", "optimization.accumulate=1"]
 WITH_MUON = [*toy.ALL_OF_STAGE_2, "optimization.optimizer=muon", "optimization.muon_rate=1e-3"]
+SEMANTIC = [*ADDS_UP, "objective.semantic=0.5"]
 FEATURES = [*toy.EVERYTHING, "adversarial.discriminator=features"]
 
 
@@ -83,6 +84,7 @@ def main(out: Path) -> None:
             "cut": run(lambda: toy.stage(ADDS_UP), out / "cut", cut=3),
             "corners": run(lambda: toy.stage(CORNERS, config=toy.CORNERS), out / "corners"),
             "features": run(lambda: toy.stage(FEATURES), out / "features"),
+            "semantic": run(lambda: toy.stage(SEMANTIC), out / "semantic"),
             "poisoned": run(poisoned, out / "poisoned"),
             "orphaned": orphaned(out / "orphaned"),
         }

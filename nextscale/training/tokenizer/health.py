@@ -161,6 +161,12 @@ def capacity(config: TokenizerConfig) -> str:
     return f"a picture is {tokens}: {bits:,.0f} bits, {bits / pixels:.2f} a pixel"
 
 
+def alignment(network: str, validation: Figures) -> str:
+    """How far features have come towards those of the semantic term's network."""
+    cosine = 1 - validation.get("semantic", math.nan)
+    return f"projected features have a cosine of {cosine:.3f} with those of {network}"
+
+
 def _short(value: float) -> str:
     """One decimal while that takes no more than four characters."""
     return "-" if math.isnan(value) else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"

@@ -42,6 +42,7 @@ from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
 from nextscale.training.tokenizer import adversary, codebook, discriminators, gains, health
 from nextscale.training.tokenizer.adversary import Adversary, Pair
+from nextscale.training.tokenizer.semantic import Semantic
 
 SHOWN = 8  # held-out pictures at most in a sample sheet
 VALIDATED = 2048  # held-out pictures at most that a check looks at, spread over the split
@@ -49,6 +50,7 @@ PROBED = 8  # of which it is seen before every checkpoint that the weights are g
 LOOKED_THROUGH = 64  # of which every scale is painted
 STILL = 0.05  # evenness below which a digit hardly ever changes
 STARTING_PICTURES = 1024  # whose residuals the codes start from
+ON_FEATURES = ("codebook", "commitment", "entropy", "semantic")  # terms that the decoder has no part in
 
 
 class Pass(NamedTuple):
@@ -59,20 +61,22 @@ class Pass(NamedTuple):
     f: Tensor
     """(B, C, h_K, w_K) float32 features."""
     walk: Walk
+    projected: Tensor | None = None
+    """(B, D, h_K, w_K) float32: features in the space of the semantic term's network; None without that term."""
 
 
 class Autoencoder(nn.Module):
     """The training forward as one module, which several processes exchange the gradients of."""
 
-    def __init__(self, tokenizer: MultiScaleVQVAE, *, rotation: bool) -> None:
+    def __init__(self, tokenizer: MultiScaleVQVAE, projection: nn.Module | None = None, *, rotation: bool) -> None:
         super().__init__()
-        self.tokenizer, self.rotation = tokenizer, rotation
+        self.tokenizer, self.projection, self.rotation = tokenizer, projection, rotation
 
     def forward(self, images_B3HW: Tensor, through_B: Tensor | None, scales: Scales) -> Pass:
         f = self.tokenizer.features(images_B3HW)
         walk = self.tokenizer.quantizer.rescaled(scales)(f, through_B, rotation=self.rotation)
         painted = self.tokenizer.decoder(self.tokenizer.post_quantizer(walk.f_hat(f))).float()
-        return Pass(painted, f, walk)
+        return Pass(painted, f, walk, None if self.projection is None else self.projection(f).float())
 
 
 class TokenizerStage:
@@ -86,6 +90,7 @@ class TokenizerStage:
         begin: a tokenizer of the same config to go on from, instead of a random one; it is the one that is trained.
         perceptual: what the perceptual term measures with; None takes the packaged network.
         backbone: what a discriminator on features looks through; None takes the packaged network.
+        semantic: what the semantic term compares with; None takes the packaged network.
     """
 
     name = "tokenizer"
@@ -102,6 +107,7 @@ class TokenizerStage:
         begin: MultiScaleVQVAE | None = None,
         perceptual: PerceptualDistance | None = None,
         backbone: FeatureNetwork | None = None,
+        semantic: FeatureNetwork | None = None,
     ) -> None:
         recipe.check(config)
         self.device = find_device(device)
@@ -114,9 +120,14 @@ class TokenizerStage:
         self.model = (begin or MultiScaleVQVAE(config, seed=seed)).to(self.device)
         if not config.fixed:
             self.model.quantizer.learned.learns(recipe.codebook.learning == "gradient")
-        autoencoder = Autoencoder(self.model, rotation=recipe.codebook.gradient == "rotation")
+        self.semantic = self._semantic(semantic) if recipe.objective.semantic else None
+        if self.semantic:
+            known["semantic"] = self.semantic.network.fingerprint
+        projection = self.semantic.projection if self.semantic else None
+        autoencoder = Autoencoder(self.model, projection, rotation=recipe.codebook.gradient == "rotation")
         self.passed = distributed.wrapped(autoencoder, idle=self._leaves_some_idle())
-        self.optimization = Optimization(self.model, recipe.optimization, self.passed)
+        learning = nn.ModuleList([self.model, projection]) if projection is not None else self.model
+        self.optimization = Optimization(learning, recipe.optimization, self.passed)
         self.average = running_average(self.model, recipe.average)
         self.means: codebook.RunningMeans | None = None
         if not config.fixed:
@@ -135,6 +146,13 @@ class TokenizerStage:
             "perceptual": self.perceptual.fingerprint if self.perceptual else None,
             "backbone": self.backbone.fingerprint if self.backbone else None,
         }
+
+    def _semantic(self, network: FeatureNetwork | None) -> Semantic:
+        found = Semantic(
+            network or load_features(device=self.device), self.model.config, generator(self.seed, "semantic")
+        )
+        found.projection.to(self.device)
+        return found
 
     def _leaves_some_idle(self) -> bool:
         """Whether a step may give some parameters no gradient."""
@@ -166,6 +184,7 @@ class TokenizerStage:
             "average": self.average,
         }
         parts |= {"means": self.means} if self.means else {}
+        parts |= {"semantic": self.semantic.projection} if self.semantic else {}
         return parts | ({"adversary": self.adversary} if self.adversary else {})
 
     @property
@@ -261,9 +280,11 @@ class TokenizerStage:
         if self.perceptual:
             with lowered(self.device, self.dtype):
                 terms["perceptual"] = self.perceptual(painted, pair.images).mean()
+        if self.semantic and made.projected is not None:
+            terms["semantic"] = losses.misaligned(made.projected, self.semantic.targets(pair.images))
         figures = {name: term.detach() for name, term in terms.items()}
         weighted = {name: getattr(weights, name) * term for name, term in terms.items()}
-        on_codes = sum(weighted[name] for name in ("codebook", "commitment", "entropy") if name in terms)
+        on_features = sum(weighted[name] for name in ON_FEATURES if name in terms)
         on_pixels = sum(weighted[name] for name in ("l2", "l1", "perceptual") if name in terms)
         if heard:
             assert self.adversary is not None
@@ -275,7 +296,7 @@ class TokenizerStage:
                 "adaptive_weight": adaptive,
                 "adversarial_weight": weight * adaptive,
             }
-        return on_pixels + on_codes, figures
+        return on_pixels + on_features, figures
 
     def _on_codes(self, made: Pass) -> dict[str, Tensor]:
         """The unweighted terms about codes, those that this kind of codes has."""
@@ -355,6 +376,8 @@ class TokenizerStage:
                 tokens.append(tokens_BL)
         figures = {name: float(torch.cat(parts).float().mean()) for name, parts in terms.items()}
         figures["distance"] = sum(getattr(weights, name) * figures[name] for name in names[1:])
+        if self.semantic:
+            figures["semantic"] = self._alignment(self.semantic)
         parts = model.config.scales.split(torch.cat(tokens))
         return figures | _of_codes(model.config, parts) | self._through_each_scale()
 
@@ -374,6 +397,16 @@ class TokenizerStage:
         for k, (psnr, share) in enumerate(zip(means.tolist(), shares.tolist(), strict=True), start=1):
             figures |= {f"psnr_scale_{k}": psnr, f"residual_scale_{k}": share}
         return figures
+
+    def _alignment(self, semantic: Semantic) -> float:
+        """The semantic term of some held-out pictures."""
+        parts, counts = [], []
+        with lowered(self.device, self.dtype):
+            for originals, _ in self._encoded(LOOKED_THROUGH):
+                projected = semantic.projection(self.best_model.features(originals)).float()
+                parts.append(losses.misaligned(projected, semantic.targets(originals)) * len(originals))
+                counts.append(len(originals))
+        return float(torch.stack(parts).sum()) / sum(counts)
 
     def _encoded(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """At most so many held-out pictures with their tokens, in batches that fit where training fits."""
@@ -403,7 +436,8 @@ class TokenizerStage:
             history=history,
         )
         rows = health.table(health.usage(config, validation, pictures))
-        return Health((*rows, health.capacity(config)), tuple(words))
+        told = [health.alignment(self.semantic.network.name, validation)] if self.semantic else []
+        return Health((*rows, health.capacity(config), *told), tuple(words))
 
     def score(self, validation: Mapping[str, float]) -> float:
         """Lower is better; which checkpoint is the best one is decided by it."""
