@@ -24,6 +24,9 @@ RELEASE_TRANSFORMER = "var_d{depth}.pth"
 ENCODER = ("*.json", "*.txt", "*.model", "model*.safetensors", "pytorch_model.bin")  # files of a text encoder
 LONGEST = 96  # characters of a hub name
 FILES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".json", ".npz", ".tar", ".zip")  # no name ends like these
+DATA = ("hf://datasets/owner/name", r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.+?))?/?")
+KINDS = (".parquet", ".arrow", ".tar", ".zip")  # files of a data set, of which the first kind that there is is fetched
+BESIDE = ("*.json", "*.txt")  # what tells about these
 PATIENCE = 5.0  # seconds for the hub to answer
 LOGIN = "`hf auth login`, or a token that may write in HF_TOKEN"
 WORDS = r"[\w-][\w.-]*/[\w-][\w.-]*"
@@ -113,6 +116,73 @@ def _refusal(error: Exception) -> str:
     told = said.replace(get_token() or "\n", "(token)")
     refused = any(getattr(getattr(each, "response", None), "status_code", None) in (401, 403) for each in causes)
     return f"{told}; expected {LOGIN}" if refused else told
+
+
+def data_set(address: str) -> Path:
+    """The local copy of a data set, `hf://datasets/owner/name[@revision][/folder]`: a folder, or its only .zip.
+
+    Fetched are the files that hold many pictures, all parquet files or else all shards or archives, and what tells
+    about them; of a repository without any, everything. What is there already is not fetched again.
+
+    Raises `InputError` for another address, and when there is no such data set or it is out of reach.
+    """
+    if (found := re.fullmatch(DATA[1], address)) is None:
+        raise InputError(f"expected an address such as {DATA[0]}, got {address}")
+    name, revision, below = found.groups()
+    files = _files_of(name, revision, f"{below}/" if below else "")
+    folder = _snapshot(name, revision, _wanted(files, f"{below}/" if below else ""), offline=files is None) / (
+        below or ""
+    )
+    if not folder.is_dir():
+        raise InputError(f"expected a data set, got {address}: there is no folder {below}")
+    zips = list(folder.rglob("*.zip"))
+    return zips[0] if len(zips) == 1 and not any(next(folder.rglob(f"*{kind}"), None) for kind in KINDS[:3]) else folder
+
+
+def _files_of(name: str, revision: str | None, below: str) -> list[str] | None:
+    """The files below a folder of a data set; None where the hub does not answer."""
+    from huggingface_hub import list_repo_files
+
+    answers: list[list[str] | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(list_repo_files(name, repo_type="dataset", revision=revision))
+        except (HTTPException, OSError, ValueError) as error:
+            answers.append(error)
+
+    _in_time(ask)
+    if not answers or isinstance(answers[0], ConnectionError | TimeoutError):
+        return None
+    if isinstance(answers[0], Exception):
+        raise InputError(f"cannot fetch the data set {name}: {_reason(answers[0])}")
+    return [file for file in answers[0] if file.startswith(below)]
+
+
+def _wanted(files: list[str] | None, below: str) -> list[str] | None:
+    """Patterns of the files that are fetched; None is all of them."""
+    kind = next((kind for kind in KINDS if files and any(file.endswith(kind) for file in files)), None)
+    if kind is None:
+        return [f"{below}*"] if below else None
+    return [f"{below}*{kind}", *(f"{below}{pattern}" for pattern in BESIDE)]
+
+
+def _snapshot(name: str, revision: str | None, wanted: list[str] | None, *, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, repo_type="dataset", revision=revision, allow_patterns=wanted, local_files_only=offline
+            )
+        )
+    except (HTTPException, OSError, ValueError) as error:
+        why = "it is not in the local cache and the hub cannot be asked" if offline else _reason(error)
+        raise InputError(f"cannot fetch the data set {name}: {why}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def download(url: str, *, sha256: str) -> Path:

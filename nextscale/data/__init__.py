@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
+from nextscale import hub
 from nextscale.checks import checked
 from nextscale.data import emoji, figures, folder, parquet, reading, shards, zips
 from nextscale.data.captions import OWN, Captioning, Captions
@@ -43,7 +44,8 @@ def load(
     `"emoji"` is the embedded set, `"figures"` are drawn as `nextscale.data.figures` says, with the extra `[figures]`
     (`./emoji` and `./figures` are folders of those names). A folder of pictures, or a .zip of one, is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
-    `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says.
+    `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says. A data set of the
+    hub, `hf://datasets/owner/name[@revision][/folder]`, is fetched to the hub's local cache first (`nextscale.hub`).
     `progress(done, total)` is called while files are listed and while pictures are read. Unreadable pictures are left
     out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before too many of them are refused,
     and for those that turn out so when a batch is read. What else was left out, and how the held-out part came about,
@@ -69,6 +71,8 @@ def load(
         raise InputError(f"expected a picture size from 1 to {LARGEST:,} pixels a side, got {height}×{width}")
     if not 0 <= max_broken <= 1:
         raise InputError(f"max_broken: expected a share from 0 to 1, got {max_broken:g}")
+    if str(source).startswith("hf://"):
+        source = hub.data_set(str(source))
     if "://" in str(source):
         raise InputError(f"expected a folder of pictures or .tar shards on this machine, got the address {source}")
     asked = columns or Columns()
