@@ -344,6 +344,7 @@ def _data() -> None:
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile("twice.zip", "w") as archive:
         for name in ("0.png", "1.png", "1.png"):
             archive.write("picture.png", name)
+    Path("cut.npy").write_bytes(b"\x93NUMPY")
     Path("cut.parquet").write_bytes(b"PAR1 and nothing else")
     Path("cut.zip").write_bytes(Path("twice.zip").read_bytes()[:300])
     Path("cut.tar").write_bytes(Path("digits.tar").read_bytes()[:3000])

@@ -184,6 +184,7 @@ def data_sets() -> None:
         for number, path in enumerate(sorted(Path("photos").rglob("*.jpg"))):
             archive.write(path, f"00000/img{number:08}.jpg")
         archive.writestr("dataset.json", json.dumps({"labels": None}))
+    np.savez("arrays.npz", np.zeros((4, 20, 20, 3), dtype=np.uint8), np.arange(4) % 2)
     pictures = [path.read_bytes() for path in sorted(Path("photos").rglob("*.jpg"))]
     table = pyarrow.table({"image": pyarrow.array(pictures), "label": [0, 1, 0], "text": ["one", "two", "three"]})
     Path("parquet").mkdir()

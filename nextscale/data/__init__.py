@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from nextscale import hub
 from nextscale.checks import checked
-from nextscale.data import emoji, figures, folder, parquet, reading, shards, zips
+from nextscale.data import arrays, emoji, figures, folder, parquet, reading, shards, zips
 from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.listing import Listing
@@ -44,7 +44,8 @@ def load(
     `"emoji"` is the embedded set, `"figures"` are drawn as `nextscale.data.figures` says, with the extra `[figures]`
     (`./emoji` and `./figures` are folders of those names). A folder of pictures, or a .zip of one, is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
-    `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says. A data set of the
+    `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says; arrays of NumPy,
+    MNIST's and CIFAR's files as `nextscale.data.arrays` says. A data set of the
     hub, `hf://datasets/owner/name[@revision][/folder]`, is fetched to the hub's local cache first (`nextscale.hub`).
     `progress(done, total)` is called while files are listed and while pictures are read. Unreadable pictures are left
     out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before too many of them are refused,
@@ -105,10 +106,14 @@ def _survey(source: str | Path, asked: _Asked) -> Listing:
         return folder.survey(zips.tree(Path(source)), **asked)
     if rows := parquet.find(source):
         return parquet.survey(rows, **asked)
+    if found := arrays.find(source, asked["columns"]):
+        return arrays.survey(found, **asked)
     if tars := shards.find(source):
         return shards.survey(tars, **asked)
     if os.path.isdir(source) and (rows := parquet.find_in(Path(source))):
         return parquet.survey(rows, **asked)
+    if os.path.isdir(source) and (found := arrays.find_in(Path(source), asked["columns"])):
+        return arrays.survey(found, **asked)
     return folder.survey(Path(source), **asked)
 
 

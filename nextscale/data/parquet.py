@@ -16,27 +16,17 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nextscale.data import arrow
+from nextscale.data import arrow, stated
 from nextscale.data.arrow import KIND, MEMORY, Cells, File
 from nextscale.data.captions import OWN, Captioning, Captions, cleaned, each_of, no_table, of_name, told
-from nextscale.data.labels import (
-    LONGEST,
-    NONE,
-    Labels,
-    check_label,
-    no_classes,
-    numbers_first,
-    one_number,
-    text_of,
-    whole_numbers,
-)
+from nextscale.data.labels import NONE, Labels, no_classes
 from nextscale.data.listing import Items, Listing, hold_out, told_apart
 from nextscale.data.metadata import CAPTIONS, LABELS
 from nextscale.data.metadata import FILES as METADATA
@@ -44,6 +34,7 @@ from nextscale.data.names import Names
 from nextscale.data.patterns import LETTERS, matches
 from nextscale.data.pictures import Progress
 from nextscale.data.splits import Sides, counted, sides_of
+from nextscale.data.stated import ABSENT, Stated
 from nextscale.data.tables import OUTSIDE, Columns
 from nextscale.data.walk import LeftOut, inside, kind_of, pictures_below
 from nextscale.errors import InputError
@@ -53,7 +44,6 @@ BY_ROW = "5 % by hash of file and row"
 STATE, DATASET = "state.json", "dataset_info.json"  # what `save_to_disk` writes beside the rows
 DEEPEST = 4  # folders below the one that is named
 LARGE = 2**24  # bytes that are unpacked for a picture, from which on that is told
-ABSENT = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +86,17 @@ def find_in(root: Path) -> Found | None:
 def _below(root: Path, below: str, left: Counter[str]) -> Iterator[str]:
     here = inside(f"{root}/{below}"[:-1] if below else str(root))
     names = [name for name in here.others if name.endswith(SUFFIXES) and name not in METADATA]
-    stated = _stated(root / below / STATE) if STATE in here.others else names
+    written = _written(root / below / STATE) if STATE in here.others else names
     known = {*names, STATE, DATASET, "dataset_dict.json"}
     left.update(here.gone + Counter(kind_of(name) for name in here.others if name not in known))
-    if unused := len(names) - len(stated):
+    if unused := len(names) - len(written):
         left["file{s} of a cache"] += unused
-    yield from (f"{below}{name}" for name in stated)
+    yield from (f"{below}{name}" for name in written)
     for folder in here.folders if below.count("/") < DEEPEST else ():
         yield from _below(root, f"{below}{folder}/", left)
 
 
-def _stated(path: Path) -> list[str]:
+def _written(path: Path) -> list[str]:
     """The files that `save_to_disk` wrote, in their order; others beside them are caches of what was done since."""
     try:
         return [str(PurePosixPath(entry["filename"]).name) for entry in json.loads(path.read_text())["_data_files"]]
@@ -239,19 +229,21 @@ def survey(
     files = {name: File(found.root / name) for name in found.names}
     used = _used(files[found.names[0]], asked, classes=not alike, captions=how == OWN)
     _check_alike(list(files.values()), used)
-    stated = {name: _stated_in(file, used) for name, file in _told_of(files.items(), progress)}
-    sides = _labelled(sides_of(found.names, share=BY_ROW, one="file"), stated)
-    classes, numbers = _numbered(sides, stated, used, root=found.root)
-    names = Names(f"{name}/{row}" for name in sides.every for row in range(files[name].rows))
-    trained = sum(files[name].rows for name in sides.train)
+    said = {name: _stated_in(name, file, used) for name, file in _told_of(files.items(), progress)}
+    sides = _labelled(sides_of(found.names, share=BY_ROW, one="file"), said)
+    train, held_out = ([said[name] for name in side] for side in (sides.train, sides.held_out))
+    named, where = used.names is not None, f"{used.label} of {found.root}"
+    classes, numbers = stated.together(train, held_out, named=named, where=where)
+    left, used_files = Counter(found.left), [files[each.file] for each in (*train, *held_out)]
+    names = Names(f"{each.file}/{row}" for each in (*train, *held_out) for row in range(len(each.numbers)))
+    trained = sum(len(each.numbers) for each in train)
     chosen_N = np.arange(len(names)) >= trained if sides.held_out else hold_out(names, root=found.root)
-    left, used_files = Counter(found.left), [files[name] for name in sides.every]
     every = None if how is None else Captions(_captions(used_files, used, left))
     return Listing(
         kind="rows",
         root=found.root,
         items=Items(names=names, labels=numbers, held_out=chosen_N, store=_store(used_files, used, asked)),
-        classes=told_apart(classes),
+        classes=told_apart(classes if used.label else [found.root.resolve().name]),
         held_out=sides.told,
         left_out=LeftOut(left),
         notes=(*_notes(used, used_files), *(() if every is None else told(every, left, root=found.root, how=str(how)))),
@@ -334,100 +326,22 @@ def _cells(column: Any) -> Iterator[Any]:
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
-class Stated(NamedTuple):
-    """What a file says of the classes of its rows: texts, and the place of each row's among them or `ABSENT`."""
-
-    texts: list[str]
-    numbers: np.ndarray
-
-
-def _stated_in(file: File, used: Used) -> Stated:
+def _stated_in(name: str, file: File, used: Used) -> Stated:
     if used.label is None:
-        return Stated([""], np.zeros(file.rows, dtype=np.int64))
+        return stated.unlabelled(name, file.rows)
     pyarrow = arrow.library(file.where)
     column = file.column(used.label)
     with arrow.told(file.where, KIND):
         if used.names is not None:
             numbers_N = column.cast(pyarrow.int64()).fill_null(ABSENT).to_numpy()
-            return Stated(list(used.names), _in_range(numbers_N, len(used.names), file))
+            return stated.of_names(name, used.names, numbers_N, where=file.where)
         coded = pyarrow.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
-        numbers_N = coded.indices.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
-        texts = [_text(value, file) for value in coded.dictionary.to_pylist()]
-    return Stated(texts, np.where([not text for text in [*texts, ""]], ABSENT, np.arange(len(texts) + 1))[numbers_N])
+        places_N = coded.indices.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
+        return stated.of_values(name, coded.dictionary.to_pylist(), places_N, where=file.where)
 
 
-def _text(value: object, file: File) -> str:
-    text = text_of(value, where=file.where)
-    if len(text) > LONGEST or not text.isprintable():
-        raise InputError(f"{file.where}: expected classes of at most {LONGEST} letters that print, got {text[:60]!r}")
-    check_label(text, where=file.where)
-    return text
-
-
-def _in_range(numbers_N: np.ndarray, count: int, file: File) -> np.ndarray:
-    outside = np.flatnonzero((numbers_N < ABSENT) | (numbers_N >= count))
-    if len(outside):
-        row = int(outside[0])
-        raise InputError(f"{file.where}, row {row + 1}: expected one of {count} classes, got {numbers_N[row]}")
-    return numbers_N
-
-
-class Chosen(NamedTuple):
-    """The files of the two sides by name, and how that is told."""
-
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-    told: str
-
-    @property
-    def every(self) -> tuple[str, ...]:
-        """Those to train on first."""
-        return (*self.train, *self.held_out)
-
-
-def _labelled(sides: Sides, stated: dict[str, Stated]) -> Chosen:
+def _labelled(sides: Sides, found: Mapping[str, Stated]) -> Sides:
     """The sides, but for a held-out one whose classes nobody tells, as those of tests on the hub."""
-    numbers = [stated[name].numbers for name in sides.held_out]
-    if not numbers or not all((each == ABSENT).all() for each in numbers):
-        return Chosen(*sides)
-    return Chosen(sides.train, (), f"{BY_ROW}; {counted(sides.held_out)} has no classes and is not used")
-
-
-def _numbered(
-    sides: Chosen, stated: dict[str, Stated], used: Used, *, root: Path
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of the classes, and the number of each row's."""
-    _check_complete(sides, stated)
-    texts = dict.fromkeys(text for name in sides.every for text in stated[name].texts)
-    if used.label is None:
-        classes = [root.resolve().name]
-        return tuple(classes), np.concatenate([stated[name].numbers for name in sides.every])
-    whole, _ = whole_numbers(texts, where=str(root))
-    if used.names is None and not whole and (twice := one_number(texts)):
-        raise InputError(
-            f"expected every number written in one way in {used.label} of {root}, got {' and '.join(twice)}"
-        )
-    known = [text for name in sides.train for text in stated[name].texts]
-    classes = list(used.names or sorted({whole.get(text, text) for text in known if text}, key=numbers_first))
-    numbers = {name: number for number, name in enumerate(classes)}
-    parts = []
-    for name in sides.every:
-        places_N = [numbers.get(whole.get(text, text), ABSENT) for text in stated[name].texts]
-        parts.append(np.array([*places_N, ABSENT], dtype=np.int64)[stated[name].numbers])
-        if (parts[-1] == ABSENT).any():
-            text = stated[name].texts[int(stated[name].numbers[parts[-1].argmin()])]
-            raise InputError(f"expected one of the {len(classes)} classes in {name}, got {text!r}")
-    return tuple(classes), np.concatenate(parts)
-
-
-def _check_complete(sides: Chosen, stated: dict[str, Stated]) -> None:
-    """Raise `InputError` for rows without a class."""
-    missing = [(name, int(row)) for name in sides.every for row in np.flatnonzero(stated[name].numbers == ABSENT)[:1]]
-    if missing:
-        count = sum(int((stated[name].numbers == ABSENT).sum()) for name in sides.every)
-        total = sum(len(stated[name].numbers) for name in sides.every)
-        name, row = missing[0]
-        raise InputError(
-            f"expected a class in each of {total} rows, {count} {'have' if count > 1 else 'has'} none, such as "
-            f"{name}/{row}; labels {NONE} takes all as one class"
-        )
+    if not sides.held_out or not all(found[name].is_empty for name in sides.held_out):
+        return sides
+    return Sides(sides.train, (), f"{BY_ROW}; {counted(sides.held_out)} has no classes and is not used")

@@ -72,16 +72,25 @@ class Zipped:
             raise OSError(errno.EIO, f"{size:,} bytes declared, more than {packed:,} deflated ones can hold")
         return io.BufferedReader(Inflated(self._bytes(place), size=size, crc32=int(self.sums[place])))
 
+    def stored_at(self, place: int) -> int | None:
+        """Where in the archive a file begins that is stored as it is; None for one that is packed."""
+        is_stored = self.methods[place] == zipfile.ZIP_STORED and not self.flags[place] & LOCKED
+        return self._begin(place) if is_stored else None
+
     def _bytes(self, place: int) -> BinaryIO:
         """Those in the archive."""
-        offset, packed = int(self.offsets[place]), int(self.packed[place])
+        return window(self.path, offset=self._begin(place), size=int(self.packed[place]))
+
+    def _begin(self, place: int) -> int:
+        """Where they begin, behind a header."""
+        offset = int(self.offsets[place])
         with self.path.open("rb") as stream:
             stream.seek(offset)
             header = stream.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(SIGNATURE):
             raise OSError(errno.EIO, f"damaged in the archive at byte {offset}")
         _, name, notes = HEADER.unpack(header)
-        return window(self.path, offset=offset + HEADER.size + name + notes, size=packed)
+        return offset + HEADER.size + int(name) + int(notes)
 
 
 def tree(path: Path) -> Archive:
@@ -90,13 +99,14 @@ def tree(path: Path) -> Archive:
     Raises `InputError` for one that is missing, no zip, cut short or damaged, or whose files overlap.
     """
     left: Counter[str] = Counter()
-    infos = [info for info in _listed(path) if _is_kept(info, left)]
+    infos = [info for info in listed(path) if _is_kept(info, left)]
     zipped = Zipped.of(path, infos)
-    _check_places(zipped)
+    check_places(zipped)
     return Archive(path, [info.filename.removeprefix("./") for info in infos], zipped, left)
 
 
-def _listed(path: Path) -> list[zipfile.ZipInfo]:
+def listed(path: Path) -> list[zipfile.ZipInfo]:
+    """What the list at the end of an archive says. Raises like `tree`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
@@ -130,7 +140,7 @@ def _is_kept(info: zipfile.ZipInfo, left: Counter[str]) -> bool:
     return True
 
 
-def _check_places(zipped: Zipped) -> None:
+def check_places(zipped: Zipped) -> None:
     """Raise `InputError` where files share bytes, as in archives made to unpack to much more than they hold."""
     order_N = np.argsort(zipped.offsets)
     ends_N = (zipped.offsets + HEADER.size + zipped.packed)[order_N]
