@@ -210,7 +210,7 @@ def _of_idx(path: Path) -> Array:
             shape = tuple(map(int, sides))
             if len(shape) < head[3]:
                 raise ValueError("cut short")
-            if is_packed:
+            if isinstance(file, gzip.GzipFile):
                 content = _exactly(file, math.prod(shape))
                 return Unpacked(np.frombuffer(content, dtype=np.uint8).reshape(shape))
     except (OSError, ValueError, EOFError, zlib.error) as error:
