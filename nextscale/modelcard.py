@@ -239,7 +239,8 @@ def _protocol(card: Mapping[str, Any]) -> Iterator[str]:
     reference, network = card["reference"], card["network"]
     yield f"- pictures: {card['pictures']:,}"
     if "setting" in card:
-        yield f"- sampling: {', '.join(f'{name} {value:g}' for name, value in card['setting'].items())}"
+        drawn = {name: _without_place(value) for name, value in card["setting"].items() if value is not None}
+        yield f"- sampling: {_cell(', '.join(f'{name} {value}' for name, value in drawn.items()))}"
     count = "" if reference["pictures"] is None else f", {reference['pictures']:,} pictures"
     yield f"- reference: {_cell(_without_place(reference['name']))}{count} (fingerprint {reference['fingerprint']})"
     yield f"- features: {_cell(_without_place(network['name']))} at {network['side']} px"

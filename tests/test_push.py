@@ -17,6 +17,10 @@ from huggingface_hub import constants
 from PIL import Image
 
 from nextscale import VAR, InputError, Pipeline, hub, modelcard
+from nextscale.evaluation.alignment import Alignment, Row
+from nextscale.evaluation.card import AlignmentCard, Card, Model, NetworkUsed, ReferenceUsed, Setting
+from nextscale.evaluation.generation import Result
+from nextscale.evaluation.judging import Figure
 from nextscale.text.frozen import FrozenEncoder
 
 # Of the client, which sends a file to httpx as `data`.
@@ -52,17 +56,33 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def figures(*, name: str = "FD-x", reference: str = "emoji") -> dict[str, Any]:
-    """As `evaluate` writes them, as far as the page reads them."""
-    figure = {"name": name, "value": 12.34567, "low": 12.0, "high": 13.0}
-    card = {
-        "pictures": 2000,
-        "setting": {"guidance": 1.5, "top_k": 900},
-        "reference": {"name": reference, "pictures": None, "fingerprint": "abcd"},
-        "network": {"name": "EffNetLite0", "side": 224},
-        "model": {},
-    }
-    return {"figures": {"frechet_distance": figure}, "warnings": ["2,000 pictures are few"], "card": card}
+CARD = {
+    "kept": 10_000,
+    "network": NetworkUsed(name="EffNetLite0", fingerprint="0011", side=224, resize="bicubic", dimensions=1280),
+    "versions": {"torch": "2.13.0"},
+    "model": Model(
+        name="runs/demo",
+        fingerprint="0123",
+        height=8,
+        width=8,
+        classes=5,
+        codes=64,
+        precision="fp32",
+        device="cpu",
+    ),
+    "first_seed": 0,
+}
+
+
+def reference(name: str = "emoji") -> ReferenceUsed:
+    return ReferenceUsed(name=name, fingerprint="abcd", pictures=None, height=8, width=8, fewest=None, most=None)
+
+
+def figures(*, name: str = "FD-x", of: str = "emoji", setting: Setting | None = None) -> dict[str, Any]:
+    """As `evaluate generation` writes them."""
+    card = Card(**CARD, setting=setting or Setting(), per_class=400, reference=reference(of), rejection=None)
+    figure = Figure(name=name, value=12.34567, low=12.0, high=13.0)
+    return json.loads(json.dumps(Result(card=card, figures={"frechet_distance": figure}).to_json()))
 
 
 def test_what_is_pushed_is_loaded_again_bit_for_bit(stub: Hub, pipe: Pipeline) -> None:
@@ -223,25 +243,28 @@ def test_the_page_tells_data_and_recipe_of_both_stages(pipe: Pipeline, run: Path
 
 
 def test_the_page_copies_figures_with_their_protocol(pipe: Pipeline, tmp_path: Path) -> None:
-    """Of a sweep the best; the reference's name without its place."""
-    (tmp_path / "card.json").write_text(json.dumps(figures(reference="/home/me/a|b")))
-    best = {"best": 1, "results": [figures(name="worse"), figures(name="better")]}
+    """Of a sweep the best; the reference's name without its place; a setting for each scale is told as one."""
+    (tmp_path / "card.json").write_text(json.dumps(figures(of="/home/me/a|b")))
+    each = Setting(guidance=(0.0, 0.5, 1.5, 1.5))
+    best = {"best": 1, "results": [figures(name="other"), figures(name="better", setting=each)]}
     (tmp_path / "sweep.json").write_text(json.dumps(best))
     told = page(pipe, figures=(tmp_path / "card.json", tmp_path / "sweep.json"))
     assert "| FD-x | 12.35 (12 … 13) |" in told
+    assert "- pictures: 2,000" in told
     assert "- reference: a\\|b (fingerprint abcd)" in told
-    assert "- sampling: guidance 1.5, top_k 900" in told
-    assert "- 2,000 pictures are few" in told
+    assert "- sampling: guidance 1.5, top_k 900, top_p 0.96, temperature 1, step_guidance 0\n" in told
+    assert "- sampling: guidance 0, 0.5, 1.5, 1.5, top_k 900" in told
+    assert "fewer than 50,000: it falls as pictures are added" in told
     assert "better" in told
-    assert "worse" not in told
+    assert "other" not in told
 
 
 def test_rows_of_prompts_are_figures_too(pipe: Pipeline, tmp_path: Path) -> None:
     """Whose pictures and which kind of prompts stand behind the name."""
-    values = figures()
-    row = {"kind": "seen", "whose": "the model's", "figures": values.pop("figures")}
-    (tmp_path / "words.json").write_text(json.dumps({**values, "rows": [row], "clip": []}))
-    assert "| FD-x, seen prompts, the model's | 12.35 (12 … 13) |" in page(pipe, figures=(tmp_path / "words.json",))
+    card = AlignmentCard(**CARD, setting=Setting(), prompts={"seen": 9}, among=100, draws=8, reference=reference())
+    row = Row("seen", "the model's", 9, {"retrieval@1": Figure(name="retrieval@1", value=0.25)})
+    (tmp_path / "words.json").write_text(json.dumps(Alignment(card=card, rows=(row,)).to_json()))
+    assert "| retrieval@1, seen prompts, the model's | 0.25 |" in page(pipe, figures=(tmp_path / "words.json",))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"figures": {}}', '{"results": [], "best": 0}', "no JSON"])
