@@ -188,7 +188,7 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, by_columns, kind
 
 
-def _exactly(stream: IO[bytes], size: int) -> bytes:
+def _exactly(stream: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
     """So many bytes that are unpacked."""
     if size > MOST_UNPACKED:
         raise ValueError(f"{size:,} bytes, of more than {MOST_UNPACKED:,} only those that are not packed are read")

@@ -74,7 +74,8 @@ def test_every_option_of_every_command_is_tried() -> None:
     tried = [(case.command, case.changes[0][0]) for case in PROGRAM["cases"]()]
     assert len(tried) > 500
     for name in PROGRAM["WALKED"]:
-        command = parse(name.split())
+        needed = PROGRAM["WORKING"][name].get(PROGRAM["POSITIONAL"].get(name), ())
+        command = parse([*name.split(), *needed])
         assert all(tried.count((name, field)) >= 2 for field in vars(command))
 
 
