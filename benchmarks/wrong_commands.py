@@ -58,6 +58,8 @@ WORKING: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "encode": {"data": ("pictures",), "tokenizer": ("tokenizer",), "out": ("new/tokens",)},
     "evaluate reconstruction": {"model": ("model",), "data": ("pictures",), "split": ("train",)},
+    "inspect": {"pictures": ("picture.png",), "model": ("model",), "out": ("new/inspections",)},
+    "evaluate likelihood": {"model": ("model",), "data": ("pictures",), "count": ("4",)},
     "evaluate generation": {"model": ("model",), "reference": ("pictures",), "count": ("8",), "keep": ("8",)},
     "study tokenizers": {
         "data": ("pictures",),
@@ -78,7 +80,7 @@ WORKING: dict[str, dict[str, tuple[str, ...]]] = {
     "presets": {},
 }
 WALKED = tuple(command for command in COMMANDS if command != "web")  # where a value is right, that serves for ever
-POSITIONAL = {"edit": "pictures", "encode": "data", "reconstruct": "pictures", "push": "name"}
+POSITIONAL = {"edit": "pictures", "inspect": "pictures", "encode": "data", "reconstruct": "pictures", "push": "name"}
 
 WHOLE = ("-1", "0", "99999999999", "9" * 40, "1.5", "many", "1e3", "nan", "")
 NUMBER = ("-1", "0", "nan", "inf", "-inf", "1e400", "much", "1,5", "")

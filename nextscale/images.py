@@ -642,6 +642,33 @@ def grid(images_B3HW: Tensor, *, columns: int, gap: int = 2) -> Tensor:
     return sheet
 
 
+# ---- maps as colours -------------------------------------------------------------------------------------------------
+
+RAMP = (  # from black over purple and orange to light yellow; after matplotlib's inferno (CC0)
+    *((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39)),
+    (252, 255, 164),
+)
+TINT = 0.75  # of the colours, where a picture shines through
+
+
+def heat(values_Bhw: Tensor, *, top: float, height: int, width: int) -> Tensor:
+    """Maps (B, h, w) as colours, black at 0 and light yellow from `top` on: (B, 3, H, W) in [-1, 1].
+
+    Each value is a rectangle of one colour.
+    """
+    ramp_R3 = torch.tensor(RAMP, dtype=torch.float32, device=values_Bhw.device) / 127.5 - 1
+    places_Bhw = (values_Bhw.float() / max(top, 1e-12)).clamp(0, 1) * (len(RAMP) - 1)
+    before_Bhw = places_Bhw.long().clamp(max=len(RAMP) - 2)
+    share_Bhw1 = (places_Bhw - before_Bhw)[..., None]
+    colours_Bhw3 = ramp_R3[before_Bhw] * (1 - share_Bhw1) + ramp_R3[before_Bhw + 1] * share_Bhw1
+    return torch.nn.functional.interpolate(colours_Bhw3.permute(0, 3, 1, 2), (height, width), mode="nearest")
+
+
+def tinted(colours_B3HW: Tensor, image_3HW: Tensor) -> Tensor:
+    """Colours with a picture shining through in grey, so that places are recognised; all in [-1, 1]."""
+    return TINT * colours_B3HW + (1 - TINT) * image_3HW.mean(dim=0, keepdim=True)
+
+
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 

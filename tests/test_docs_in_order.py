@@ -61,6 +61,8 @@ SHORT = {  # options that are made short, and those that are put in to make a co
     "train transformer": {"minutes": None, "steps": "1", "batch": "2"},
     "evaluate generation": {"count": "9", "per-class-count": "2", "keep": "8", "batch": "9"},
     "evaluate reconstruction": {"keep": "8", "batch": "64"},
+    "evaluate likelihood": {"count": "9"},
+    "inspect": {"compare": "9"},
     "study tokenizers": {"minutes": None, "steps": "1 1", "only": "fsq", "dropout": "0", "count": "9", "views": "1"},
 }
 ONLY_WHERE_GIVEN = ("per-class-count",)  # and not put in

@@ -618,6 +618,28 @@ def test_reading_at_a_size_gives_that_size(tmp_path: Path) -> None:
     assert picture.max() <= 1
 
 
+def test_maps_become_rectangles_of_colour() -> None:
+    """Black at 0, light yellow at the top and beyond, lighter and lighter in between; each value where it stands."""
+    values = torch.tensor([[[0.0, 1.0], [2.0, 99.0]]])
+    shown = images.heat(values, top=2.0, height=4, width=6)
+    assert shown.shape == (1, 3, 4, 6)
+    assert shown.abs().max() <= 1
+    corners = shown[0, :, [0, 0, 3, 3], [0, 5, 0, 5]]
+    assert torch.equal(shown[0, :, :2, :3], corners[:, :1, None].expand(3, 2, 3))
+    assert torch.equal(images.to_uint8(corners[:, 0]), torch.tensor(images.RAMP[0], dtype=torch.uint8))
+    assert torch.equal(corners[:, 2], corners[:, 3])
+    assert torch.equal(images.to_uint8(corners[:, 3]), torch.tensor(images.RAMP[-1], dtype=torch.uint8))
+    light = images.heat(torch.linspace(0, 1, 64)[None, None], top=1.0, height=1, width=64)[0].mean(dim=0).flatten()
+    assert (light.diff() > 0).all()
+
+
+def test_a_picture_shines_through_its_map() -> None:
+    """A quarter of it, in grey."""
+    picture = torch.tensor([1.0, -1.0, 0.6]).view(3, 1, 1).expand(3, 2, 2)
+    shown = images.tinted(torch.zeros(1, 3, 2, 2), picture)
+    torch.testing.assert_close(shown, torch.full((1, 3, 2, 2), 0.05))
+
+
 def test_grid_places_every_picture() -> None:
     """Row after row, with white between and in the places that stay empty."""
     pictures = torch.stack([torch.full((3, 2, 3), value) for value in (-1.0, -0.5, 0.0)])

@@ -52,8 +52,8 @@ class Reconstruct:
         folder = directory("--out", self.out)
         lines = []
         with bar("reconstructing") as told:
-            for file, stem, original in zip(self.pictures, _stems(self.pictures), originals, strict=True):
-                stages = _stages(tokenizer, original.to(device))
+            for file, stem, original in zip(self.pictures, stems(self.pictures), originals, strict=True):
+                stages = stages_of(tokenizer, original.to(device))
                 strip = folder / f"{stem}.png"
                 over = ["original", *scale_names(tokenizer.config.scales)]
                 images.save(strip, drawn([Row("", stages, over)]))
@@ -62,7 +62,7 @@ class Reconstruct:
         print("\n".join(lines))
 
 
-def _stems(files: Iterable[Path]) -> list[str]:
+def stems(files: Iterable[Path]) -> list[str]:
     """A file name for each strip; equal names from different folders are numbered."""
     stems: list[str] = []
     for file in files:
@@ -71,7 +71,7 @@ def _stems(files: Iterable[Path]) -> list[str]:
     return stems
 
 
-def _stages(tokenizer: MultiScaleVQVAE, original_3HW: Tensor) -> Tensor:
+def stages_of(tokenizer: MultiScaleVQVAE, original_3HW: Tensor) -> Tensor:
     """The original and what is painted through scale 1 .. K: (1 + K, 3, H, W) in [-1, 1]."""
     import torch
 
