@@ -41,6 +41,8 @@ LINES = (
     "nextscale evaluate reconstruction --model runs/x --data pictures",
     "nextscale evaluate generation --model runs/x --reference pictures --count 8 --keep 8 --json card.json",
     "nextscale study tokenizers --data pictures --preset emoji-32 --steps 1 1 --only fsq --dropout 0 --count 8",
+    "nextscale evaluate likelihood --model runs/x --data pictures",
+    "nextscale inspect pictures/cat/a-cat-00.png --model runs/x",
     "nextscale bench sample --preset emoji-32 --batch 1 --repeats 1",
     "nextscale bench train --preset emoji-32 --batch 1 --repeats 1",
     "nextscale bench tokenizer --preset emoji-32 --batch 1 --repeats 1",

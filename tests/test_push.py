@@ -262,7 +262,8 @@ def test_the_page_copies_figures_with_their_protocol(pipe: Pipeline, tmp_path: P
 def test_rows_of_prompts_are_figures_too(pipe: Pipeline, tmp_path: Path) -> None:
     """Whose pictures and which kind of prompts stand behind the name."""
     card = AlignmentCard(**CARD, setting=Setting(), prompts={"seen": 9}, among=100, draws=8, reference=reference())
-    row = Row("seen", "the model's", 9, {"retrieval@1": Figure(name="retrieval@1", value=0.25)})
+    figures = {"retrieval@1": Figure(name="retrieval@1", value=0.25)}
+    row = Row(kind="seen", whose="the model's", prompts=9, figures=figures)
     (tmp_path / "words.json").write_text(json.dumps(Alignment(card=card, rows=(row,)).to_json()))
     assert "| retrieval@1, seen prompts, the model's | 0.25 |" in page(pipe, figures=(tmp_path / "words.json",))
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "sample": ("sample", "Sample", "images from a model"),
     "edit": ("edit", "Edit", "a part of a picture painted anew"),
     "reconstruct": ("reconstruct", "Reconstruct", "pictures through the tokenizer, scale by scale"),
-    "inspect": ("inspect", "Inspect", "what a model thinks of a picture: how likely, how sure, how near"),
+    "inspect": ("inspect", "Inspect", "how likely a model takes a picture to be, and why"),
     "train tokenizer": ("train_tokenizer", "TrainTokenizer", "the first stage: images to tokens and back"),
     "train transformer": ("train_transformer", "TrainTransformer", "the second stage: from scale to next scale"),
     "encode": ("encode", "Encode", "the tokens of a data set, made once"),

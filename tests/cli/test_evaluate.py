@@ -226,10 +226,11 @@ def test_a_place_that_is_no_directory_is_refused_before_the_work(call: Callable[
 
 
 def test_group_has_help(nextscale: Callable[..., Any]) -> None:
-    """`nextscale evaluate --help` lists both."""
+    """`nextscale evaluate --help` lists all three."""
     shown = nextscale("evaluate", "--help")
     assert [line.split()[:2] for line in shown.output.splitlines() if line.startswith("  evaluate ")] == [
         ["evaluate", "reconstruction"],
         ["evaluate", "generation"],
+        ["evaluate", "likelihood"],
     ]
     assert max(map(len, nextscale("--help").output.splitlines())) <= 80
