@@ -63,6 +63,9 @@ CAPTIONS = ("a red heart", "a blue heart", "a cat face, noto", "smiling face wit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
 def pytest_collection_finish() -> None:
     """What is there by now stays, so that no later search for garbage walks it: a twelfth of the time of all tests."""
     gc.collect()
@@ -231,3 +234,16 @@ def untouched() -> Callable[[], Any]:
         assert state() == before
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, one a worker: playwright can be started only once in a process."""
+    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+    if CHROMIUM is None:
+        pytest.skip("the browser tests need chromium (apt-get install chromium, or its path in $CHROMIUM)")
+    with api.sync_playwright() as driver:
+        # as root there is no sandbox; drawing without a GPU needs no second process for it
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()

@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +19,6 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (ROOT / "docs" / "concepts.md").read_text("utf-8")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ASKED = {  # what somebody types, and a word of the heading that answers it
     "4 % accuracy normal": "accuracy",
     "loss does not fall": "fall below",
@@ -84,15 +82,11 @@ def _build(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Any]:
+def page(address: str, browser: Any) -> Iterator[Any]:
     """Its first page in a browser as wide as a phone."""
-    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
-    if CHROMIUM is None:
-        pytest.skip("the browser tests need chromium (apt-get install chromium, or its path in $CHROMIUM)")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": 390, "height": 844})
-        browser.close()
+    opened = browser.new_page(viewport={"width": 390, "height": 844})
+    yield opened
+    opened.close()
 
 
 @pytest.mark.slow
