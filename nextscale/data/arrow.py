@@ -294,7 +294,7 @@ class Cells:
         return slot.piece
 
     def _forget(self) -> None:
-        """Let go of the pieces that were used longest ago, but for the last one."""
+        """Drop the least recently used pieces until the rest fits into `MEMORY`; the newest always stays."""
         with self._lock:
             taken = sum(slot.bytes for slot in self._kept.values())
             while taken > MEMORY and len(self._kept) > 1:
