@@ -24,18 +24,19 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def seconds(arguments: list[str]) -> float:
+def seconds(program: list[str]) -> float:
     """Of processor time: a machine that is busy otherwise does not lengthen it much."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(*arguments)
+    subprocess.run(program, capture_output=True, timeout=120, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
 def test_help_takes_less_than_half_a_second(arguments: list[str]) -> None:
-    """The best of several runs, so that a busy machine does not fail it."""
-    assert any(seconds(arguments) < 0.5 for _ in range(8))
+    """Or, on a slow machine, than importing its parser four times; the best of several runs counts."""
+    parser = [sys.executable, "-c", "import tyro"]
+    assert any(seconds([*PROGRAM, *arguments]) < max(0.5, 4 * seconds(parser)) for _ in range(8))
 
 
 @pytest.mark.parametrize("arguments", HELPS, ids=" ".join)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import csv
+import gc
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -393,7 +395,9 @@ def test_metadata_is_read_as_datasets_reads_it(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     for split in ("train", "validation"):
         pets(tmp_path / "p" / split, write, text=[f"{split} {n}" for n in range(6)])
-    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "p"), cache_dir=str(tmp_path / "cache"))
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # datasets leaves metadata.csv open
+        theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "p"), cache_dir=str(tmp_path / "cache"))
+        gc.collect()
     ours = load(tmp_path / "p", captions="own")
     for name, split in (("train", ours.train), ("validation", ours.validation)):
         rows = {row["text"]: row for row in theirs[name]}

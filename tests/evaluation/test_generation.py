@@ -194,7 +194,7 @@ def test_an_evaluation_is_its_steps_in_a_row(
     """The pictures of the card's plan, judged; each batch is handed on."""
     card, batches = make_card(), list[Tensor]()
     found = generation.evaluate(pipe, glance, compared, card, batch=8, also=lambda made: batches.append(made.images))
-    assert found == judge(whole(painted, glance), compared, glance, card)
+    assert found == judge(whole(painted, glance, batch=8), compared, glance, card)
     assert torch.equal(torch.cat(batches), painted)
 
 

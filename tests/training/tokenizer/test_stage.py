@@ -96,30 +96,24 @@ def test_every_parameter_learns(first_stage) -> None:
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_step_are_one_step(first_stage, parts: int) -> None:
-    """The first gradients are those of an uncut step, to rounding, and so is where three steps lead.
+    """Gradients are those of an uncut step, to rounding, in each of three steps from the same state.
 
-    Weights are compared as a whole: where a gradient is nothing but rounding, as that of a bias before a normalisation,
-    AdamW makes full steps of it.
+    From the same: where a gradient is nothing but rounding, as that of a bias before a normalisation, AdamW makes full
+    steps of it, and a weight that differs can send a vector to another code.
     """
     settings = ["objective.perceptual=0.5", "codebook.learning=average", "codebook.dropout=0.5"]
     whole, cut = first_stage(settings=settings), first_stage(settings=settings, accumulate=parts)
-    start = weights(whole.model)
     for step in range(3):
+        for name, part in cut.state.items():
+            part.load_state_dict(copy.deepcopy(whole.state[name].state_dict()))
         ours, theirs = cut.update(step, 10).figures, whole.update(step, 10).figures
-        assert ours == pytest.approx(theirs, rel=1e-2)
-        if step == 0:
-            for mine, yours in zip(learning(cut), learning(whole), strict=True):
-                torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-4, atol=1e-6)
-    assert (weights(cut.model) - weights(whole.model)).norm() < 0.02 * (weights(whole.model) - start).norm()
+        assert ours == pytest.approx(theirs, rel=1e-3)
+        for mine, yours in zip(learning(cut), learning(whole), strict=True):
+            torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-4, atol=1e-6)
 
 
 def learning(stage: TokenizerStage) -> list[Tensor]:
     return [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
-
-
-def weights(model: torch.nn.Module) -> Tensor:
-    """All of them in one vector."""
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 # ---- the discriminator's part ----------------------------------------------------------------------------------------
