@@ -40,7 +40,7 @@ SCALES = {
 TOKENIZERS: dict[str, tuple[int, int, int, tuple[int, ...], int, Literal["euclidean", "cosine"]]] = {
     "tiny": (512, 16, 32, (1, 1, 2), 1, "euclidean"),
     "small": (1024, 16, 32, (1, 2, 4, 4), 1, "cosine"),
-    "icons": (2048, 16, 32, (1, 2, 4, 4), 1, "cosine"),
+    "icons": (2048, 16, 32, (1, 2, 2, 3), 1, "cosine"),
     "medium": (2048, 16, 64, (1, 2, 4, 4), 1, "cosine"),
     "large": (4096, 32, 96, (1, 1, 2, 2, 4), 2, "cosine"),
     "vqgan": (4096, 32, 160, (1, 1, 2, 2, 4), 2, "euclidean"),
@@ -51,7 +51,7 @@ TOKENIZERS: dict[str, tuple[int, int, int, tuple[int, ...], int, Literal["euclid
 TABLE = (
     ("emoji-32",    "32",  "tiny",        9,    4,  256,    4, False, "-"),
     ("emoji-64",    "64",  "small",       9,    8,  384,    6, False, "-"),
-    ("icons-64",    "64",  "icons",       1,    6,  384,    6, False, "-"),
+    ("icons-64",    "64",  "icons",       1,    6,  256,    4, True,  "-"),
     ("small-128",   "128", "medium",     10,   12,  768,   12, False, "-"),
     ("base-256",    "256", "large",     100,   16, 1024,   16, False, "-"),
     ("var-d16",     "256", "vqgan",    1000,   16, 1024,   16, False, "3.30 (release card 3.55)"),
