@@ -27,11 +27,12 @@ MOST_LEVELS = 16
 LARGEST = 1 << 24  # channels, codes, classes
 MOST_BITS = 62  # of a token that is made of digits, which int64 holds
 COUNTABLE = 1 << 16  # codes that are counted one by one; of more, the digits of their numbers are
+WAVES = 64  # pairs of a sine and a cosine that tell a transformer of order refined how much of a map is right
 WIDEST_SPHERE = 181  # channels of quantizer sphere, whose codes are counted one by one
 
 OPTION = {"option": True}  # marks fields of architectures that the public release has not got
 Quantizer = Literal["codebook", "fsq", "bsq", "sphere"]
-Order = Literal["scale", "raster", "masked"]
+Order = Literal["scale", "raster", "masked", "refined"]
 Activation = Literal["gelu", "relu2", "swiglu"]
 
 
@@ -420,7 +421,8 @@ class TransformerConfig:
         embeddings = (self.code_channels + 1) * d + (self.classes + 1) * d
         head = 2 * d * d + 2 * d + (d + 1) * self.logits
         shared = projection if self.shared_modulation else 0
-        return positions + embeddings + self.depth * block + head + shared + self._text_parameters
+        rights = (2 * WAVES + 1) * d if self.order == "refined" else 0
+        return positions + embeddings + self.depth * block + head + shared + rights + self._text_parameters
 
     @property
     def _text_parameters(self) -> int:

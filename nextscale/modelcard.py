@@ -24,6 +24,8 @@ KINDS = {  # by order of prediction
     "scale": "A next-scale transformer with its multi-scale tokenizer (visual autoregressive modelling, "
     "[arXiv:2404.02905](https://arxiv.org/abs/2404.02905))",
     "raster": "A next-token transformer, row by row, with its tokenizer",
+    "refined": "A transformer of global refinement (GRN, [arXiv:2604.13030](https://arxiv.org/abs/2604.13030)) with "
+    "its tokenizer",
     "masked": "A masked transformer (MaskGIT, [arXiv:2202.04200](https://arxiv.org/abs/2202.04200)) with its tokenizer",
 }
 SHAPES = ("tokenizer", "transformer")  # in a run's settings: architectures, which config.json tells

@@ -98,7 +98,8 @@ class TrainTransformer:
     """Blocks; the paper's one dial, with width = 64 * depth and depth heads."""
     order: Ordered = None
     """What is predicted from what (default: as --init, else scale). A rival of VAR, on a tokenizer of one scale: raster
-    is token by token, row by row; masked all tokens from some that are known (docs/rivals.md)."""
+    is token by token, row by row; masked all tokens from some that are known; refined all from
+    some right ones among random ones (docs/rivals.md)."""
     text: Text = None
     """What reads the captions of the data: embedded is an encoder that learns with the transformer, none leaves them
     unread, anything else is a frozen encoder of the transformers library (default: as the preset or --init does)."""

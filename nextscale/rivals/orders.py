@@ -13,6 +13,7 @@ from nextscale.errors import InputError
 from nextscale.rivals import raster
 from nextscale.rivals.masked import Masked, MaskedSampler
 from nextscale.rivals.raster import Line, Raster
+from nextscale.rivals.refined import Refined, RefinedSampler
 from nextscale.sampling.loop import Canvas, Painted, Pyramid, generate
 from nextscale.tokenizer.quantizer import MultiScaleQuantizer
 from nextscale.transformer import VAR
@@ -55,6 +56,7 @@ KINDS: dict[Order, Kind] = {
     "scale": Kind(VAR, OneAfterTheOther(Pyramid)),
     "raster": Kind(Raster, OneAfterTheOther(Line)),
     "masked": Kind(Masked, MaskedSampler()),
+    "refined": Kind(Refined, RefinedSampler()),
 }
 
 

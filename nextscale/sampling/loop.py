@@ -356,10 +356,14 @@ def candidate_keys(keys_Bl: Tensor, count: int) -> Tensor:
 
 def gumbel(keys: Tensor, codes: Tensor) -> Tensor:
     """Standard Gumbel noise, float32, a pure function of the key of a position and the number of a code (broadcast)."""
+    return -(-uniform(keys, codes).log()).log().float()
+
+
+def uniform(keys: Tensor, codes: Tensor) -> Tensor:
+    """Between 0 and 1, neither of them, float64; a function of the same."""
     bits = _mix(keys + (codes + 1) * _GOLDEN)
     u = (bits.bitwise_right_shift(11).bitwise_and((1 << 53) - 1).double() + 0.5) * 2.0**-53
-    u = u.clamp(max=1 - 2.0**-53)  # the largest is rounded to 1, whose noise is infinite
-    return -(-u.log()).log().float()
+    return u.clamp(max=1 - 2.0**-53)  # the largest is rounded to 1
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -91,10 +91,14 @@ class VAR(nn.Module):
             self.head = nn.Linear(width, config.logits)
             self.text = None if config.text is None else TextEncoder(config.text)
             self.pooled_text = None if config.text is None else nn.Linear(config.text.width, width, bias=False)
+            self.add_parts()
         self.float()  # whatever torch's default is
         if seed is not None:
             self.to_empty(device="cpu")
             initialize(self, torch.Generator().manual_seed(int(seed) % 2**63))
+
+    def add_parts(self) -> None:
+        """Modules that an order has besides these."""
 
     def forward(
         self,

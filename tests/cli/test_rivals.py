@@ -15,9 +15,9 @@ from nextscale.config import Order
 
 pytestmark = pytest.mark.usefixtures("small")
 
-RIVALS: list[Order] = ["raster", "masked"]
+RIVALS: list[Order] = ["raster", "masked", "refined"]
 STEPS = ("--steps", 2, "--batch", 4)
-SAMPLERS = {"masked": ("steps=3", "annealing=1.5")}
+SAMPLERS = {"masked": ("steps=3", "annealing=1.5"), "refined": ("steps=3",)}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ from nextscale.config import Order
 from nextscale.rivals.orders import kind_of
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
-RIVALS: list[Order] = ["raster", "masked"]
+RIVALS: list[Order] = ["raster", "masked", "refined"]
 
 
 @pytest.fixture(scope="session")

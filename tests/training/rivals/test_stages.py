@@ -20,7 +20,7 @@ from nextscale.errors import InputError
 from nextscale.training.loop import Length, Rhythm, train
 from nextscale.training.transformer.stage import TransformerStage, fitted
 
-RIVALS: list[Order] = ["raster", "masked"]
+RIVALS: list[Order] = ["raster", "masked", "refined"]
 
 
 @pytest.fixture(params=RIVALS)
