@@ -119,6 +119,17 @@ def doors() -> list[Door]:
             data.load,
             {"source": "pictures", "height": 8, "width": 8, "labels": "none", "captions": "names", "columns": None},
         ),
+        Door(
+            "data.wrap",
+            data.wrap,
+            {
+                "dataset": [(images[0], 0), (images[1], 1)],
+                "height": 8,
+                "width": 8,
+                "validation": None,
+                "classes": ["a", "b"],
+            },
+        ),
         Door("data.Columns", data.Columns, {"image": "a", "label": "b", "caption": "c", "outside": True}),
         Door("Pictures.batch", data.load("pictures", height=8, width=8).train.batch, {"indices": [0], "views": None}),
         Door("features.load", features.load, {"name_or_path": "text.pth", "device": "cpu"}),

@@ -486,14 +486,57 @@ def as_batch(given: Given, *, height: int, width: int, within: Range = SIGNED) -
 
 
 def _from_image(image: Image.Image, *, height: int, width: int) -> Tensor:
+    with _telling(image):
+        covering = resize_to_cover(upright_rgb(image), height=height, width=width)
+    return center_crop(from_pil(covering), height=height, width=width)[None]
+
+
+@contextmanager
+def _telling(image: Image.Image) -> Iterator[None]:
+    """Whatever decoding a given image raises inside the block becomes an `InputError`."""
     try:
         _check_header(image)
-        covering = resize_to_cover(upright_rgb(image), height=height, width=width)
+        yield
     except _DECODING_ERRORS as error:
         raise InputError(
             f"images: expected a readable picture, got one of mode {image.mode}: {reason(error)}"
         ) from None
-    return center_crop(from_pil(covering), height=height, width=width)[None]
+
+
+def as_uint8(given: Tensor | np.ndarray | Image.Image) -> Tensor:
+    """One picture of any size -> (3, H, W) uint8.
+
+    Arguments:
+        given: a Pillow image; a tensor, (3, H, W) or grey, (1, H, W) or (H, W), uint8 or floats in [0, 1]; or an array
+            likewise, its channels last or first.
+
+    Raises `InputError` for another shape or dtype, and for floats that leave their range by more than rounding.
+    """
+    if isinstance(given, Image.Image):
+        with _telling(given):
+            return uint8_from_pil(upright_rgb(given))
+    tensor = _from_array(_grey_first(given)) if isinstance(given, np.ndarray) else given
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"images: expected a Pillow image, a tensor or an array, got {type(given).__name__}")
+    picture = tensor[None] if tensor.ndim == 2 else tensor
+    floats = picture.is_floating_point()
+    if (
+        not (floats or picture.dtype == torch.uint8)
+        or picture.ndim != 3
+        or len(picture) not in (1, 3)
+        or 0 in picture.shape
+    ):
+        got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        raise InputError(f"images: expected (3, H, W) or (1, H, W), uint8 or floats in [0, 1], got {got}")
+    if floats:
+        check_range(picture, UNIT)
+        picture = (picture.detach().to(torch.float32) * 255).round().clamp(0, 255).to(torch.uint8)
+    return picture.cpu().expand(3, -1, -1)
+
+
+def _grey_first(array: np.ndarray) -> np.ndarray:
+    """The only channel of a grey picture in front."""
+    return np.moveaxis(array, -1, 0) if array.ndim == 3 and array.shape[-1] == 1 != array.shape[0] else array
 
 
 def _from_list(given: Sequence[Given], *, height: int, width: int, within: Range) -> Tensor:

@@ -1,18 +1,19 @@
 """Data: where training pictures come from, behind one small interface.
 
 `load` gives a `DataSet` of two splits, `train` and `validation`; each hands out batches of one size. The embedded emoji
-need no files; a folder of pictures and WebDataset shards need no preparation.
+need no files; a folder of pictures and WebDataset shards need no preparation. `wrap` takes data sets of PyTorch.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
 from nextscale import hub
 from nextscale.checks import checked
-from nextscale.data import arrays, emoji, figures, folder, parquet, reading, shards, zips
+from nextscale.data import arrays, emoji, figures, folder, parquet, reading, shards, wrapped, zips
 from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.listing import Listing
@@ -23,7 +24,7 @@ from nextscale.errors import InputError
 
 LARGEST = 1 << 14  # pixels a side: scaled to cover 1 × 16,384, a square picture takes a gigabyte
 
-__all__ = ["Captions", "Columns", "DataSet", "Labels", "Pictures", "Progress", "load"]
+__all__ = ["Captions", "Columns", "DataSet", "Labels", "Pictures", "Progress", "load", "wrap"]
 
 
 @checked
@@ -68,10 +69,7 @@ def load(
     pictures, labels or captions that do not fit the pictures, columns that are not there, no captions where some are
     wanted, a size below one pixel or above 16,384, or a larger share of unreadable pictures than `max_broken`.
     """
-    if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
-        raise InputError(f"expected a picture size from 1 to {LARGEST:,} pixels a side, got {height}×{width}")
-    if not 0 <= max_broken <= 1:
-        raise InputError(f"max_broken: expected a share from 0 to 1, got {max_broken:g}")
+    _check(height, width, max_broken)
     if str(source).startswith("hf://"):
         source = hub.data_set(str(source))
     if "://" in str(source):
@@ -89,6 +87,48 @@ def load(
         return figures.load(height=height, width=width, labels=labels, captions=captions)
     listing = _survey(source, _Asked(labels=labels, captions=captions, columns=asked, progress=progress))
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
+
+
+@checked
+def wrap(
+    dataset: object,
+    *,
+    height: int,
+    width: int,
+    validation: object | None = None,
+    classes: Sequence[str] | None = None,
+    max_broken: float = 0.01,
+    broken: Broken | None = None,
+    progress: Progress | None = None,
+) -> DataSet:
+    """A map-style data set of PyTorch, or anything else with a length and items by number, as a data set at one size.
+
+    An item is a pair: a picture of any size, upright, and what is known of it. Pictures are Pillow images, tensors
+    ((3, H, W) or grey, uint8 or floats in [0, 1]) or arrays likewise, their channels last or first. Known is a class,
+    a whole number; a caption or several, in text; a mapping with a class (a number or a name, under `label`, `class` or
+    `cls`) and captions (`caption`, `captions`, `text` or `prompt`); or None.
+
+    `classes` are the names of classes that items tell by number, by default those of `dataset.classes` or else the
+    numbers themselves. `validation` is another such data set, which is held out; without it 5 % of the items are, by
+    the hash of their numbers. The other arguments are those of `load`.
+
+    Items are read one at a time: each once for its class and fingerprint, and again when it is wanted, a small set all
+    at once. They must stay the same: transforms that crop, mirror or normalise belong to the trainer. An item whose
+    reading fails is an unreadable picture.
+
+    Raises `InputError` for anything without length or items, items of another form or that change from one time to the
+    next, some without a class among others, fewer than two, and as `load` does.
+    """
+    _check(height, width, max_broken)
+    listing = wrapped.survey(dataset, validation, classes=classes, progress=progress)
+    return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
+
+
+def _check(height: int, width: int, max_broken: float) -> None:
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
+        raise InputError(f"expected a picture size from 1 to {LARGEST:,} pixels a side, got {height}×{width}")
+    if not 0 <= max_broken <= 1:
+        raise InputError(f"max_broken: expected a share from 0 to 1, got {max_broken:g}")
 
 
 class _Asked(TypedDict):

@@ -10,7 +10,7 @@ Letters of shapes: N pictures of a listing, M of them chosen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -105,6 +105,31 @@ class Items(Sequence[Listed]):
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examined:
+    """What opening each picture of a listing told.
+
+    `sizes` is (N, 2) int64, height and width as stored; `marks` is (N,) of 16 bytes, which change with the picture.
+    `reasons` says by place why some are unreadable, which have neither.
+    """
+
+    sizes: np.ndarray
+    marks: np.ndarray
+    reasons: Mapping[int, str]
+
+    @classmethod
+    def of(cls, looks: Iterable[tuple[tuple[int, int], bytes] | str], count: int) -> Examined:
+        """What was seen of so many pictures: the size and the mark, or why one is unreadable."""
+        sizes_N2, marks_N = np.zeros((count, 2), dtype=np.int64), np.zeros(count, dtype="S16")
+        reasons: dict[int, str] = {}
+        for place, look in enumerate(looks):
+            if isinstance(look, str):
+                reasons[place] = look
+            else:
+                sizes_N2[place], marks_N[place] = look
+        return cls(sizes=sizes_N2, marks=marks_N, reasons=reasons)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """All pictures of a source; `kind` goes into fingerprints."""
@@ -120,6 +145,8 @@ class Listing:
     """What else should be known of classes and captions, a sentence each."""
     captions: Captions | None = None
     """Of the items in their order; None where none are wanted."""
+    examined: Examined | None = None
+    """Of the items; None where none was opened yet."""
 
 
 def hold_out(names: Sequence[str], *, root: Path) -> np.ndarray:

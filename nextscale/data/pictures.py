@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from nextscale import images
 from nextscale.data.captions import Captions
-from nextscale.data.walk import LeftOut
+from nextscale.data.walk import LeftOut, in_number
 from nextscale.errors import InputError
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -72,7 +74,7 @@ class Pictures(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DataSet:
     """Two splits without a picture in common; `unreadable` grows if a large folder turns out to hold broken files."""
 
@@ -97,10 +99,18 @@ class DataSet:
         """Names of the pictures that could not be read, as far as is known by now."""
         return tuple(sorted(set(self.unreadable)))
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train):,} pictures to train on, {len(self.validation):,} held out"
+        return f"DataSet({sizes}, {in_number(f'{len(self.classes):,} class{{es}}', len(self.classes))})"
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """`Pictures` whose reading is left to `fetch`: the pictures of some indices, each at least height × width."""
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Split(Dataset[tuple[Tensor, int]]):
+    """`Pictures` whose reading is left to `fetch`: the pictures of some indices, each at least height × width.
+
+    Also a map-style data set for torch's `DataLoader` and others: `split[i]` is a picture, (3, H, W) float32 in
+    [-1, 1], cropped to its middle, and its class. It can be pickled, and read by forked and spawned processes.
+    """
 
     classes: tuple[str, ...]
     labels: Tensor
@@ -121,6 +131,15 @@ class Split:
         check_views(views, len(wanted))
         shown, pictures = self.fetch(wanted.tolist())
         return windows(pictures, views, height=self.height, width=self.width), self.labels[shown]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One picture and its class. Raises `InputError` for what is no integer, `IndexError` for one out of range."""
+        pictures, labels = self.batch([index])
+        return pictures[0], int(labels[0])
+
+    def __repr__(self) -> str:
+        classes = in_number(f"{len(self.classes):,} class{{es}}", len(self.classes))
+        return f"Split({len(self):,} pictures of {self.height}×{self.width}, {classes})"
 
 
 def in_range(indices: Sequence[int] | Tensor, count: int) -> Tensor:
@@ -148,9 +167,27 @@ def check_views(views: Tensor, count: int) -> None:
         raise InputError(f"expected views of shape ({count}, 3), got {got}")
 
 
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A `Fetch` of pictures that are all decoded, (3, h, w) uint8 each."""
+
+    stored: Sequence[Tensor]
+
+    def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
+        return wanted, [self.stored[index] for index in wanted]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As arrays: of every tensor that is sent to another process a file stays open, and there may be thousands."""
+        return _of_arrays, ([picture.numpy() for picture in self.stored],)
+
+
+def _of_arrays(stored: Sequence[np.ndarray]) -> InMemory:
+    return InMemory(list(map(torch.from_numpy, stored)))
+
+
 def from_memory(stored: Sequence[Tensor]) -> Fetch:
     """A `fetch` for pictures that are all decoded."""
-    return lambda wanted: (wanted, [stored[index] for index in wanted])
+    return InMemory(stored)
 
 
 def windows(pictures: Sequence[Tensor], views: Tensor, *, height: int, width: int) -> Tensor:

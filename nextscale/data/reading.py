@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,7 +24,7 @@ from torch import Tensor
 from nextscale import images
 from nextscale.data.captions import Captions
 from nextscale.data.labels import WHOLE
-from nextscale.data.listing import Item, Items, Listing, by_hash
+from nextscale.data.listing import Examined, Item, Items, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
 from nextscale.errors import InputError, printable
 
@@ -31,7 +32,6 @@ Broken = Callable[[str, str], None]  # called with the name of an unreadable pic
 
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
-GONE = b"gone"
 SHOWN = 4  # groups of names in a note
 
 _Result = TypeVar("_Result")
@@ -53,14 +53,18 @@ class Size:
 
         return _tried(scaled, item)
 
-    def decoded_bytes(self, item: Item) -> int | str:
-        """What `decode` will take, by the header alone; or why that is unreadable."""
+    def decoded_bytes(self, stored: tuple[int, int]) -> int:
+        """What `decode` will take of a picture of some height and width."""
+        return 3 * math.prod(images.kept_size(stored, height=self.height, width=self.width, margin=MARGIN))
 
-        def needed(stream: BinaryIO) -> int:
-            stored = images.stored_size(stream)
-            return 3 * math.prod(images.kept_size(stored, height=self.height, width=self.width, margin=MARGIN))
-
-        return _tried(needed, item)
+    def all_decoded_bytes(self, examined: Examined) -> int:
+        """What it will take of all that can be read; many are of one size."""
+        readable_N = np.ones(len(examined.sizes), dtype=bool)
+        readable_N[list(examined.reasons)] = False
+        sizes_M2 = examined.sizes[readable_N]
+        sizes, counts = np.unique(sizes_M2[:, 0] << 32 | sizes_M2[:, 1], return_counts=True)
+        needed = (self.decoded_bytes(divmod(size, 1 << 32)) for size in sizes.tolist())
+        return sum(count * each for count, each in zip(counts.tolist(), needed, strict=True))
 
 
 def _tried(function: Callable[[BinaryIO], _Result], item: Item) -> _Result | str:
@@ -124,15 +128,10 @@ def load(
     `progress` runs through the pictures once while headers are checked, and again while a small set is decoded.
     """
     size, items = Size(height=height, width=width), listing.items
-    reasons: dict[int, str] = {}
-    needed_N = np.zeros(len(items), dtype=np.int64)
-    for place, needed in enumerate(in_threads(size.decoded_bytes, items, progress=progress)):
-        if isinstance(needed, str):
-            reasons[place] = needed
-        else:
-            needed_N[place] = needed
+    examined = listing.examined or examine(items, progress=progress)
+    reasons = dict(examined.reasons)
     decoded: dict[int, Tensor] | None = None
-    if needed_N.sum() <= MEMORY:
+    if size.all_decoded_bytes(examined) <= MEMORY:
         decoded = {}
         good_M = _without(reasons, items)
         pictures = in_threads(size.decode, items.chosen(good_M), progress=progress)
@@ -141,13 +140,7 @@ def load(
                 reasons[place] = picture
             else:
                 decoded[place] = picture
-    unreadable: list[str] = []
-
-    def report(name: str, why: str) -> None:
-        unreadable.append(printable(name))
-        if broken is not None:
-            broken(printable(name), why)
-
+    report = Report([], broken)
     told = [(items[place].name, reasons[place]) for place in sorted(reasons)]
     for name, why in told:
         report(name, why)
@@ -159,16 +152,48 @@ def load(
         captions = _captions(side, listing, on_demand.stand_ins)
         return _split(name, side, listing=listing, size=size, fetch=fetch, captions=captions)
 
-    train, validation = (Side.of(places_M, items) for places_M in _two_sides(_without(reasons, items), listing))
+    sides = _two_sides(_without(reasons, items), listing)
+    train, validation = (Side.of(places_M, items, examined) for places_M in sides)
     return DataSet(
         train=split("train", train),
         validation=split("validation", validation),
         classes=listing.classes,
-        unreadable=unreadable,
+        unreadable=report.unreadable,
         held_out=listing.held_out,
         left_out=listing.left_out,
         notes=(*listing.notes, *_alike(listing.classes), *_copies(train, validation)),
     )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Keeps the names of unreadable pictures, and tells each with the reason, if there is anybody to tell."""
+
+    unreadable: list[str]
+    broken: Broken | None
+
+    def __call__(self, name: str, why: str) -> None:
+        self.unreadable.append(printable(name))
+        if self.broken is not None:
+            self.broken(printable(name), why)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """In another process nobody sees what is kept there: one that turns out unreadable is a warning."""
+        return Report, (self.unreadable, _warn)
+
+
+def _warn(name: str, why: str) -> None:
+    warnings.warn(f"{name} cannot be read ({why}): another picture is shown in its place", stacklevel=3)
+
+
+def examine(items: Items, *, progress: Progress | None = None) -> Examined:
+    """Opens every picture once."""
+    return Examined.of(in_threads(_look, items, progress=progress), len(items))
+
+
+def _look(item: Item) -> tuple[tuple[int, int], bytes] | str:
+    """The size of a picture, and its mark; or why it is unreadable."""
+    return _tried(lambda stream: (images.stored_size(stream), _mark(stream)), item)
 
 
 def _without(reasons: Collection[int], items: Items) -> np.ndarray:
@@ -209,17 +234,16 @@ def _two_sides(good_M: np.ndarray, listing: Listing) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """The pictures of one split: their places in the listing, and the mark of each (`_mark`), (M,) of 16 bytes."""
+    """The pictures of one split: their places in the listing, and the mark of each, (M,) of 16 bytes."""
 
     places: np.ndarray
     items: Items
     marks: np.ndarray
 
     @classmethod
-    def of(cls, places_M: np.ndarray, listed: Items) -> Side:
-        """Opens every file."""
-        items = listed.chosen(places_M)
-        return cls(places=places_M, items=items, marks=np.fromiter(in_threads(_mark, items), "S16", len(items)))
+    def of(cls, places_M: np.ndarray, listed: Items, examined: Examined) -> Side:
+        """Those at some places of a listing."""
+        return cls(places=places_M, items=listed.chosen(places_M), marks=examined.marks[places_M])
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
@@ -235,7 +259,7 @@ def _alike(classes: Sequence[str]) -> list[str]:
 
 def _copies(train: Side, validation: Side) -> list[str]:
     """That held-out pictures are trained on as well, if some are: by a link, or as a copy."""
-    shared = np.intersect1d(train.marks, validation.marks[validation.marks != GONE])
+    shared = np.intersect1d(train.marks, validation.marks)
     if not len(shared):
         return []
     count = int(np.isin(validation.marks, shared).sum())
@@ -269,14 +293,10 @@ def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch,
     )
 
 
-def _mark(item: Item) -> bytes:
+def _mark(stream: BinaryIO) -> bytes:
     """Tells an edited picture from the old one without reading all of it: its length, and 4 KiB from either end."""
-    try:
-        with item.open() as stream:
-            length = stream.seek(0, io.SEEK_END)
-            stream.seek(0)
-            start = stream.read(4096)
-            stream.seek(max(0, length - 4096))
-            return fingerprint([length, start, stream.read(4096)]).encode()
-    except OSError:
-        return GONE  # since it was listed; a batch that wants it finds that too, and names it
+    length = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    start = stream.read(4096)
+    stream.seek(max(0, length - 4096))
+    return fingerprint([length, start, stream.read(4096)]).encode()

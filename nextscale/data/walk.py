@@ -61,7 +61,10 @@ class LeftOut:
 def in_number(kind: str, count: int) -> str:
     """A kind in singular or plural."""
     one = count == 1
-    return kind.replace("{s}", "" if one else "s").replace("{y}", "y" if one else "ies")
+    ends = {"{s}": ("", "s"), "{y}": ("y", "ies"), "{es}": ("", "es")}
+    for mark, (singular, plural) in ends.items():
+        kind = kind.replace(mark, singular if one else plural)
+    return kind
 
 
 @dataclass(frozen=True)
