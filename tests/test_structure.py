@@ -84,6 +84,7 @@ def test_the_tree_names_what_stands_beside_the_package(folder: str) -> None:
     assert (ROOT / folder).is_dir()
 
 
+@pytest.mark.slow
 def test_no_import_runs_against_the_order_of_the_tree() -> None:
     """A module imports from its own room and from those above it in the README."""
     place = {room: number for number, room in enumerate(tree())}

@@ -16,6 +16,7 @@ from nextscale.machine import flops
 SCALES = Scales([1, 2, 4, 8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
 def test_naive_logits_are_the_models(
@@ -27,6 +28,7 @@ def test_naive_logits_are_the_models(
     torch.testing.assert_close(dense_logits(model, labels, inputs), model(labels, inputs), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_work_of_a_step_is_what_torch_counts_less_what_the_mask_forbids(
     make_transformer: Callable[..., VAR], random_inputs: Callable[..., Tensor]
 ) -> None:

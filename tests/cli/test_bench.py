@@ -64,6 +64,7 @@ def test_sampling_is_split_by_scale_and_decoder(nextscale: Callable[..., Any]) -
         assert words in " ".join(output.split())
 
 
+@pytest.mark.slow
 def test_a_prompt_is_part_of_the_setting(nextscale: Callable[..., Any]) -> None:
     """Of a preset that reads; JSON without one is what it was."""
     reads = ["--preset", "icons-64", *QUICK[2:], "--prompt", "a $5 note"]
@@ -109,6 +110,7 @@ def test_reach_and_step_guidance_are_part_of_the_setting(nextscale: Callable[...
     assert less < work < more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1], [1] * 9], ids=["one", "nine"])
 def test_tables_fit_however_many_sizes_there_are(nextscale: Callable[..., Any], sizes: list[int]) -> None:
     """Eight columns of scales at most."""
@@ -152,6 +154,7 @@ def test_json_of_sampling_names_its_units(nextscale: Callable[..., Any]) -> None
         assert row[name] > 0, name
 
 
+@pytest.mark.slow
 def test_threads_are_asked_for_and_given_back(nextscale: Callable[..., Any]) -> None:
     """Whatever they were before."""
     import torch
@@ -197,6 +200,7 @@ def test_group_has_help(nextscale: Callable[..., Any]) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_training_is_timed_beside_a_plain_loop(nextscale: Callable[..., Any], tmp_path: Path) -> None:
     """A row a batch size; the figures agree with each other."""
     file = tmp_path / "bench.json"

@@ -54,6 +54,7 @@ def same_weights(one: Pipeline, other: Pipeline) -> bool:
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_there_and_back_loses_nothing(nextscale, release, tmp_path, suffix):
     """The release's files to a directory, the directory to the release's files."""
@@ -117,6 +118,7 @@ def test_the_tokenizer_s_file_alone_serves_wherever_a_tokenizer_does(nextscale, 
     assert "--scales: expected with a file in the release's format, got run" in done.errors
 
 
+@pytest.mark.slow
 def test_what_loading_leaves_out_is_a_note(nextscale, tmp_path):
     """A line on stderr; with --weights ema the running average is what is converted."""
     vae, var = golden.states()
@@ -168,6 +170,7 @@ def test_a_depth_is_asked_for_where_there_are_several(nextscale, release, cache,
         assert f"--depth: expected one of 4, 16, 30, the release's transformers in {model}, got none" in done.errors
 
 
+@pytest.mark.slow
 def test_classes_get_the_names_of_a_file(nextscale, release, tmp_path):
     """A line each; a directory holds them, the release's files do not."""
     names = [f"n{number:08}" for number in range(golden.TRANSFORMER.classes)]

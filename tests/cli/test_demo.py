@@ -169,6 +169,7 @@ def test_a_collapsed_scale_is_told(demo: Demo) -> None:
     assert re.findall(r"scale\s+(\dx\d)\s+has\s+collapsed", demo.page) == few
 
 
+@pytest.mark.slow
 def test_a_second_run_says_it_is_finished(demo: Demo) -> None:
     """Both stages are reused, and the same page is written again in far less time."""
     weights = (demo.out / "transformer.safetensors").read_bytes()
@@ -183,6 +184,7 @@ def test_a_second_run_says_it_is_finished(demo: Demo) -> None:
     assert demo.page.split("<h2>Curves</h2>")[0] == samples
 
 
+@pytest.mark.slow
 def test_json_may_go_to_stdout_alone(demo: Demo) -> None:
     """What people read goes to stderr then."""
     status, output, errors = demo.run("--json", "-")

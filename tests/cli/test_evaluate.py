@@ -46,6 +46,7 @@ def call(nextscale: Callable[..., Any], tokenizer_run: Path, pictures: Path) -> 
     return lambda *options: nextscale(*COMMAND, "--tokenizer", tokenizer_run, "--data", pictures, *options)
 
 
+@pytest.mark.slow
 def test_figures_scales_and_setting_fit_80_columns(call: Callable[..., Any], pictures: Path) -> None:
     """Each figure by its name, one row a scale, and what it was measured with."""
     done = call("--split", "train")
@@ -69,6 +70,7 @@ def test_figures_scales_and_setting_fit_80_columns(call: Callable[..., Any], pic
     assert "FID" not in done.output.replace("FD-", "")
 
 
+@pytest.mark.slow
 def test_json_holds_every_figure_and_what_is_needed_to_repeat_it(
     call: Callable[..., Any], tokenizer_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_perceptual_network_may_be_another_with_heads(call: Callable[..., Any], 
     assert learned == [False, True, True]
 
 
+@pytest.mark.slow
 def test_splits_are_judged_apart(call: Callable[..., Any], pictures: Path) -> None:
     """Together they are all pictures; training pictures are said to be such."""
     held_out = json.loads(call("--json", "-").output)
@@ -168,6 +171,7 @@ def test_few_pictures_are_warned_of(call: Callable[..., Any]) -> None:
     assert "covariance is singular" in text
 
 
+@pytest.mark.slow
 def test_sheet_shows_the_worst_and_the_best_below_their_originals(call: Callable[..., Any], tmp_path: Path) -> None:
     """Four rows of eight pictures beside their names, originals below their distances."""
     done = call("--split", "train", "--out", tmp_path / "sheets")
@@ -178,6 +182,7 @@ def test_sheet_shows_the_worst_and_the_best_below_their_originals(call: Callable
         assert picture.width > 8 * SIDE + 7 * GAP + font().getlength("reconstructed")
 
 
+@pytest.mark.slow
 def test_model_is_taken_for_its_tokenizer(nextscale: Callable[..., Any], model: Path, pictures: Path) -> None:
     """`--model DIR` and `--tokenizer DIR` of one directory are the same."""
     rest = ["--data", pictures, "--json", "-"]
@@ -186,6 +191,7 @@ def test_model_is_taken_for_its_tokenizer(nextscale: Callable[..., Any], model: 
     assert (runs[0]["height"], runs[0]["width"]) == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(
     nextscale: Callable[..., Any], tokenizer_run: Path, pictures: Path, tmp_path: Path
 ) -> None:

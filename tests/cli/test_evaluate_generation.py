@@ -103,6 +103,7 @@ def test_figures_and_card_fit_80_columns(call: Callable[..., Any], tiny: Path, p
     assert "warning: FD-EffNetLite0 is made from 10 pictures, fewer than 50,000" in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_json_holds_figures_warnings_and_a_card(call: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
     """Beside the block in a file; alone on stdout."""
     file = tmp_path / "figures.json"
@@ -121,6 +122,7 @@ def test_json_holds_figures_warnings_and_a_card(call: Callable[..., Any], tiny: 
     assert result["warnings"]
 
 
+@pytest.mark.slow
 def test_seeds_alone_decide(call: Callable[..., Any]) -> None:
     """The batch does not matter, the seed does."""
     first, other, moved = (
@@ -155,6 +157,7 @@ def test_count_is_rounded_up_to_whole_classes(call: Callable[..., Any]) -> None:
     assert (result["card"]["pictures"], result["card"]["per_class"]) == (15, 3)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_table_whose_best_is_marked(call: Callable[..., Any], tmp_path: Path) -> None:
     """All combinations, a plot, and a sheet and a file of samples each."""
     out, file = tmp_path / "out", tmp_path / "sweep.json"
@@ -174,6 +177,7 @@ def test_a_sweep_is_a_table_whose_best_is_marked(call: Callable[..., Any], tmp_p
     assert len(list(out.glob("samples-*.npz"))) == 4
 
 
+@pytest.mark.slow
 def test_a_value_may_be_one_of_each_scale(call: Callable[..., Any], tmp_path: Path) -> None:
     """A setting as others are: in the table, the card and the names of files."""
     out = tmp_path / "out"
@@ -189,6 +193,7 @@ def test_a_value_may_be_one_of_each_scale(call: Callable[..., Any], tmp_path: Pa
     assert "top_k: expected one value, or one a scale, 4, got 2" in refused.errors
 
 
+@pytest.mark.slow
 def test_reach_and_step_guidance_are_columns_where_they_differ(call: Callable[..., Any], tmp_path: Path) -> None:
     """Only there; the card of a setting tells them."""
     out = tmp_path / "out"
@@ -204,6 +209,7 @@ def test_reach_and_step_guidance_are_columns_where_they_differ(call: Callable[..
     assert len({result["figures"]["frechet_distance"]["value"] for result in results}) == 4
 
 
+@pytest.mark.slow
 def test_maps_may_be_chosen_by_a_function(
     call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +253,7 @@ def test_a_sheet_of_many_classes_shows_the_first_that_come(tmp_path: Path) -> No
         assert picture.height == 16 * SIDE + 15 * GAP
 
 
+@pytest.mark.slow
 def test_stored_samples_are_a_reference(nextscale: Callable[..., Any], tiny: Path, call: Callable[..., Any]) -> None:
     """Compared with itself the model is at distance zero."""
     out = tiny.parent / f"{tiny.name}-samples"
@@ -268,6 +275,7 @@ def test_a_reference_whose_labels_are_none_says_so(nextscale: Callable[..., Any]
     assert json.loads(done.output)["results"]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(
     nextscale: Callable[..., Any], tiny: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -308,6 +316,7 @@ def test_a_mistake_is_one_line_and_status_2(
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_unreadable_pictures_are_left_out_as_far_as_allowed(
     nextscale: Callable[..., Any], tiny: Path, labelled: Path, tmp_path: Path
 ) -> None:
@@ -367,6 +376,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_classes_are_judged_apart(nextscale: Callable[..., Any], tiny: Path, labelled: Path, tmp_path: Path) -> None:
     """A row each, by name, and a warning that they are few."""
     file = tmp_path / "figures.json"

@@ -49,6 +49,7 @@ def call(
     return lambda *options: nextscale(*COMMAND, "--model", reads, "--reference", drawings, *options)
 
 
+@pytest.mark.slow
 def test_a_table_and_a_card_fit_80_columns(call: Callable[..., Any], tmp_path: Path) -> None:
     """Of both kinds of prompts that there are, each beside its marks; JSON holds the same; a sheet shows the first."""
     file = tmp_path / "found.json"
@@ -87,6 +88,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_clip_scores_pictures_beside_their_prompts(call: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
     """Where its weights are named: a table of its own, the same in JSON, and the weights on the card."""
     file = tmp_path / "found.json"
@@ -131,6 +133,7 @@ def test_a_model_without_text_is_refused(
     assert "--prompts: expected a model that reads text, got" in done.errors
 
 
+@pytest.mark.slow
 def test_figures_are_judged_by_their_attributes(
     nextscale: Callable[..., Any], reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

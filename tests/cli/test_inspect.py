@@ -132,6 +132,7 @@ def test_many_classes_are_not_tried(call: Callable[..., Any], own: Path, monkeyp
     assert "classes:" not in done.output
 
 
+@pytest.mark.slow
 def test_data_tells_the_nearest_pictures_and_what_is_usual(
     call: Callable[..., Any], pipe: Pipeline, own: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def imported(*command: str) -> set[str]:
     return {word for line in done.stderr.splitlines() for word in line.split("|")[-1].split()}
 
 
+@pytest.mark.slow
 def test_sampling_imports_nothing_that_it_does_not_need(model: Path, tmp_path: Path) -> None:
     """The whole program, from its options to the grid; `python -X importtime` names every module."""
     arguments = ("sample", "--model", str(model), "--label-index", "0", "--out", str(tmp_path))
@@ -44,6 +45,7 @@ def test_sampling_imports_nothing_that_it_does_not_need(model: Path, tmp_path: P
     assert (tmp_path / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_no_use_of_a_pipeline_imports_what_it_does_not_need(model: Path) -> None:
     """In Python: loading, painting, editing, reconstructing, teacher forcing."""
     modules = imported("-c", EVERYTHING, str(model))

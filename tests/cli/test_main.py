@@ -32,6 +32,7 @@ def seconds(program: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
 def test_help_takes_less_than_half_a_second(arguments: list[str]) -> None:
     """Or, on a slow machine, than importing its parser four times; the best of several runs counts."""

@@ -23,6 +23,7 @@ def pasted(nextscale: Callable[..., Any], line: str, *more: str) -> list[str]:
     return done.output.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("encoded", [False, True])
 def test_from_pictures_to_samples_by_pasting(

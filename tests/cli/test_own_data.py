@@ -58,6 +58,7 @@ def train(nextscale: Callable[..., Any], trained: Path, tmp_path: Path) -> Calla
     return call
 
 
+@pytest.mark.slow
 def test_names_in_a_table_are_what_sample_takes(nextscale, train, loose: Path, tmp_path: Path) -> None:
     """From the file to the name of the picture."""
     labels = table(tmp_path / "pets.csv", lambda number: ("dog", "a cat")[number % 2])
@@ -132,6 +133,7 @@ def test_fine_tuning_begins_with_what_is_known(train, pictures: Path, loose: Pat
             torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_fine_tuning_at_other_codes_is_refused(train, pictures: Path, loose: Path, tmp_path: Path) -> None:
     """A tokenizer whose codes the model does not know: one line that names both."""
     assert train("first", "--data", pictures).status == 0
@@ -199,6 +201,7 @@ def test_a_run_is_not_put_into_its_own_data(nextscale, train, trained: Path, pic
     assert {path.name for path in root.iterdir()} == {"cat", "dog"}
 
 
+@pytest.mark.slow
 def test_classes_of_any_name_are_trained_saved_and_asked_for(nextscale, train, pictures: Path, tmp_path: Path) -> None:
     """A folder of a Mac, whose é is two characters, and one whose name is no text."""
     root = shutil.copytree(pictures, tmp_path / os.fsdecode(b"s\xe9t"))

@@ -136,6 +136,7 @@ def trained(small: None, pictures: Path, tmp_path_factory: pytest.TempPathFactor
 LENGTH = ("--steps", 2, "--batch", 4, "--precision", "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("captioned")
 def test_a_model_learns_to_read(nextscale, trained, tmp_path: Path) -> None:
     """With a vocabulary of the captions, which it keeps; one that begins from it reads as it does."""

@@ -80,6 +80,7 @@ def test_a_rival_is_judged(order: str, nextscale, runs: dict[str, Path], picture
     assert not told or told in done.output.replace("\n            ", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", RIVALS)
 def test_a_run_is_continued_and_begun_from(order: str, nextscale, runs, single_run, pictures, tmp_path: Path) -> None:
     """The same command says that it is finished; --init begins another one, in the model's own order."""
@@ -96,6 +97,7 @@ def test_a_run_is_continued_and_begun_from(order: str, nextscale, runs, single_r
     assert f"order {order} there and scale here" in other.errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", RIVALS)
 def test_what_is_vars_alone_is_refused(order: str, nextscale, runs: dict[str, Path], tmp_path: Path) -> None:
     """Editing, the studio, the release's format: one line each."""

@@ -49,6 +49,7 @@ def test_a_class_may_be_given_by_name(nextscale, model: Path, tmp_path: Path) ->
     assert name.read_bytes() == number.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_number_is_a_name_where_a_class_is_called_so(nextscale, model: Path, tmp_path: Path) -> None:
     """Which is said where the number of another class may have been meant; --label-index is always the number."""
     config = json.loads((model / "config.json").read_text())

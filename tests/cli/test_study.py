@@ -72,6 +72,7 @@ def test_cells_are_listed_made_and_shown(ask: Callable[..., Any], tmp_path: Path
     assert [line.split()[-1] for line in ask(*only, "--dry-run").output.splitlines() if "drop" in line] == ["done"] * 2
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_told_and_asked_for_again(
     ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,6 +382,7 @@ def test_a_spoilt_tokenizer_is_one_line(
     is_a_mistake(done, told)
 
 
+@pytest.mark.slow
 def test_one_plateau_gives_models_of_several_lengths(
     nextscale, pictures: Path, tokenizer_run: Path, tmp_path: Path
 ) -> None:
@@ -432,6 +433,7 @@ def test_a_run_that_diverges_is_one_line(nextscale, pictures: Path, tmp_path: Pa
     assert kept.with_suffix(".safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_diverged_is_no_finished_one(nextscale, pictures: Path, tmp_path: Path) -> None:
     """Fewer than ten steps were skipped at its end; what was good before stays and can be used.
 
@@ -469,6 +471,7 @@ def test_an_interruption_is_said_once(
         assert ended.value.code == 130
 
 
+@pytest.mark.slow
 def test_a_short_run_prints_few_tables(nextscale, pictures: Path, tmp_path: Path) -> None:
     """Two of twenty steps, or as many as are asked for."""
     command = ["train", "tokenizer", "--data", pictures, "--steps", 20, "--batch", 2]
@@ -531,6 +534,7 @@ def test_pictures_may_have_any_size(nextscale, pictures: Path, tmp_path: Path) -
     assert (run / "best" / "tokenizer.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_packaged_network_is_there_for_whoever_asks(nextscale, pictures: Path, tmp_path: Path) -> None:
     """For the perceptual and the semantic term and for a discriminator on features, heard from the first step on."""
     run = tmp_path / "run"

@@ -151,6 +151,7 @@ def test_keys_of_shards_are_captions_on_demand(tmp_path: Path) -> None:
     assert found == {"0.tar/seen/noto/cat-face.png": ("cat face",), "0.tar/seen/noto/dog_2.png": ("dog",)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["own", "names"])
 def test_emoji_are_captioned_by_what_they_show(how: str) -> None:
     """And by that in the words of their style."""

@@ -76,6 +76,7 @@ def test_no_skin_tones() -> None:
     assert all(tones.isdisjoint(row.subject.split("-")) for row in emoji.entries())
 
 
+@pytest.mark.slow
 def test_names_are_unique_and_say_the_style(at_32: DataSet) -> None:
     """A name points at one picture."""
     names = at_32.train.names + at_32.validation.names
@@ -123,6 +124,7 @@ def test_no_crop_shifts_by_more_than_a_sixteenth(at_32: DataSet) -> None:
         assert (windows == moved).flatten(1).all(dim=1).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24), (20, 12)])
 def test_any_rectangle_works(height: int, width: int) -> None:
     """Where the size is not square, the picture stands whole in the middle of white."""

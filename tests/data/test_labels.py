@@ -274,6 +274,7 @@ def test_none_is_one_class_named_like_that_of_a_flat_folder(tmp_path: Path) -> N
     assert load(plain, "none").train.fingerprint == load(plain, None).train.fingerprint
 
 
+@pytest.mark.slow
 def test_none_of_emoji_is_one_class(tmp_path: Path) -> None:
     """The same pictures, another fingerprint; a table has nothing to name there."""
     loaded, grouped = load("emoji", "none"), load("emoji", None)

@@ -28,6 +28,7 @@ def told(figure: Figure) -> dict[str, str]:
     return {"kind": figure.kind.name, **figure.values}
 
 
+@pytest.mark.slow
 def test_a_reader_learns_the_same_again(held_out: data.Pictures) -> None:
     """Kinds are read after a few steps; one seed makes one reader, and leaves the caller's random numbers alone."""
     before = torch.random.get_rng_state()

@@ -290,6 +290,7 @@ def test_spatial_features_are_as_many_whole_channels_as_fit(side: int, expected:
     assert expected <= SPATIAL
 
 
+@pytest.mark.slow
 def test_spatial_features_are_laid_out_place_by_place() -> None:
     """As stored statistics have them: all channels of the first cell, then of the next in its row."""
     pictures = torch.rand(2, 3, 4, 4, generator=chance()) * 2 - 1

@@ -49,6 +49,7 @@ def test_figures_are_those_of_the_definition(k: int, shift: float) -> None:
     assert manifold(features, others, k=k, block=16) == pytest.approx(by_loops(features, others, k), rel=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 3), block=st.integers(1, 9))
 def test_figures_are_right_where_distances_are_equal_and_vectors_too(seed: int, k: int, block: int) -> None:
@@ -105,6 +106,7 @@ def test_two_halves_of_one_set_are_alike() -> None:
     assert coverage == pytest.approx(1 - 2**-3, abs=0.07)
 
 
+@pytest.mark.slow
 def test_neither_order_nor_blocks_matter() -> None:
     """Exactly: all figures are counts."""
     features, others = draw(70, 8, 1), draw(50, 8, 2)

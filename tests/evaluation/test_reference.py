@@ -92,6 +92,7 @@ def test_split_folder_and_samples_of_the_same_pictures_are_seen_alike(
     assert [each.name for each in seen] == ["split", str(folder), str(file)]
 
 
+@pytest.mark.slow
 def test_names_find_their_reference(folder: Path, file: Path) -> None:
     """`.npz`, a folder taken whole, the embedded set and its splits."""
     emoji = data.load("emoji", height=16, width=16)

@@ -172,6 +172,7 @@ def test_file_is_recognised_by_its_tensors(network: Inception, state: dict[str, 
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_other_and_damaged_files_are_refused(state: dict[str, Tensor], path: Path) -> None:
     """torchvision's own Inception, of 1000 classes; one tensor short; one of another shape; a file cut off."""
     file = path.with_name("other.pth")
@@ -194,6 +195,7 @@ def test_other_and_damaged_files_are_refused(state: dict[str, Tensor], path: Pat
 # ---- the download ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_published_weights_are_fetched_once(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a name, into the folder where torch-fidelity looks for them too; then without a network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

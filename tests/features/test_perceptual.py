@@ -47,6 +47,7 @@ def error(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().flatten(1).mean(dim=1)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("spoil", "strengths"),

@@ -40,6 +40,7 @@ def other(tmp_path: Path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_who_the_first_is(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     """Process, host and since when, in the time zone of the holder; what it wrote stays."""
     told = rf"run is in use by process {other.pid} on {socket.gethostname()} since (\S+ \S+): wait until it ends"
@@ -50,6 +51,7 @@ def test_a_second_process_is_told_who_the_first_is(tmp_path: Path, other: subpro
         assert abs(datetime.now(UTC) - since) < timedelta(minutes=2)
 
 
+@pytest.mark.slow
 def test_a_lock_of_a_dead_process_is_taken_over(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     """Killed, it removed nothing."""
     other.kill()
@@ -59,6 +61,7 @@ def test_a_lock_of_a_dead_process_is_taken_over(tmp_path: Path, other: subproces
         assert str(os.getpid()) in (tmp_path / "run" / lock.NAME).read_text()
 
 
+@pytest.mark.slow
 def test_what_a_killed_holder_was_writing_is_removed(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     """By the next one; also where a power failure, or a crash while it took the lock, cut a line short."""
     run = tmp_path / "run"
@@ -82,6 +85,7 @@ def test_what_a_killed_holder_was_writing_is_removed(tmp_path: Path, other: subp
     assert sorted(file for file in run.rglob("*") if file.is_file()) == sorted(users)
 
 
+@pytest.mark.slow
 def test_where_nobody_can_know_whether_the_holder_lives_nothing_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
 ) -> None:

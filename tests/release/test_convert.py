@@ -261,6 +261,7 @@ def write(folder: Path, suffix: str) -> tuple[Path, Path]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_files_load_as_state_dicts_do(tmp_path, suffix, precision):

@@ -63,6 +63,7 @@ WRAPPINGS: dict[str, Callable[[State, State], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_a_model_is_found_whatever_is_wrapped_around_it(wrapping: str, tmp_path: Path) -> None:
     """In memory and in a file; what is found is the model, bit for bit."""
@@ -112,6 +113,7 @@ def test_a_running_average_is_taken_when_it_is_asked_for(name: str) -> None:
         assert_same_pipeline(load(vae, {"model": var, name: shifted(var)}), golden.pipeline())
 
 
+@pytest.mark.slow
 def test_weights_that_are_their_own_average_are_both() -> None:
     """Of a model that has not learned yet one state dict may stand under both names; a third name changes nothing."""
     vae, var = golden.states()

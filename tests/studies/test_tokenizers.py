@@ -84,6 +84,7 @@ def test_a_cell_is_made_of_finished_runs(root: Path) -> None:
     assert found.pictures(cell, root / "nowhere") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [("tokenizer", 1), ("transformer", 2), ("encoding", 0), ("painting", 0)])
 def test_a_study_that_is_killed_goes_on_to_the_same_figures(root: Path, tmp_path: Path, place: tuple[str, int]) -> None:
     """In the middle of either training, while it encodes, while it judges."""
@@ -109,6 +110,7 @@ def test_a_study_that_is_killed_goes_on_to_the_same_figures(root: Path, tmp_path
     assert made(root, study(**only)) == made(tmp_path / "whole", study(**only))
 
 
+@pytest.mark.slow
 def test_another_way_to_judge_trains_nothing_anew(root: Path) -> None:
     """What was trained is found; other steps, views or recipes are other cells."""
     assert steps_made(root) == ["tokenizer"] * 3 + ["transformer"] * 3
@@ -124,6 +126,7 @@ def test_another_way_to_judge_trains_nothing_anew(root: Path) -> None:
         assert study(**only, **changes).cells[0].folder != first.folder
 
 
+@pytest.mark.slow
 def test_several_seeds_make_a_row(root: Path) -> None:
     """With the deviation between them."""
     found = study(only=("fsq",), dropout=(0.0,), seeds=(0, 1))

@@ -172,6 +172,7 @@ def test_kept_states_are_those_that_are_read(
     assert again.to_json() == encoder.to_json()
 
 
+@pytest.mark.slow
 def test_training_never_runs_the_encoder(
     encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def begin(stage: Any, run: Path, *, steps: int = 4, checks: int = 2) -> Iterator
     return train(stage, run, Length(steps=steps), seed=0, rhythm=Rhythm(checks=checks))
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_after_any_step_continues_bit_for_bit(make_stage, tmp_path: Path, left_behind) -> None:
     """Weights, optimiser, history, exported model and sample pictures are those of a run that was left alone."""
     list(begin(make_stage(), tmp_path / "whole"))
@@ -174,6 +175,7 @@ def test_the_optimiser_is_restored_exactly(make_stage, tmp_path: Path, left_behi
         assert sum(key.endswith(f"/{name}") and "/optimizer/state/" in key for key in state) == parameters
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(make_stage, tmp_path: Path, left_behind) -> None:
     """No step, no new log, not a byte; its weights are in the stage afterwards."""
     first, second = make_stage(), make_stage()
@@ -186,6 +188,7 @@ def test_a_finished_run_is_left_alone(make_stage, tmp_path: Path, left_behind) -
         assert torch.equal(second.model.state_dict()[name], weight)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(make_stage, tmp_path: Path, left_behind) -> None:
     """And another seed another one."""
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
@@ -366,6 +369,7 @@ def test_a_run_saves_by_time_between_its_checks(clocked, tmp_path: Path) -> None
     assert checked == [10, 20]
 
 
+@pytest.mark.slow
 def test_how_often_a_run_saves_does_not_show_in_the_result(make_stage, tmp_path: Path, left_behind) -> None:
     """Neither by time, after every step, nor by what is kept on the way."""
     often = Rhythm(checks=2, checkpoint_minutes=1e-9, keep=3)

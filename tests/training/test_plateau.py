@@ -46,6 +46,7 @@ def plateau(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fall", "more"), [("linear", ()), ("sqrt", ("optimization.optimizer=muon", "optimization.muon_rate=5e-3"))]
 )

@@ -138,6 +138,7 @@ def test_differences_are_told_in_the_order_of_the_settings(first_stage, finished
         run(first_stage(), finished, seed=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["first_stage", "second_stage"])
 def test_a_run_at_a_constant_rate_is_made_longer(stage: str, request, tmp_path: Path) -> None:
     """And ends as one that was that long from the beginning."""
@@ -422,6 +423,7 @@ def test_a_list_of_shares_cannot_have_other_directories_removed(first_stage, tmp
 # ---- what a run tells ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_history_is_what_was_validated(first_stage, tmp_path: Path) -> None:
     """One entry a check: the step, its loss, and the figures on held-out data."""
     events = [
@@ -447,6 +449,7 @@ def test_run_and_data_files_say_what_it_was(first_stage, tmp_path: Path, toy: Da
     assert record["versions"] == [versions]
 
 
+@pytest.mark.slow
 def test_every_version_that_trained_in_a_run_is_told(first_stage, tmp_path: Path, monkeypatch) -> None:
     """In their order, each once; a run of before versions were told, too, goes on."""
     for steps, version in enumerate(("2.11.0", "2.13.0", "2.13.0"), start=1):

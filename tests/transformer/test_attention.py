@@ -153,6 +153,7 @@ def test_a_second_derivative_is_refused() -> None:
         torch.autograd.grad(total, (q, k, v), create_graph=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_code_calls_the_products_as_they_are() -> None:
     """Traced through, they would be compiled for every part; and whoever does not compile imports no compiler."""

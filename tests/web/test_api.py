@@ -45,6 +45,7 @@ def call(address: str, name: str, **values: Any) -> tuple[str, Any]:
     return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
 
 
+@pytest.mark.slow
 def test_the_python_runs(address: str, model: Pipeline, tmp_path: Path) -> None:
     """And leaves the picture that the model paints here."""
     done = subprocess.run(

@@ -140,6 +140,7 @@ def test_two_settings_stand_side_by_side(studio: Any, shots: Path) -> None:
     assert studio.well()
 
 
+@pytest.mark.slow
 def test_a_run_is_watched(studio: Any, runs: Path, shots: Path) -> None:
     """Its curves, figures and sample sheets, the newest as it appears."""
     studio.tab("Train")

@@ -37,6 +37,7 @@ def run(stage: TransformerStage, directory: Path, steps: int = 4) -> Any:
     return train(stage, directory, Length(steps=steps), seed=0, rhythm=Rhythm(checks=2))
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_continues_bit_for_bit(make, tmp_path: Path, left_behind) -> None:
     """With every option on: weights, optimiser, average, history, exported model and sample pictures."""
     list(run(make(toys.ALL_OF_A_RIVAL), tmp_path / "whole"))
@@ -45,6 +46,7 @@ def test_a_run_cut_short_continues_bit_for_bit(make, tmp_path: Path, left_behind
     assert left_behind(tmp_path / "cut") == left_behind(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_seed(make, tmp_path: Path, left_behind, untouched) -> None:
     """And of nothing of torch's, which it leaves as it was."""
     with untouched():

@@ -65,6 +65,7 @@ def test_its_loss_is_hinge_plus_lecam_of_what_diffaug_shows(kind: str) -> None:
     torch.testing.assert_close(adversary.means, means)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_term_is_minus_the_mean_logit_and_teaches_it_nothing(kind: str) -> None:
     """The gradient goes to the painted pictures; the discriminator has none and learns on afterwards."""

@@ -42,6 +42,7 @@ def test_a_run_of_any_kind_continues_bit_for_bit(kind: str, tmp_path: Path) -> N
     assert all(torch.equal(tensor, whole.best_model.state_dict()[name]) for name, tensor in loaded.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CORNERS, LEVELS, PAIRS], ids=["corners", "levels", "pairs"])
 def test_pictures_become_more_like_the_originals(config: TokenizerConfig) -> None:
     """Every phi, and the encoder, learn by the pixels alone where codes are fixed."""

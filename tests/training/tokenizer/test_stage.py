@@ -33,6 +33,7 @@ from nextscale.training.tokenizer.stage import SHOWN, TokenizerStage, encoded
 # ---- what it minimises -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_reduces_the_loss_and_improves_held_out_emoji(first_stage, emoji: DataSet, tmp_path: Path) -> None:
     """Sixty steps on the embedded pictures: the error is halved, nearly, and held-out PSNR rises by 5 dB."""
     stage = first_stage(emoji, batch=16)
@@ -74,6 +75,7 @@ def test_a_term_without_weight_is_not_computed(first_stage) -> None:
     assert not {"perceptual", "entropy", "adversarial"} & stage.update(0, 10).figures.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), toys.EVERYTHING], ids=["plain", "everything"])
 def test_a_step_is_a_function_of_its_number(first_stage, settings: tuple[str, ...]) -> None:
     """On the same weights, asked for in any order: pictures, views, scales, dropout and changes to what is judged."""
@@ -307,6 +309,7 @@ def usual() -> list[dict[str, Any]]:
 OF_TRANSFORMERS = {"optimization.optimizer", "optimization.muon_rate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in names(toys.recipe(toys.EVERYTHING)) if name not in OF_TRANSFORMERS])
 def test_every_value_of_the_recipe_tells(usual: list[dict[str, Any]], name: str) -> None:
     """Within five steps, another value leads elsewhere."""

@@ -44,6 +44,7 @@ def calls() -> Callable[[TransformerStage], list[tuple[Tensor, dict[str, Any]]]]
     return record
 
 
+@pytest.mark.slow
 def test_an_untrained_model_knows_nothing(second_stage, emoji: DataSet) -> None:
     """The head begins near zero: ln V at every scale, and the first loss of training is the same."""
     stage = second_stage(emoji)
@@ -94,6 +95,7 @@ def test_the_tokenizer_does_not_change(second_stage, tmp_path: Path) -> None:
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in stage.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_labels_is_dropped(second_stage, toy: DataSet, calls) -> None:
     """4,000 draws: 10 % give or take 2; the others are the pictures' own, and a step always drops the same."""
     stage = second_stage(batch=100)
@@ -450,6 +452,7 @@ def of_classes(count: int, data: DataSet) -> TransformerStage:
     return TransformerStage(config, tokenizer, data, recipe=TransformerRecipe(optimization=toys.RECIPE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [0.0, 3e38, math.nan], ids=str)
 def test_a_model_whose_loss_is_not_finite_is_not_sound(second_stage, spoil: float) -> None:
     """As soon as the weights that learn are so, whatever their average still gives."""
