@@ -512,7 +512,7 @@ class Pipeline:
         """
         place = None if run is None else Path(run)
         told = modelcard.Told(about=about, license=license, run=place, figures=tuple(map(Path, figures)))
-        shown = self._samples(samples, prompts)
+        shown = self._samples(int(samples), prompts)
         page = modelcard.page(self._facts(name), told, shown.told if shown.seeds else None)
         if out is None:
             hub.check_upload(name)

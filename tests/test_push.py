@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -121,7 +122,7 @@ def test_where_a_frozen_encoder_lies_stays_at_home(stub: Hub, tokenizer: Any, tr
 
 def test_all_files_are_one_commit(stub: Hub, pipe: Pipeline) -> None:
     """So that nobody ever loads parts of two models; a second push replaces the first."""
-    pipe.push_to_hub("owner/tiny", samples=1)
+    pipe.push_to_hub("owner/tiny", samples=np.int64(1))  # type: ignore[arg-type]
     pipe.push_to_hub("owner/tiny", samples=0)
     weights = ["tokenizer.safetensors", "transformer.safetensors"]
     assert stub.commits == [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from nextscale.cli import memory, models
-from nextscale.cli.data import BROKEN, Captioned, Labelling, read_data
+from nextscale.cli.data import BROKEN, Captioned, Column, Labelling, columns_of, read_data
 from nextscale.cli.data import tell as tell_data
 from nextscale.cli.options import Depth, Encoder, Indices, Json, Labels, Model, Pictures, Precision, Prompts
 from nextscale.cli.output import at_least, bar, check_json, console, directory, say, table, write_json
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 64  # of which all are tried: each costs a forward pass for each picture
 NEAREST = 5  # training pictures that are shown
+OF_DATA = ("labels", "captions", "image_column", "label_column", "caption_column", "outside_files")
 COMPARED = 200  # pictures of each split
 SHOWN = 4  # classes in a line
 
@@ -86,6 +87,14 @@ class Inspect:
     """Classes of a folder's pictures, as it was trained on: a table, folders, or none (default: what is there)."""
     captions: Captioned = None
     """Captions of the data, for models that read: own, names, or a table (default: none)."""
+    image_column: Column = None
+    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    label_column: Column = None
+    """Column that holds their classes (default: likewise)."""
+    caption_column: Column = None
+    """Column that holds their captions, which are then read (default: likewise, with --captions own)."""
+    outside_files: bool = False
+    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
     compare: int = COMPARED
     """Pictures of each split whose likelihood is compared, at most; 0 for none."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
@@ -135,9 +144,9 @@ class Inspect:
         at_least("--batch", 1, self.batch)
         at_least("--compare", 0, self.compare)
         check_json(self.json)
-        for option in ("labels", "captions"):
-            if getattr(self, option) is not None and self.data is None:
-                raise InputError(f"--{option}: expected with --data, got it alone")
+        for option in OF_DATA if self.data is None else ():
+            if getattr(self, option):
+                raise InputError(f"--{option.replace('_', '-')}: expected with --data, got it alone")
 
     # -- one picture ---------------------------------------------------------------------------------------------------
 
@@ -194,6 +203,7 @@ class Inspect:
             width=size.width,
             labels=self.labels,
             captions=self.captions,
+            columns=columns_of(self),
             max_broken=BROKEN,
         )
         network = features.load(self.features, device=pipe.device)

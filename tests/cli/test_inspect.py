@@ -200,7 +200,10 @@ def test_a_sheet_never_takes_the_place_of_a_picture(
         (["PICTURE", "--prompt", "a heart"], "prompts: expected labels, since this model reads no text"),
         (["PICTURE", "--captions", "own"], "--captions: expected with --data, got it alone"),
         (["PICTURE", "--labels", "none"], "--labels: expected with --data, got it alone"),
+        (["PICTURE", "--caption-column", "text"], "--caption-column: expected with --data, got it alone"),
+        (["PICTURE", "--outside-files"], "--outside-files: expected with --data, got it alone"),
         (["PICTURE", "--data", "nowhere"], "nowhere"),
+        (["PICTURE", "--data", "OWN", "--label-column", "kind"], "kind"),
         (["PICTURE", "--batch", "0"], "--batch: expected at least 1, got 0"),
         (["PICTURE", "--compare", "-1"], "--compare: expected at least 0, got -1"),
         (["missing.png"], "missing.png"),
@@ -210,8 +213,8 @@ def test_a_mistake_is_one_line_and_status_2(
     call: Callable[..., Any], own: Path, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
     """And no sheet is left behind."""
-    picture = str(own / "val" / "cat" / "17.png")
-    done = call(*(picture if word == "PICTURE" else word for word in arguments))
+    places = {"PICTURE": str(own / "val" / "cat" / "17.png"), "OWN": str(own)}
+    done = call(*(places.get(word, word) for word in arguments))
     assert (done.status, done.errors.count("\n")) == (2, 1)
     assert told in done.errors
     assert not list(tmp_path.rglob("*-inspected.png"))
