@@ -117,8 +117,18 @@ def doors() -> list[Door]:
         Door(
             "data.load",
             data.load,
-            {"source": "pictures", "height": 8, "width": 8, "labels": "none", "captions": "names", "columns": None},
+            {
+                "source": "pictures",
+                "height": 8,
+                "width": 8,
+                "labels": "none",
+                "captions": "names",
+                "columns": None,
+                "cache": None,
+                "window": None,
+            },
         ),
+        Door("data.Cache", data.Cache, {"directory": Path("new/cache"), "size": 1000}),
         Door(
             "data.wrap",
             data.wrap,

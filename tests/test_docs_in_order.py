@@ -48,6 +48,8 @@ NEEDS = {  # what stands in a line that is not run here, and why
     "push owner/name --model runs/mine --license": "the hub; tests/cli/test_push.py talks to one of its own",
     "--model owner/name": "what that has pushed",
     "inception-2015": "a download",
+    "s3://": "a bucket; tests/data/test_remote.py has a server of its own",
+    "https://host": "likewise",
     "python benchmarks/": "minutes; each program has a test of its own, or is one",
     "nextscale bench": "the hardware, which is what is measured; tests/cli/test_bench.py runs the commands",
     "--nnodes 2": "two machines",

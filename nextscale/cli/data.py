@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,18 +12,23 @@ import tyro
 
 from nextscale.cli.output import progress, say
 from nextscale.errors import InputError, printable
+from nextscale.files.remote import is_address
 
 if TYPE_CHECKING:
-    from nextscale.data import Columns, DataSet
+    from nextscale.data import Cache, Columns, DataSet
 
 Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE|folders|none", help_behavior_hint="")]
 Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE", help_behavior_hint="")]
 Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+CacheDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+CacheSize = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
+Window = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 
 SHOWN = 4  # names of classes that are told
 BROKEN = 0.01  # share of unreadable pictures that is borne with
+BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def load_data(
@@ -35,10 +41,12 @@ def load_data(
     columns: Columns | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
+    cache: Cache | None = None,
+    window: int | None = None,
 ) -> DataSet:
     """The data set; says what was found.
 
-    `labels`, `captions` and `columns` are those of `nextscale.data.load`.
+    `labels`, `captions`, `columns`, `cache` and `window` are those of `nextscale.data.load`.
     `list_broken` is a file for the names of unreadable pictures, those included that turn out so later.
     """
     found = read_data(
@@ -50,6 +58,8 @@ def load_data(
         columns=columns,
         max_broken=max_broken,
         list_broken=list_broken,
+        cache=cache,
+        window=window,
     )
     classes = "no classes" if labels == "none" else _told_of(found.classes, labels)
     say(
@@ -84,6 +94,8 @@ def read_data(
     columns: Columns | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
+    cache: Cache | None = None,
+    window: int | None = None,
 ) -> DataSet:
     """The data set, in silence."""
     from nextscale import data
@@ -101,7 +113,37 @@ def read_data(
             max_broken=max_broken,
             broken=None if list_broken is None else written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            cache=cache,
+            window=window,
         )
+
+
+def cache_of(command: Any) -> Cache:
+    """What the options of a command say of the cache for data at addresses."""
+    from nextscale.data import Cache
+
+    given: dict[str, Any] = {}
+    if command.cache_dir is not None:
+        given["directory"] = command.cache_dir
+    if command.cache_size is not None:
+        given["size"] = _size(command.cache_size)
+    if given and not is_address(command.data):
+        raise InputError(f"--cache-dir, --cache-size: expected data at an address, got {command.data}")
+    return Cache(**given)
+
+
+def options_of_cache(command: Any) -> list[str]:
+    """The same options for another command."""
+    given = {"--cache-dir": command.cache_dir, "--cache-size": command.cache_size, "--window": command.window}
+    return [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+
+
+def _size(text: str) -> int:
+    """Bytes, as in 500GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB|TB)", text)
+    if found is None:
+        raise InputError(f"--cache-size: expected a size such as 500GB, in {', '.join(BYTES)}, got {text}")
+    return round(float(found[1]) * BYTES[found[2]])
 
 
 def columns_of(command: Any) -> Columns:

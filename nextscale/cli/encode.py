@@ -13,11 +13,14 @@ import tyro
 from nextscale.cli import models
 from nextscale.cli.data import (
     BROKEN,
+    CacheDir,
+    CacheSize,
     Captioned,
     Column,
     Labelling,
     ListBroken,
     MaxBroken,
+    cache_of,
     check_outside,
     columns_of,
     load_data,
@@ -64,6 +67,10 @@ class Encode:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    cache_dir: CacheDir = None
+    """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
+    cache_size: CacheSize = None
+    """How much it may hold, such as 500GB (default: 64GB)."""
     tokenizer: TokenizerSource = Path("runs/tokenizer")
     """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
     scales: TokenMaps = ()
@@ -93,6 +100,7 @@ class Encode:
         import torch
 
         from nextscale.data.encoding import SHARD
+        from nextscale.files.remote import is_address
         from nextscale.machine.precision import find_dtype
         from nextscale.training.transformer.tokens import encoding_of, meta_of
 
@@ -111,6 +119,8 @@ class Encode:
             columns=columns_of(self),
             max_broken=self.max_broken,
             list_broken=self.list_broken,
+            cache=cache_of(self),
+            window=1 if is_address(self.data) else None,  # they are read in their order
         )
         meta = meta_of(
             tokenizer, data, dtype, views=self.views, flip=self.flip, seed=self.seed, shard=self.shard or SHARD

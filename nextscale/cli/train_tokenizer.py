@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextscale.cli import models, networks
-from nextscale.cli.data import BROKEN, Column, ListBroken, MaxBroken, check_outside, columns_of, load_data
+from nextscale.cli.data import (
+    BROKEN,
+    CacheDir,
+    CacheSize,
+    Column,
+    ListBroken,
+    MaxBroken,
+    Window,
+    cache_of,
+    check_outside,
+    columns_of,
+    load_data,
+    options_of_cache,
+)
 from nextscale.cli.options import (
     Count,
     Directory,
@@ -60,6 +73,12 @@ class TrainTokenizer:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    cache_dir: CacheDir = None
+    """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
+    cache_size: CacheSize = None
+    """How much it may hold, such as 500GB (default: 64GB)."""
+    window: Window = None
+    """Shards that pictures are chosen from at a time (default: 16 at an address, all of those on this machine)."""
     preset: str = "emoji-32"
     """Whose architecture, picture size and recipe; nextscale presets tells what each costs."""
     size: Size = None
@@ -121,6 +140,8 @@ class TrainTokenizer:
             columns=columns_of(self),
             max_broken=self.max_broken,
             list_broken=self.list_broken,
+            cache=cache_of(self),
+            window=self.window,
         )
         stage = TokenizerStage(
             config,
@@ -138,6 +159,7 @@ class TrainTokenizer:
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         told += columns_of(self).options
+        told += options_of_cache(self)
         told += [] if self.max_broken == BROKEN else ["--max-broken", f"{self.max_broken:g}"]
         print(shlex.join(["nextscale", "train", "transformer", *told]))
 

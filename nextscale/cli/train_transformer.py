@@ -13,11 +13,15 @@ import tyro
 from nextscale.cli import models
 from nextscale.cli.data import (
     BROKEN,
+    CacheDir,
+    CacheSize,
     Captioned,
     Column,
     Labelling,
     ListBroken,
     MaxBroken,
+    Window,
+    cache_of,
     check_outside,
     columns_of,
     load_data,
@@ -87,6 +91,12 @@ class TrainTransformer:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    cache_dir: CacheDir = None
+    """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
+    cache_size: CacheSize = None
+    """How much it may hold, such as 500GB (default: 64GB)."""
+    window: Window = None
+    """Shards that pictures are chosen from at a time (default: 16 at an address, all of those on this machine)."""
     tokenizer: TokenizerSource = Path("runs/tokenizer")
     """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
     scales: TokenMaps = ()
@@ -259,6 +269,8 @@ class TrainTransformer:
                 columns=columns_of(self),
                 max_broken=self.max_broken,
                 list_broken=self.list_broken,
+                cache=cache_of(self),
+                window=self.window,
             )
         if self.labels is not None:
             raise InputError(f"--labels: expected pictures, got a token cache, {self.data}, which has its classes")

@@ -13,18 +13,21 @@ from typing import TypedDict
 
 from nextscale import hub
 from nextscale.checks import checked
-from nextscale.data import arrays, emoji, figures, folder, parquet, reading, shards, wrapped, zips
+from nextscale.data import arrays, emoji, figures, folder, parquet, reading, remote, shards, wrapped, zips
 from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.listing import Listing
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
 from nextscale.data.tables import Columns
+from nextscale.data.windows import WIDTH
 from nextscale.errors import InputError
+from nextscale.files.cache import Cache
+from nextscale.files.remote import is_address
 
 LARGEST = 1 << 14  # pixels a side: scaled to cover 1 × 16,384, a square picture takes a gigabyte
 
-__all__ = ["Captions", "Columns", "DataSet", "Labels", "Pictures", "Progress", "load", "wrap"]
+__all__ = ["Cache", "Captions", "Columns", "DataSet", "Labels", "Pictures", "Progress", "load", "wrap"]
 
 
 @checked
@@ -39,6 +42,8 @@ def load(
     max_broken: float = 0.01,
     broken: Broken | None = None,
     progress: Progress | None = None,
+    cache: Cache | None = None,
+    window: int | None = None,
 ) -> DataSet:
     """The data set called `source`, at one size in pixels.
 
@@ -48,6 +53,8 @@ def load(
     `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says; arrays of NumPy,
     MNIST's and CIFAR's files as `nextscale.data.arrays` says. A data set of the
     hub, `hf://datasets/owner/name[@revision][/folder]`, is fetched to the hub's local cache first (`nextscale.hub`).
+    Shards, parquet files and a .zip at an address, `s3://bucket/train-{000..099}.tar`, come into `cache`, by default
+    64 GB in the user's cache directory (`nextscale.data.remote`).
     `progress(done, total)` is called while files are listed and while pictures are read. Unreadable pictures are left
     out and named in `DataSet.broken`; `broken(name, reason)` is called for each, before too many of them are refused,
     and for those that turn out so when a batch is read. What else was left out, and how the held-out part came about,
@@ -63,6 +70,9 @@ def load(
     `Pictures.captions` is None. Fingerprints of splits do not depend on it. Captions of no use (empty, not UTF-8,
     longer than 10,000 characters) are counted in `DataSet.told`, as is how many there are.
 
+    `window` is the number of shards that a training chooses pictures from at a time: by default 16 of those at an
+    address, and all of those on this machine.
+
     `columns` names columns of tables and metadata that are called otherwise; one of captions makes `captions` `"own"`.
 
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
@@ -70,13 +80,15 @@ def load(
     wanted, a size below one pixel or above 16,384, or a larger share of unreadable pictures than `max_broken`.
     """
     _check(height, width, max_broken)
-    if str(source).startswith("hf://"):
+    if window is not None and window < 1:
+        raise InputError(f"window: expected at least 1 shard, got {window}")
+    if str(source).startswith("hf://") and not str(source).lower().endswith(remote.SUFFIXES):
         source = hub.data_set(str(source))
-    if "://" in str(source):
-        raise InputError(f"expected a folder of pictures or .tar shards on this machine, got the address {source}")
     asked = columns or Columns()
     if asked.caption is not None and captions is None:
         captions = OWN
+    if source in ("emoji", "figures") and window is not None:
+        raise InputError(f"window: expected .tar shards, got {source}")
     if source == "emoji":
         asked.refuse("the embedded emoji")
         return emoji.load(height=height, width=width, labels=labels, captions=captions)
@@ -85,7 +97,10 @@ def load(
             raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
         asked.refuse("the figures")
         return figures.load(height=height, width=width, labels=labels, captions=captions)
-    listing = _survey(source, _Asked(labels=labels, captions=captions, columns=asked, progress=progress))
+    wanted = _Asked(labels=labels, captions=captions, columns=asked, progress=progress)
+    listing = _survey(source, wanted, cache or Cache(), window)
+    if window is not None and listing.windows is None:
+        raise InputError(f"window: expected .tar shards, got {source}")
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
 
 
@@ -140,8 +155,13 @@ class _Asked(TypedDict):
     progress: Progress | None
 
 
-def _survey(source: str | Path, asked: _Asked) -> Listing:
-    """What lies in a folder or file, in whatever format."""
+def _survey(source: str | Path, asked: _Asked, cache: Cache, window: int | None) -> Listing:
+    """What lies in a folder or file, here or at an address, in whatever format."""
+    if is_address(source):
+        there = remote.find(str(source), cache, window or WIDTH)
+        if isinstance(there, shards.Shards):
+            return shards.survey(there, **asked, window=window or WIDTH)
+        source = there
     if _is_zip(source):
         return folder.survey(zips.tree(Path(source)), **asked)
     if rows := parquet.find(source):
@@ -149,7 +169,7 @@ def _survey(source: str | Path, asked: _Asked) -> Listing:
     if found := arrays.find(source, asked["columns"]):
         return arrays.survey(found, **asked)
     if tars := shards.find(source):
-        return shards.survey(tars, **asked)
+        return shards.survey(tars, **asked, window=window)
     if os.path.isdir(source) and (rows := parquet.find_in(Path(source))):
         return parquet.survey(rows, **asked)
     if os.path.isdir(source) and (found := arrays.find_in(Path(source), asked["columns"])):

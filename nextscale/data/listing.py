@@ -21,6 +21,7 @@ import numpy as np
 from nextscale.data.captions import Captions
 from nextscale.data.names import Names
 from nextscale.data.walk import LeftOut, Store
+from nextscale.data.windows import Windows
 from nextscale.errors import InputError, printable
 
 HELD_OUT = 0.05
@@ -147,6 +148,8 @@ class Listing:
     """Of the items in their order; None where none are wanted."""
     examined: Examined | None = None
     """Of the items; None where none was opened yet."""
+    windows: Windows | None = None
+    """Of the items; None where they are chosen at random out of all."""
 
 
 def hold_out(names: Sequence[str], *, root: Path) -> np.ndarray:

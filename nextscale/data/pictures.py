@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from nextscale import images
 from nextscale.data.captions import Captions
 from nextscale.data.walk import LeftOut, in_number
+from nextscale.data.windows import Windows
 from nextscale.errors import InputError
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -120,6 +121,8 @@ class Split(Dataset[tuple[Tensor, int]]):
     height: int
     width: int
     captions: Captions | None = None
+    windows: Windows | None = None
+    """How a training should go through them; None: in any order."""
 
     def __len__(self) -> int:
         return len(self.names)

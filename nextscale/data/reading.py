@@ -26,7 +26,9 @@ from nextscale.data.captions import Captions
 from nextscale.data.labels import WHOLE
 from nextscale.data.listing import Examined, Item, Items, Listing, by_hash
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
+from nextscale.data.windows import Windows
 from nextscale.errors import InputError, printable
+from nextscale.files.remote import UnreachableError
 
 Broken = Callable[[str, str], None]  # called with the name of an unreadable picture and the reason
 
@@ -72,6 +74,8 @@ def _tried(function: Callable[[BinaryIO], _Result], item: Item) -> _Result | str
     try:
         with item.open() as stream:
             return function(stream)
+    except UnreachableError:  # nothing is wrong with the picture: without its shard there is no going on
+        raise
     except (InputError, OSError, MemoryError) as error:
         return images.reason(error)
 
@@ -188,10 +192,10 @@ def _warn(name: str, why: str) -> None:
 
 def examine(items: Items, *, progress: Progress | None = None) -> Examined:
     """Opens every picture once."""
-    return Examined.of(in_threads(_look, items, progress=progress), len(items))
+    return Examined.of(in_threads(look, items, progress=progress), len(items))
 
 
-def _look(item: Item) -> tuple[tuple[int, int], bytes] | str:
+def look(item: Item) -> tuple[tuple[int, int], bytes] | str:
     """The size of a picture, and its mark; or why it is unreadable."""
     return _tried(lambda stream: (images.stored_size(stream), _mark(stream)), item)
 
@@ -279,6 +283,7 @@ def _captions(side: Side, listing: Listing, stand_ins: Mapping[int, int]) -> Cap
 
 
 def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch, captions: Captions | None) -> Split:
+    """One side, ready to be shown."""
     labels = side.items.labels
     every = chain(listing.classes, side.items.names.encoded(), labels.tolist(), side.marks.tolist())
     return Split(
@@ -290,7 +295,16 @@ def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch,
         height=size.height,
         width=size.width,
         captions=captions,
+        windows=_windows(listing, side, at_hand=not isinstance(fetch, OnDemand)),
     )
+
+
+def _windows(listing: Listing, side: Side, *, at_hand: bool) -> Windows | None:
+    """Those of one side."""
+    if listing.windows is None:
+        return None
+    windows = listing.windows.chosen(side.places)
+    return windows.at_hand() if at_hand else windows
 
 
 def _mark(stream: BinaryIO) -> bytes:

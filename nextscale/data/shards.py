@@ -25,6 +25,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,14 +47,16 @@ from nextscale.data.captions import (
     told,
 )
 from nextscale.data.labels import LONGEST, Labels, check_label, no_classes, one_number, whole_numbers
-from nextscale.data.listing import BY_KEY, Items, Listing, hold_out, told_apart
+from nextscale.data.listing import BY_KEY, Examined, Items, Listed, Listing, hold_out, told_apart
 from nextscale.data.names import Names
 from nextscale.data.patterns import LETTERS, matches
 from nextscale.data.pictures import Progress, in_threads
+from nextscale.data.reading import look
 from nextscale.data.splits import roles_of_folders, sides_of
 from nextscale.data.tables import Columns
 from nextscale.data.tar import Member, members, window
 from nextscale.data.walk import LeftOut, inside, is_picture, kind_of, pictures_below
+from nextscale.data.windows import Windows
 from nextscale.errors import InputError
 from nextscale.images import KINDS, SUFFIXES
 
@@ -65,6 +68,8 @@ LABEL_KEYS = ("label", "class", "cls")
 LISTS = ("classes.txt", "classes.json")
 
 Class = int | str
+Look = tuple[tuple[int, int], bytes] | str  # as `Examined.of` takes it
+Local = Callable[[Path], AbstractContextManager[Path]]  # path -> where the file lies here, as long as a block runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,10 @@ class Shards:
     paths: tuple[Path, ...]
     left: Counter[str] = field(default_factory=Counter)
     """What lies beside them and is not looked at."""
+    local: Local = nullcontext
+    """Of paths that stand for shards elsewhere (`nextscale.data.remote`)."""
+    ahead: Callable[[Sequence[Path]], None] | None = None
+    """Lets such shards be fetched before they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +95,8 @@ class Found:
     picture: Member
     stated: Class | None
     captions: tuple[str, ...]
+    look: Look | None = None
+    """What opening the picture told, if it was opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +110,10 @@ class Members:
     shards: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    local: Local = nullcontext
 
     @classmethod
-    def of(cls, members: Sequence[Member]) -> Members:
+    def of(cls, members: Sequence[Member], local: Local = nullcontext) -> Members:
         """The places of these."""
         paths = {path: number for number, path in enumerate(dict.fromkeys(member.tar for member in members))}
         return cls(
@@ -109,6 +121,7 @@ class Members:
             shards=np.array([paths[member.tar] for member in members], dtype=np.int32),
             offsets=np.array([member.offset for member in members], dtype=np.int64),
             sizes=np.array([member.size for member in members], dtype=np.int64),
+            local=local,
         )
 
     def open(self, place: int) -> BinaryIO:
@@ -116,7 +129,19 @@ class Members:
         size = int(self.sizes[place])
         if size < 0:
             raise FileNotFoundError(errno.ENOENT, "a sample without a picture of its own")
-        return window(self.paths[self.shards[place]], offset=int(self.offsets[place]), size=size)
+        with self.local(self.paths[self.shards[place]]) as path:
+            return window(path, offset=int(self.offsets[place]), size=size)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Shards that are needed next, by their numbers."""
+
+    paths: tuple[Path, ...]
+    fetch: Callable[[Sequence[Path]], None]
+
+    def __call__(self, numbers: Sequence[int]) -> None:
+        self.fetch([self.paths[number] for number in numbers])
 
 
 # ---- which files -----------------------------------------------------------------------------------------------------
@@ -224,8 +249,11 @@ def survey(
     captions: Captioning | None = None,
     columns: Columns | None = None,
     progress: Progress | None = None,
+    window: int | None = None,
 ) -> Listing:
     """The samples of the shards in the order they lie there; `progress` runs through the shards.
+
+    With `window`, a training goes through so many shards at a time (`nextscale.data.windows`).
 
     `labels` may be "none": one class, whatever the samples say. `captions` may be "own", what `.txt` and `.json` hold,
     or "names", the words of the keys; there are no `columns`.
@@ -236,7 +264,7 @@ def survey(
     (columns or Columns()).refuse(f"the shards in {shards.root}")
     alike = no_classes(labels, of=f"the shards in {shards.root}")
     how = no_table(captions, of=f"the shards in {shards.root}")
-    wanted = Wanted(root=shards.root, classes=not alike, captions=how)
+    wanted = Wanted(root=shards.root, classes=not alike, captions=how, local=shards.local)
     left = Counter(shards.left)
     read = partial(_read, wanted=wanted, left=left, progress=progress)
     paths = {_name(path, shards.root): path for path in shards.paths}
@@ -248,9 +276,10 @@ def survey(
     else:
         found, chosen_N = train, hold_out([sample.key for sample in train], root=shards.root)
     found, notes = _one_spelling(found, root=shards.root)
-    classes, numbers = _labels(found, found[: len(train)], root=shards.root)
+    classes, numbers = _labels(found, found[: len(train)], shards)
     every = None if how is None else Captions(sample.captions for sample in found)
     of_captions = () if every is None else told(every, left, root=shards.root, how=str(how))
+    store = Members.of([sample.picture for sample in found], shards.local)
     return Listing(
         kind="shards",
         root=shards.root,
@@ -258,14 +287,27 @@ def survey(
             names=Names(sample.name for sample in found),
             labels=np.array(numbers, dtype=np.int64),
             held_out=chosen_N,
-            store=Members.of([sample.picture for sample in found]),
+            store=store,
         ),
         classes=told_apart(classes),
         held_out=sides.told,
         left_out=LeftOut(left),
         notes=(*notes, *_folders_inside(found), *of_captions),
         captions=every,
+        examined=_examined(found),
+        windows=None if window is None else _windows(store, window, shards),
     )
+
+
+def _windows(store: Members, width: int, shards: Shards) -> Windows:
+    ahead = None if shards.ahead is None else Ahead(store.paths, shards.ahead)
+    return Windows(shards=store.shards.astype(np.int64), width=width, ahead=ahead)
+
+
+def _examined(found: Sequence[Found]) -> Examined | None:
+    """What is known of pictures that were all opened."""
+    looks = [sample.look for sample in found if sample.look is not None]
+    return Examined.of(looks, len(found)) if len(looks) == len(found) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +317,7 @@ class Wanted:
     root: Path
     classes: bool
     captions: str | None
+    local: Local = nullcontext
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -296,11 +339,27 @@ def _read(paths: Sequence[Path], *, wanted: Wanted, left: Counter[str], progress
 
 
 def _samples(path: Path, *, wanted: Wanted) -> tuple[list[Found], Counter[str]]:
+    """Those of one shard, which is needed here as long as that takes."""
+    with wanted.local(path) as here:
+        found, left = _samples_in(here, path, wanted)
+        if here == path:
+            return found, left
+        return [_once(sample, path) for sample in found], left
+
+
+def _once(sample: Found, path: Path) -> Found:
+    """A sample of a shard that is called `path`, with all there is to know of its picture while the shard is here."""
+    here = Members.of([sample.picture])
+    return replace(sample, picture=sample.picture._replace(tar=path), look=look(Listed("", 0, False, here, 0)))
+
+
+def _samples_in(here: Path, path: Path, wanted: Wanted) -> tuple[list[Found], Counter[str]]:
+    """Those of a shard that lies `here` and is called `path`."""
     suffixes = wanted.suffixes
     groups: dict[str, dict[str, Member]] = {}
     named: list[str] = []  # keys of fields with names
     left: Counter[str] = Counter()
-    for member in members(path, left):
+    for member in members(here, left):
         key, suffix = _split(member.name)
         if suffix in suffixes:
             files = groups.setdefault(key, {})
@@ -456,8 +515,9 @@ def _folders_inside(found: Sequence[Found]) -> tuple[str, ...]:
     return (f"folders inside the shards, such as {some}, are neither classes nor splits: .cls or .json tells a class",)
 
 
-def _labels(found: Sequence[Found], train: Sequence[Found], *, root: Path) -> tuple[tuple[str, ...], list[int]]:
+def _labels(found: Sequence[Found], train: Sequence[Found], shards: Shards) -> tuple[tuple[str, ...], list[int]]:
     """The names of the classes, and the number of each sample's."""
+    root = shards.root
     unlabelled = [sample for sample in found if sample.stated is None]
     if len(unlabelled) == len(found):
         return (root.resolve().name,), [0] * len(found)
@@ -466,16 +526,16 @@ def _labels(found: Sequence[Found], train: Sequence[Found], *, root: Path) -> tu
             f"expected a class (.cls or .json) for each of the {len(found)} samples in {root} or for none, "
             f"{len(unlabelled)} are without, such as {unlabelled[0].name}"
         )
-    names, numbers = _numbering((sample.stated for sample in train), root)
+    names, numbers = _numbering((sample.stated for sample in train), shards)
     for sample in found:
         if sample.stated not in numbers:
             raise InputError(f"expected one of the {len(names)} classes in {sample.name}, got {sample.stated!r}")
     return names, [numbers[sample.stated] for sample in found]
 
 
-def _numbering(stated: Iterable[Class | None], root: Path) -> tuple[tuple[str, ...], dict[Class | None, int]]:
+def _numbering(stated: Iterable[Class | None], shards: Shards) -> tuple[tuple[str, ...], dict[Class | None, int]]:
     """Class names, and the number of every way to state one: by the list beside the shards, or in their own order."""
-    listed = _listed(root)
+    listed = _listed(shards)
     if listed is not None:
         numbers: dict[Class | None, int] = {number: number for number in range(len(listed))}
         for number, name in enumerate(listed):
@@ -489,18 +549,24 @@ def _numbers_first(value: Class) -> tuple[bool, int, str]:
     return (False, value, "") if isinstance(value, int) else (True, 0, value)
 
 
-def _listed(root: Path) -> tuple[str, ...] | None:
+def _listed(shards: Shards) -> tuple[str, ...] | None:
     """The class names that `classes.txt` or `classes.json` gives, in order."""
     for name, read in (("classes.txt", _lines), ("classes.json", _entries)):
-        if (root / name).is_file():
-            try:
-                names = read((root / name).read_text(encoding="utf-8-sig"))
-            except (ValueError, RecursionError):
-                names = ()
-            if not names or not all(isinstance(entry, str) and entry for entry in names):
-                raise InputError(f"expected the names of the classes, one for each number from 0 on, in {root / name}")
-            return names
+        with shards.local(shards.root / name) as here:
+            text = here.read_bytes() if here.is_file() else None
+        if text is not None:
+            return _names(text, read, where=shards.root / name)
     return None
+
+
+def _names(text: bytes, read: Callable[[str], tuple[str, ...]], *, where: Path) -> tuple[str, ...]:
+    try:
+        names = read(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        names = ()
+    if not names or not all(isinstance(entry, str) and entry for entry in names):
+        raise InputError(f"expected the names of the classes, one for each number from 0 on, in {where}")
+    return names
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nextscale.training.order import batch_indices, generator, views
+from nextscale.data.windows import Windows
+from nextscale.training.order import batch_indices, generator, next_shards, views
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 60), seed=st.integers(0, 5))
@@ -34,6 +36,41 @@ def test_a_step_sees_the_same_whatever_came_before(untouched) -> None:
     with untouched():
         backwards = [batch_indices(17, 5, step, 3).tolist() for step in reversed(range(12))]
     assert backwards[::-1] == forwards
+
+
+@given(data=st.data(), width=st.integers(1, 4), batch=st.integers(1, 9), seed=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_goes_through_windows_of_shards(data: st.DataObject, width: int, batch: int, seed: int) -> None:
+    """Each picture once; each shard in one window alone; and what the next window needs is known in this one."""
+    shards = np.array(data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=40)), dtype=np.int64)
+    windows, count = Windows(shards=shards, width=width), len(shards)
+    steps = -(-3 * count // batch)
+    shown = torch.cat([batch_indices(count, batch, step, seed, windows) for step in range(steps)])
+    for epoch in shown[: 3 * count].split(count):
+        assert epoch.sort().values.tolist() == list(range(count))
+        seen = shards[epoch.numpy()]
+        spans = {shard: (int(np.argmax(seen == shard)), count - int(np.argmax(seen[::-1] == shard))) for shard in seen}
+        for place in range(count):
+            assert sum(first <= place < end for first, end in spans.values()) <= width
+    for step in range(steps - 1):
+        following = next_shards(windows, batch, step, seed)
+        assert 0 < len(following) <= width
+
+
+def test_the_shards_of_the_next_window_are_told() -> None:
+    """Of this epoch, and of the next one in the last window."""
+    windows = Windows(shards=np.repeat(np.arange(6), 4), width=2)
+    for step in range(18):  # of a window are eight pictures
+        told = set(next_shards(windows, 4, step, 5))
+        first = (step // 2 + 1) * 2
+        coming = torch.cat([batch_indices(24, 4, later, 5, windows) for later in (first, first + 1)])
+        assert told == set(windows.shards[coming.numpy()].tolist())
+
+
+def test_windows_change_the_order_alone_where_they_are_asked_for() -> None:
+    """All shards in one window are the order without windows."""
+    windows = Windows(shards=np.arange(30) % 5, width=5)
+    assert all(batch_indices(30, 7, step, 2, windows).equal(batch_indices(30, 7, step, 2)) for step in range(10))
 
 
 def test_different_places_give_different_streams() -> None:

@@ -37,7 +37,7 @@ from nextscale.tokenizer.quantizer import (
 from nextscale.training import losses
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
-from nextscale.training.order import batch_indices, generator, spread, views
+from nextscale.training.order import batch_of, generator, order_of, spread, views
 from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
 from nextscale.training.tokenizer import adversary, codebook, discriminators, gains, health
@@ -145,6 +145,7 @@ class TokenizerStage:
             "precision": str(self.dtype).removeprefix("torch."),
             "perceptual": self.perceptual.fingerprint if self.perceptual else None,
             "backbone": self.backbone.fingerprint if self.backbone else None,
+            **order_of(data.train),
         }
 
     def _semantic(self, network: FeatureNetwork | None) -> Semantic:
@@ -211,7 +212,7 @@ class TokenizerStage:
         """Features of `STARTING_PICTURES` training pictures, this process's share of them."""
         world = distributed.world()
         share = distributed.shared(max(min(STARTING_PICTURES, len(self.data.train)) // world, 1) * world)
-        order = batch_indices(len(self.data.train), STARTING_PICTURES, 0, self.seed)[share]
+        order = batch_of(self.data.train, STARTING_PICTURES, 0, self.seed)[share]
         with lowered(self.device, self.dtype):
             parts = [
                 self.model.features(self.data.train.batch(part)[0].to(self.device))
@@ -257,7 +258,7 @@ class TokenizerStage:
     def _batch(self, step: int, part: slice, scales: Scales) -> tuple[Pair, Tensor | None]:
         """Pictures of a part of a step's batch, nothing painted yet, and with how many scales to paint them."""
         count = self.batch
-        indices = batch_indices(len(self.data.train), count, step, self.seed)[part]
+        indices = batch_of(self.data.train, count, step, self.seed)[part]
         seen = views(count, step, self.seed, flip=self.recipe.flip)[part]
         originals = self.data.train.batch(indices, views=seen)[0].to(self.device)
         draws = adversary.draws(count, generator(self.seed, "augment", step))[part]

@@ -29,7 +29,7 @@ from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
-from nextscale.training.order import batch_indices, generator, spread, views
+from nextscale.training.order import batch_of, generator, order_of, spread, views
 from nextscale.training.recipes import Reading, TransformerRecipe
 from nextscale.training.rundir import Stateful
 from nextscale.training.transformer import captions, flips, health, tokens
@@ -150,6 +150,7 @@ class TransformerStage:
             "captions": None if reader is None or data.train.captions is None else data.train.captions.fingerprint,
             "data": self.data.train.fingerprint,
             "precision": str(self.dtype).removeprefix("torch."),
+            **order_of(data.train),
         }
 
     @property
@@ -265,7 +266,7 @@ class TransformerStage:
 
     def _indices(self, step: int) -> Tensor:
         """(batch,) int64, the pictures of a step."""
-        return batch_indices(len(self.data.train), self.batch, step, self.seed)
+        return batch_of(self.data.train, self.batch, step, self.seed)
 
     def _labels(self, labels_B: Tensor, step: int, part: slice) -> Tensor:
         """Some of them replaced by "no class"."""

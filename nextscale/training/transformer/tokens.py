@@ -15,8 +15,9 @@ from torch import Tensor
 from nextscale.data import DataSet, Pictures
 from nextscale.data.captions import Captions
 from nextscale.data.encoding import SHARD, Encode
-from nextscale.data.pictures import fingerprint
+from nextscale.data.pictures import Split, fingerprint
 from nextscale.data.tokens import Meta, TokenSet
+from nextscale.data.windows import Windows
 from nextscale.files import checkpoint
 from nextscale.machine.precision import lowered
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -49,6 +50,11 @@ class Encoded:
     @property
     def captions(self) -> Captions | None:
         return self.pictures.captions
+
+    @property
+    def windows(self) -> Windows | None:
+        """How a training should go through the pictures."""
+        return self.pictures.windows if isinstance(self.pictures, Split) else None
 
     def __len__(self) -> int:
         return len(self.pictures)
