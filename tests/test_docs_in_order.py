@@ -194,6 +194,12 @@ def data_sets() -> None:
     Path("parquet").mkdir()
     for number in range(2):
         pyarrow.parquet.write_table(table, f"parquet/train-{number:05}-of-00002.parquet")
+    Path("imagenet").mkdir()
+    with tarfile.open("imagenet/ILSVRC2012_img_train.tar", "w") as outer:
+        for wnid in ("n01440764", "n02119789"):
+            with tarfile.open(f"{wnid}.tar", "w") as inner:
+                inner.add("cat.jpg", f"{wnid}_1.JPEG")
+            outer.add(f"{wnid}.tar")
     names = [path.relative_to("photos").as_posix() for path in sorted(Path("photos").rglob("*.jpg"))]
     Path("photos.jsonl").write_text("\n".join(json.dumps({"file": name, "kind": name[-5]}) for name in names))
 

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from nextscale import hub
 from nextscale.checks import checked
-from nextscale.data import arrays, emoji, figures, folder, parquet, reading, remote, shards, wrapped, zips
+from nextscale.data import arrays, emoji, figures, folder, imagenet, parquet, reading, remote, shards, wrapped, zips
 from nextscale.data.captions import OWN, Captioning, Captions
 from nextscale.data.labels import Labels
 from nextscale.data.listing import Listing
@@ -51,8 +51,9 @@ def load(
     (`./emoji` and `./figures` are folders of those names). A folder of pictures, or a .zip of one, is read as
     `nextscale.data.folder` says; a folder of .tar shards, or a pattern such as `shards/train-{000..099}.tar`, as
     `nextscale.data.shards` says; parquet and Arrow files likewise, as `nextscale.data.parquet` says; arrays of NumPy,
-    MNIST's and CIFAR's files as `nextscale.data.arrays` says. A data set of the
-    hub, `hf://datasets/owner/name[@revision][/folder]`, is fetched to the hub's local cache first (`nextscale.hub`).
+    MNIST's and CIFAR's files as `nextscale.data.arrays` says; ImageNet as `nextscale.data.imagenet` says. A data set of
+    the hub, `hf://datasets/owner/name[@revision][/folder]`, is fetched to the hub's local cache first
+    (`nextscale.hub`).
     Shards, parquet files and a .zip at an address, `s3://bucket/train-{000..099}.tar`, come into `cache`, by default
     64 GB in the user's cache directory (`nextscale.data.remote`).
     `progress(done, total)` is called while files are listed and while pictures are read. Unreadable pictures are left
@@ -163,7 +164,9 @@ def _survey(source: str | Path, asked: _Asked, cache: Cache, window: int | None)
             return shards.survey(there, **asked, window=window or WIDTH)
         source = there
     if _is_zip(source):
-        return folder.survey(zips.tree(Path(source)), **asked)
+        return folder.survey(imagenet.arranged(zips.tree(Path(source))), **asked)
+    if tree := imagenet.find(source, progress=asked["progress"]):
+        return folder.survey(tree, **asked)
     if rows := parquet.find(source):
         return parquet.survey(rows, **asked)
     if found := arrays.find(source, asked["columns"]):
@@ -174,7 +177,7 @@ def _survey(source: str | Path, asked: _Asked, cache: Cache, window: int | None)
         return parquet.survey(rows, **asked)
     if os.path.isdir(source) and (found := arrays.find_in(Path(source), asked["columns"])):
         return arrays.survey(found, **asked)
-    return folder.survey(Path(source), **asked)
+    return folder.survey(imagenet.arranged(folder.on_disk(Path(source))), **asked)
 
 
 def _is_zip(source: str | Path) -> bool:

@@ -12,24 +12,16 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from nextscale.data.names import Names
-from nextscale.data.walk import SYSTEM, Inside, Store, Tree, is_picture
+from nextscale.data.walk import SYSTEM, Entries, Inside, Tree, is_picture
 from nextscale.errors import InputError
 
 INSIDE = "entr{y} with an absolute name or .. in it"
 _CHUNK = 1 << 16  # bytes that are unpacked at a time
-
-
-class Entries(Store, Protocol):
-    """A store of which some files can be chosen."""
-
-    def chosen(self, places_M: np.ndarray) -> Self:
-        """Those at some places, in that order."""
-        ...
 
 
 class Archive(Tree):
@@ -88,7 +80,7 @@ class Archive(Tree):
         place = self._first(name)
         return place < len(self.names_N) and self.names_N[place] == name
 
-    def store(self, names: Names) -> Store:
+    def store(self, names: Names) -> Entries:
         """See `Tree`."""
         places = {name: place for place, name in enumerate(self.names_N)}
         return self._entries.chosen(np.fromiter(map(places.__getitem__, names), dtype=np.int64, count=len(names)))

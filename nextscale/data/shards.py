@@ -29,7 +29,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
@@ -124,8 +124,13 @@ class Members:
             local=local,
         )
 
+    def chosen(self, places_M: np.ndarray) -> Self:
+        """Those at some places, in that order."""
+        shards, offsets, sizes = (array[places_M] for array in (self.shards, self.offsets, self.sizes))
+        return replace(self, shards=shards, offsets=offsets, sizes=sizes)
+
     def open(self, place: int) -> BinaryIO:
-        """See `nextscale.data.listing.Store`."""
+        """See `nextscale.data.walk.Store`."""
         size = int(self.sizes[place])
         if size < 0:
             raise FileNotFoundError(errno.ENOENT, "a sample without a picture of its own")

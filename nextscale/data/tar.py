@@ -36,28 +36,36 @@ def window(path: Path, *, offset: int, size: int) -> BinaryIO:
     return io.BufferedReader(_Window(path.open("rb", buffering=0), start=offset, length=size))
 
 
-def members(path: Path, left: Counter[str] | None = None) -> Iterator[Member]:
+def members(tar: Path | Member, left: Counter[str] | None = None) -> Iterator[Member]:
     """The regular files of a tar, in the order they lie there; only headers are read. `left` counts what else there is.
 
-    Raises `InputError` for a tar that is missing, empty, compressed, cut short or damaged.
+    A tar inside another is a member of that; its files are members of the outer one. Raises `InputError` for a tar that
+    is missing, empty, compressed, cut short or damaged.
     """
     left, place = Counter() if left is None else left, -1
+    path, start, where = (
+        (tar, 0, f"{tar}") if isinstance(tar, Path) else (tar.tar, tar.offset, f"{tar.name} in {tar.tar}")
+    )
     try:
-        with tarfile.TarFile(path, encoding="utf-8") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all, a kilobyte each
+        with _opened(tar) as stream, tarfile.TarFile(fileobj=stream, encoding="utf-8") as opened:
+            while (info := opened.next()) is not None:
+                opened.members.clear()  # type: ignore[attr-defined]  # it would keep them all, a kilobyte each
                 if info.offset_data <= place or info.size < 0:
                     raise tarfile.ReadError(f"damaged at byte {info.offset}")
                 place = info.offset_data
                 if info.isreg() and not info.issparse():
-                    yield Member(path, info.name.removeprefix("./"), info.offset_data, info.size)
+                    yield Member(path, info.name.removeprefix("./"), start + info.offset_data, info.size)
                 else:
                     left[_kind(info)] += 1
-            _check_end(path, tar.offset)
-            if behind := _behind(path, tar.offset):
+            _check_end(stream, opened.offset)
+            if behind := _behind(stream, opened.offset):
                 left["byte{s} behind the end of a shard"] += behind
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"expected a whole, uncompressed tar, got {path}: {foreign_kind(path) or error}") from error
+        raise InputError(f"expected a whole, uncompressed tar, got {where}: {_foreign(tar) or error}") from error
+
+
+def _opened(tar: Path | Member) -> BinaryIO:
+    return tar.open("rb") if isinstance(tar, Path) else tar.open()
 
 
 def foreign_kind(path: Path) -> str | None:
@@ -69,28 +77,31 @@ def foreign_kind(path: Path) -> str | None:
         return None
 
 
+def _foreign(tar: Path | Member) -> str | None:
+    return foreign_kind(tar) if isinstance(tar, Path) else None
+
+
 def _kind(info: tarfile.TarInfo) -> str:
     if info.isdir():
         return "folder entr{y} in shards"
     return "link{s} in shards" if info.issym() or info.islnk() else "special file{s} in shards"
 
 
-def _behind(path: Path, offset: int) -> int:
+def _behind(stream: BinaryIO, offset: int) -> int:
     """How many bytes follow the zeros that end a tar, such as another tar that `cat` put there."""
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        while chunk := stream.read(1 << 20):
-            if rest := chunk.lstrip(b"\0"):
-                return os.fstat(stream.fileno()).st_size - (stream.tell() - len(rest))
+    stream.seek(offset)
+    while chunk := stream.read(1 << 20):
+        if rest := chunk.lstrip(b"\0"):
+            at = stream.tell() - len(rest)
+            return stream.seek(0, os.SEEK_END) - at
     return 0
 
 
-def _check_end(path: Path, offset: int) -> None:
+def _check_end(stream: BinaryIO, offset: int) -> None:
     """`tarfile` takes a damaged header for the end, and a missing one too; a whole tar ends with a block of zeros."""
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"damaged or cut short at byte {offset}")
+    stream.seek(offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged or cut short at byte {offset}")
 
 
 class _Window(io.RawIOBase):

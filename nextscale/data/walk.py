@@ -14,9 +14,11 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
+
+import numpy as np
 
 from nextscale.data.names import Names
 from nextscale.errors import InputError
@@ -188,6 +190,14 @@ class Store(Protocol):
         ...
 
 
+class Entries(Store, Protocol):
+    """A store of which some files can be chosen."""
+
+    def chosen(self, places_M: np.ndarray) -> Self:
+        """Those at some places, in that order."""
+        ...
+
+
 class Tree(ABC):
     """The folders below a root; `below` is a folder's name there with a slash behind it, the root's own is empty."""
 
@@ -214,7 +224,7 @@ class Tree(ABC):
         """Whether there is a file of that very name."""
 
     @abstractmethod
-    def store(self, names: Names) -> Store:
+    def store(self, names: Names) -> Entries:
         """What opens these files by their places in the list, and keeps nothing else of the tree."""
 
     def where(self, below: str, above: Sequence[str]) -> str:
@@ -296,7 +306,7 @@ class Folder(Tree):
         """See `Tree`."""
         return os.path.isfile(path_of(self._root, name))
 
-    def store(self, names: Names) -> Store:
+    def store(self, names: Names) -> Entries:
         """See `Tree`."""
         return Files(self._root, names)
 
@@ -321,6 +331,10 @@ class Files:
     def open(self, place: int) -> BinaryIO:
         """See `Store`."""
         return open(path_of(self.root, self.names[place]), "rb")
+
+    def chosen(self, places_M: np.ndarray) -> Self:
+        """Those at some places, in that order."""
+        return replace(self, names=self.names.chosen(places_M))
 
 
 def path_of(root: str, name: str) -> str:

@@ -14,9 +14,9 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 
@@ -51,13 +51,10 @@ class Zipped:
         offsets, packed, sizes, sums, methods, flags = columns
         return cls(path=path, offsets=offsets, packed=packed, sizes=sizes, sums=sums, methods=methods, flags=flags)
 
-    def chosen(self, places_M: np.ndarray) -> Zipped:
-        """See `nextscale.data.archive.Entries`."""
-        arrays = (self.offsets, self.packed, self.sizes, self.sums, self.methods, self.flags)
-        offsets, packed, sizes, sums, methods, flags = (array[places_M] for array in arrays)
-        return Zipped(
-            path=self.path, offsets=offsets, packed=packed, sizes=sizes, sums=sums, methods=methods, flags=flags
-        )
+    def chosen(self, places_M: np.ndarray) -> Self:
+        """See `nextscale.data.walk.Entries`."""
+        fields = ("offsets", "packed", "sizes", "sums", "methods", "flags")
+        return replace(self, **{field: getattr(self, field)[places_M] for field in fields})
 
     def open(self, place: int) -> BinaryIO:
         """See `nextscale.data.walk.Store`."""
