@@ -90,7 +90,7 @@ class TrainTokenizer:
     steps: Count = None
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
-    """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
+    """Length in minutes instead; the number of steps follows the pace."""
     checks: Count = None
     """Times along the run to show how it is, and to save (default: one in ten steps, 20 at most)."""
     checkpoint_minutes: EveryMinutes = 15.0

@@ -120,7 +120,7 @@ class TrainTransformer:
     steps: Count = None
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
-    """Length in minutes instead; the first steps are timed, then the number of steps is fixed."""
+    """Length in minutes instead; the number of steps follows the pace."""
     cooldown: Share = None
     """Hold the rate after a warm-up in steps, and let it fall over this last share of the run; 0: not at all."""
     plateau: Start = None

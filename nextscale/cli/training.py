@@ -84,6 +84,8 @@ def watch(name: str, events: Iterator[Event], out: Path) -> None:
             for event in events:
                 figures = f"loss {event.figures['loss']:.3f}  {event.figures['images_per_second']:.0f} images/s"
                 bar.update(task, completed=event.step, total=event.total, figures=figures)
+                for note in event.notes:
+                    bar.console.print(wrapped(f"{name}: {note}"), soft_wrap=True)
                 if event.validation:
                     bar.console.print("\n".join(_lines(name, event, told)), soft_wrap=True)
     except Stopped as stopped:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -27,12 +27,11 @@ from nextscale.errors import InputError
 from nextscale.files import lock
 from nextscale.machine import distributed
 from nextscale.training.optimization import Outcome
+from nextscale.training.pace import TARGET, Pace, Plan, Record
 from nextscale.training.recipes import OF_THE_FALL, Recipe, recorded
 from nextscale.training.rundir import RunDirectory, State, Stateful, all_finite
 
 SKIPS = 10  # steps in a row without a finite gradient, after which more of them would not help
-TRIAL_STEPS = 20  # steps timed before a budget in minutes becomes a number of steps
-SHARE_FOR_STEPS = 0.93  # of that budget; the rest is for validation, pictures and checkpoints
 MOST_CHECKS = 20  # of a run for which no number is given
 STEPS_A_CHECK = 10  # at least, of such a run
 UNSOUND = (
@@ -84,8 +83,12 @@ class Stage(Protocol):
         """Called once, before the first step of a run."""
         ...
 
-    def update(self, step: int, total: int | None) -> Outcome:
-        """Make a step: everything random in it is a function of `step`."""
+    def update(self, step: int, total: float | None) -> Outcome:
+        """Make a step: everything random in it is a function of `step`.
+
+        `total` is what schedules take for the number of steps, None while there is none: in a run that keeps to a
+        budget of minutes it may change from step to step, and need not be whole (`pace`).
+        """
         ...
 
     def inputs(self, step: int) -> Tensor:
@@ -136,7 +139,8 @@ class Gathering(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """How long to train: a number of steps, or minutes, which become steps once the first have been timed."""
+    """How long to train: a number of steps, or minutes, which become steps once the first have been timed, and others
+    when the pace changes (`pace`)."""
 
     steps: int | None = None
     minutes: float | None = None
@@ -153,6 +157,11 @@ class Length:
         if self.minutes == float("inf"):
             raise InputError("minutes: expected a finite number, got inf")
 
+    @property
+    def seconds(self) -> float | None:
+        """Of the minutes, those of this run; None for a number of steps."""
+        return None if self.minutes is None else 60 * self.minutes * self.share
+
 
 @dataclass(frozen=True)
 class Event:
@@ -161,13 +170,15 @@ class Event:
     step: int
     """Steps done."""
     total: int | None
-    """Steps in all; None while a budget in minutes is being turned into steps."""
+    """Steps in all, as far as is known now; None while a budget in minutes is being turned into steps."""
     figures: dict[str, float]
     """Loss, learning rate, gradient norm, images a second, and the stage's own."""
     validation: dict[str, float] = field(default_factory=dict)
     """Figures on held-out data, after the steps that validated."""
     health: Health = field(default_factory=Health)
     """A table and warnings, after those steps."""
+    notes: tuple[str, ...] = ()
+    """What else should be told of the step, a line each: that the number of steps has changed, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +201,22 @@ class Rhythm:
         if self.keep < 0:
             raise InputError(f"keep: expected 0 or more, got {self.keep}")
 
-    def is_check(self, step: int, total: int | None) -> bool:
-        """Whether to validate after `step` of `total`."""
-        return total is not None and _ends_part(step, total, self.checks or _default_checks(total))
+    def is_check(self, step: int, plan: Plan) -> bool:
+        """Whether to validate after `step`."""
+        return _ends_part(step, plan, self._checks(step, plan))
 
-    def is_kept(self, step: int, total: int | None) -> bool:
+    def is_kept(self, step: int, plan: Plan) -> bool:
         """Whether to keep the model of this step."""
-        return total is not None and _ends_part(step, total, self.keep)
+        return _ends_part(step, plan, self.keep)
+
+    def checks_left(self, step: int, plan: Plan) -> int:
+        """How many times to validate from `step` on, it included, as far as is known."""
+        checks = self._checks(step, plan)
+        return checks - _parts_over(step - 1, plan, checks) if checks else 0
+
+    def _checks(self, step: int, plan: Plan) -> int:
+        total = plan.total(step)
+        return 0 if total is None else self.checks or _default_checks(total)
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -265,17 +285,34 @@ def _continued(
         state = _forked(stage, run, plateau, length)
     if distributed.any_of(state.step != distributed.from_first(state.step)):
         raise InputError(f"expected one {run.path} that all processes read, got checkpoints of different steps")
-    if state.total is None or length.steps is not None:
-        state.total = length.steps  # more than the checkpoint's where the run was made longer
+    known, notes = _planned(run, state, length)
+    pace = Pace(stage.batch, length.seconds, known.seconds)
     if state.step == 0:
         stage.prepare()
     if isinstance(stage, Gathering):
         stage.gather()
-    if state.step != state.total:
-        yield from _steps(stage, run, state, length, rhythm)
+    if state.step != known.plan.total(state.step):
+        yield from _steps(stage, run, state, known.plan, pace, rhythm, notes)
     elif distributed.is_first():
         stage.export(run.path)  # whatever has become of the files since
     run.finish(state)
+
+
+def _planned(run: RunDirectory, state: State, length: Length) -> tuple[Record, list[str]]:
+    """How many steps the run is to make, and what of its budget is spent, as far as it is known; and what to say."""
+    if length.seconds is None:
+        return Record(Plan.of(length.steps)), []  # more than the checkpoint's where the run was made longer
+    if state.step == 0:
+        run.remember(Record())  # in place of what an attempt without a checkpoint may have left
+        return Record(), []
+    found = run.remembered()
+    if found is not None or state.total is None:
+        return found or Record(), []
+    spent = TARGET * length.seconds * state.step / state.total  # by a version that kept no record, or it was removed
+    note = (
+        f"no record of the minutes spent so far: {spent / 60:.3g} are assumed, by the share of the steps that is done"
+    )
+    return Record(Plan.of(state.total), spent), [note]
 
 
 def _forked(stage: Stage, run: RunDirectory, plateau: Path, length: Length) -> State:
@@ -323,38 +360,74 @@ class _Found(NamedTuple):
     """Whether it may be saved."""
 
 
-def _steps(stage: Stage, run: RunDirectory, state: State, length: Length, rhythm: Rhythm) -> Iterator[Event]:
-    """The steps that are left."""
-    pace, since, found = _Pace(stage.batch, length), list[dict[str, float]](), _Found({}, Health(), sound=True)
+def _steps(
+    stage: Stage, run: RunDirectory, state: State, plan: Plan, pace: Pace, rhythm: Rhythm, notes: list[str]
+) -> Iterator[Event]:
+    """The steps that are left; `notes` are told with the first."""
+    since, found = list[dict[str, float]](), _Found({}, Health(), sound=True)
     saved = time.monotonic()
     with run.logging(state.step), _stop_requests() as stop:
-        while state.step != state.total:
-            figures = pace.timed(lambda: _update(stage, run, state))
+        while state.step != plan.total(state.step):
+            figures = pace.timed(partial(_update, stage, run, state, plan.horizon(state.step)))
             since.append(figures)
-            if state.total is None:
-                state.total = distributed.from_first(pace.total(state.step))
-            moment = _moment(state, rhythm, saved, stop.is_set() or distributed.orphaned())
+            asked = _asked(pace.due(state.step, plan), rhythm, saved, stop.is_set() or distributed.orphaned())
+            if asked.look:
+                before, plan = plan, _replanned(run, state.step, plan, pace, rhythm)
+                notes = [*notes, *pace.changed(before, plan, state.step)]
+            state.total = plan.total(state.step)
+            moment = _moment(state.step, plan, rhythm, asked)
             found = _look(stage, run, state, since, moment)
             run.log(state.step, figures, found.validation)
             if any(moment) and found.sound:
-                if moment.keep:
-                    run.keep_model(state.step, stage)
-                run.save(state, stage)
+                _save(stage, run, state, pace.record(plan), moment)
                 saved = time.monotonic()
             if moment.check:
                 since.clear()
-            yield Event(state.step, state.total, figures, found.validation, found.health)
+                pace.checked()
+            if state.step == state.total:
+                notes = [*notes, *pace.missed()]
+            yield Event(state.step, state.total, figures, found.validation, found.health, tuple(notes))
+            notes = []
             if moment.stop:
                 raise Stopped(saved=found.sound)
     if not found.sound:
         raise FloatingPointError(f"{stage.name}: what the last step, {state.step}, has made gives no finite figures")
 
 
-def _moment(state: State, rhythm: Rhythm, saved: float, stop: bool) -> _Moment:
+def _save(stage: Stage, run: RunDirectory, state: State, record: Record | None, moment: _Moment) -> None:
+    if moment.keep:
+        run.keep_model(state.step, stage)
+    if record is not None:
+        run.remember(record)
+    run.save(state, stage)
+
+
+class _Asked(NamedTuple):
+    """What is asked for after a step, in all processes."""
+
+    look: bool
+    """At the clock."""
+    save: bool
+    stop: bool
+
+
+def _asked(look: bool, rhythm: Rhythm, saved: float, stop: bool) -> _Asked:
     """`saved` is when the last checkpoint was written, by the clock of this process; the first one's counts."""
-    old = distributed.is_first() and time.monotonic() - saved >= 60 * rhythm.checkpoint_minutes
-    stop, save = distributed.any_of_each(stop, stop or old)
-    return _Moment(rhythm.is_check(state.step, state.total), rhythm.is_kept(state.step, state.total), save, stop)
+    first = distributed.is_first()
+    old = first and time.monotonic() - saved >= 60 * rhythm.checkpoint_minutes
+    return _Asked(*distributed.any_of_each(first and look, stop or old, stop))
+
+
+def _replanned(run: RunDirectory, step: int, plan: Plan, pace: Pace, rhythm: Rhythm) -> Plan:
+    """The plan after a look at the first process's clock, recorded before anyone follows it."""
+    if distributed.is_first():
+        plan = pace.planned(step, plan, rhythm.checks_left(step, plan))
+        run.remember(pace.record(plan) or Record())
+    return distributed.from_first(plan)
+
+
+def _moment(step: int, plan: Plan, rhythm: Rhythm, asked: _Asked) -> _Moment:
+    return _Moment(rhythm.is_check(step, plan), rhythm.is_kept(step, plan), asked.save, asked.stop)
 
 
 def _look(stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[str, float]], moment: _Moment) -> _Found:
@@ -368,33 +441,9 @@ def _look(stage: Stage, run: RunDirectory, state: State, since: Sequence[dict[st
     return _check(stage, run, state, since, sound) if moment.check else _Found({}, Health(), sound)
 
 
-class _Pace:
-    """How fast steps are made, and the number of steps that a budget in minutes becomes; of this process alone."""
-
-    def __init__(self, batch: int, length: Length) -> None:
-        self.batch, self.length = batch, length
-        self.started, self.durations = time.monotonic(), list[float]()
-
-    def timed(self, step: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The figures of a step, and its speed."""
-        before = time.monotonic()
-        figures = step()
-        self.durations.append(time.monotonic() - before)
-        return figures | {"images_per_second": self.batch / statistics.median(self.durations[-20:])}
-
-    def total(self, done: int) -> int | None:
-        """The number of steps in all, as soon as it can be known."""
-        assert self.length.minutes is not None
-        elapsed = time.monotonic() - self.started
-        left = self.length.minutes * self.length.share * 60 * SHARE_FOR_STEPS - elapsed
-        if len(self.durations) < TRIAL_STEPS and left > 0:
-            return None
-        return done + max(int(left / statistics.median(self.durations)), 0)
-
-
-def _update(stage: Stage, run: RunDirectory, state: State) -> dict[str, float]:
-    """One step; stops the run when too many in a row came to nothing."""
-    figures, finite = stage.update(state.step, state.total)
+def _update(stage: Stage, run: RunDirectory, state: State, total: float | None) -> dict[str, float]:
+    """One step of as many as schedules are told; stops the run when too many in a row came to nothing."""
+    figures, finite = stage.update(state.step, total)
     state.skipped_in_row = 0 if finite else state.skipped_in_row + 1
     state.skipped += not finite
     if state.skipped_in_row == SKIPS:
@@ -434,9 +483,15 @@ def _keep_check(
         stage.export(run.path / "best")
 
 
-def _ends_part(step: int, total: int, parts: int) -> bool:
+def _ends_part(step: int, plan: Plan, parts: int) -> bool:
     """Whether one of so many parts of the run, all as long as whole steps allow, ends with `step`."""
-    return step * parts // total > (step - 1) * parts // total
+    if plan.total(step) is None:
+        return False
+    return _parts_over(step, plan, parts) > _parts_over(step - 1, plan, parts)
+
+
+def _parts_over(step: int, plan: Plan, parts: int) -> int:
+    return math.floor(plan.progress(step) * parts)
 
 
 def _default_checks(total: int) -> int:

@@ -73,7 +73,7 @@ class Optimization:
             with nullcontext() if start == starts[-1] else distributed.no_sync(self.passed):
                 yield slice(start, start + self.part)
 
-    def update(self, losses: Iterable[tuple[Tensor, Figures]], step: int, total: int | None) -> Outcome:
+    def update(self, losses: Iterable[tuple[Tensor, Figures]], step: int, total: float | None) -> Outcome:
         """One step down the mean of the losses of the parts; the weights stay as they are if it is not finite.
 
         Each loss comes with figures, whose means over parts and processes are reported.
@@ -90,7 +90,7 @@ class Optimization:
                 optimizer.step()
         return Outcome({**_means(seen), "gradient_norm": float(norm), "learning_rate": rate}, finite)
 
-    def _prepare(self, step: int, total: int | None) -> float:
+    def _prepare(self, step: int, total: float | None) -> float:
         """Set the rates and decays of a step, and forget the gradients of the one before; AdamW's rate."""
         rate, decay = self.recipe.rate(step, total), self.recipe.decay(step, total)
         for group in self.optimizer.param_groups:

@@ -105,7 +105,7 @@ class Recipe:
             f"accumulate: expected a divisor of the batch of {self.batch}, got {self.accumulate}",
         )
 
-    def rate(self, step: int, total: int | None) -> float:
+    def rate(self, step: int, total: float | None) -> float:
         """The learning rate of 0-based `step` of `total`.
 
         While the total is not known, the peak follows the warm-up's steps, but a warm-up by share has not yet begun.
@@ -120,7 +120,7 @@ class Recipe:
         left = FALLS[self.fall](done)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
 
-    def _rising(self, total: int | None) -> int:
+    def _rising(self, total: float | None) -> int:
         """Steps of the warm-up."""
         return max(self.warmup_steps, round(self.warmup * (total or 0)))
 
@@ -152,7 +152,7 @@ class Recipe:
         """Whether no step depends on how long the run is, so that a finished one can be made longer."""
         return self.open_ended and (self.final_rate == 1 or self.flat == 1)
 
-    def decay(self, step: int, total: int | None) -> float:
+    def decay(self, step: int, total: float | None) -> float:
         """The weight decay of 0-based `step` of `total`; while that is not known, the one at the start."""
         done = min(step / total, 1.0) if total else 0.0
         grown = (1 - math.cos(math.pi * done)) / 2
@@ -258,11 +258,11 @@ class Adversarial:
         low, high = self.adaptive_range
         _require(0 <= low <= high, f"adversarial.adaptive_range: expected 0 <= low <= high, got {low} and {high}")
 
-    def learns(self, step: int, total: int | None) -> bool:
+    def learns(self, step: int, total: float | None) -> bool:
         """Whether the discriminator is updated in 0-based `step`."""
         return self.discriminator != "none" and total is not None and step >= self.start * total
 
-    def heard(self, step: int, total: int | None) -> float:
+    def heard(self, step: int, total: float | None) -> float:
         """How much of the adversarial term's weight counts in `step`: 0 until the warm-up is over, then up to 1."""
         if not self.learns(step, total):
             return 0.0
@@ -456,13 +456,13 @@ class TransformerRecipe:
         """What the tokens of each scale count in the loss, before the mean over all is taken for 1."""
         return self.scale_weights or tuple((h * w) ** -self.scale_exponent for h, w in scales)
 
-    def drop_path_at(self, step: int, total: int | None) -> float:
+    def drop_path_at(self, step: int, total: float | None) -> float:
         """Stochastic depth in 0-based `step` of `total`; while that is not known, a rise has not begun."""
         if not self.drop_path_rise:
             return self.drop_path
         return self.drop_path * min(step / (self.drop_path_rise * total), 1.0) if total else 0.0
 
-    def scales_learned(self, step: int, total: int | None, scales: int) -> float:
+    def scales_learned(self, step: int, total: float | None, scales: int) -> float:
         """How many of so many scales are learned in 0-based `step` of `total`; 6.25: six, and a seventh at a quarter.
 
         Scales are added at even distances over the first `progressive` of the run; the new one's weight rises

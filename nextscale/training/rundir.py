@@ -7,6 +7,7 @@ shares.json           the directories of such a kind that are the run's own
 config.json, *.safetensors   the model as `load` reads it, exported with every checkpoint
 best/                 the same at the check whose held-out figure was best
 milestones/           the same after some of the steps, if asked for: step-STEP/
+plan.json             how many steps a budget in minutes has become, decision by decision, and how much of it is spent
 data.json             counts, classes, and the pictures that could not be read
 history.json          figures on held-out data along the run
 health.txt            the table and the warnings of the last check, as they were printed
@@ -30,7 +31,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -48,15 +49,27 @@ from nextscale.files.checkpoint import CONFIG, read_json, write_json, write_tens
 from nextscale.files.durable import write_beside
 from nextscale.files.stamps import Stamp
 from nextscale.machine import distributed
+from nextscale.training.pace import Record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 STEPS = "length.steps"  # the setting that may grow
-SHARES = "shares.json"
+SHARES, PLAN = "shares.json", "plan.json"
 
 # What a run writes, so that it does not begin where such a thing is somebody else's.
-OWN = ("state.pt", SHARES, "data.json", "history.json", "health.txt", "best", "milestones", "tensorboard", "samples")
+OWN = (
+    "state.pt",
+    SHARES,
+    PLAN,
+    "data.json",
+    "history.json",
+    "health.txt",
+    "best",
+    "milestones",
+    "tensorboard",
+    "samples",
+)
 
 # What loading may raise over a checkpoint that is altered, or not ours.
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -267,6 +280,25 @@ class RunDirectory:
             (self.path / SHARES).unlink()
         elif gone:
             write_json(self.path / SHARES, [self._shares])
+
+    def remember(self, record: Record) -> None:
+        """Write what was decided of a budget in minutes, and how much of it is spent."""
+        if distributed.is_first():
+            write_json(self.path / PLAN, record.to_json())
+
+    def remembered(self) -> Record | None:
+        """What was written last of that, as the first process reads it, in all of them; None where nothing was.
+
+        Raises `InputError`, in all processes, for a file that is damaged.
+        """
+        file, found = self.path / PLAN, None
+        if distributed.is_first() and file.exists():
+            with suppress(*DAMAGE):  # an `InputError` among them
+                found = Record.from_json(read_json(file))
+        found, there = distributed.from_first((found, file.exists()))
+        if there and found is None:
+            raise InputError(f"{file}: expected the record of this run's minutes, got something else")
+        return found
 
     def keep_model(self, step: int, stage: Exportable) -> None:
         """Export the loadable model to a directory of its own, which stays."""

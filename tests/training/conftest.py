@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from training import toy as toys
+from training.slope import Clock, Slope
 
 from nextscale import MultiScaleVQVAE, data
 from nextscale.config import TokenizerConfig, TransformerConfig
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet
-from nextscale.training import recipes
+from nextscale.training import loop, pace, recipes
 from nextscale.training.recipes import TransformerRecipe
 from nextscale.training.tokenizer.stage import TokenizerStage
 from nextscale.training.transformer.stage import TransformerStage, fitted
@@ -66,6 +68,22 @@ def second_stage(
 def make_stage(request: pytest.FixtureRequest) -> Callable[..., TokenizerStage | TransformerStage]:
     """Each stage in turn."""
     return request.getfixturevalue({"tokenizer": "first_stage", "transformer": "second_stage"}[request.param])
+
+
+@pytest.fixture
+def clocked(toy: DataSet, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Slope]:
+    """`clocked(0.5, check=3)`: a stage whose steps take half a second each and checks 3, by the clock of training."""
+
+    def make(seconds_a_step: float | Callable[[float], float], *, check: float = 0.0, **changes: Any) -> Slope:
+        clock, stage = Clock(seconds_a_step), Slope(toy, **changes)
+        validate = stage.validate
+        stage.before_step = clock.tick
+        stage.validate = lambda: (clock.pass_by(check), validate())[1]  # type: ignore[method-assign]
+        for module in (loop, pace):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        return stage
+
+    return make
 
 
 @pytest.fixture(scope="session")

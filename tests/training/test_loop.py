@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -12,79 +11,21 @@ import runpy
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from training.slope import Slope
 
 from nextscale import images
 from nextscale.data import DataSet
 from nextscale.errors import InputError
-from nextscale.files import checkpoint, durable
-from nextscale.training import loop
-from nextscale.training.loop import SKIPS, Event, Health, Length, Rhythm, Stopped, train
-from nextscale.training.optimization import Optimization, Outcome
-from nextscale.training.recipes import Recipe
-
-STEADY = Recipe(
-    batch=1, learning_rate=0.01, betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, final_rate=1.0, clip=100.0
-)
-
-
-class Slope:
-    """A stage with a known answer: the gradient of its loss is (3, 4) at every step, of norm 5."""
-
-    name = "slope"
-    batch = 1
-    settings: dict[str, object] = {}  # noqa: RUF012 - as the protocol has it
-
-    def __init__(self, data: DataSet, **changes: Any) -> None:
-        self.data = data
-        self.model = nn.Linear(2, 1, bias=False)
-        nn.init.zeros_(self.model.weight)
-        self.recipe = dataclasses.replace(STEADY, **changes)
-        self.optimization = Optimization(self.model, self.recipe)
-        self.factor = 1.0
-        self.before_step: Callable[[int], None] = lambda step: None
-        self.prepared = 0
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return {"model": self.model, "optimizer": self.optimization}
-
-    def prepare(self) -> None:
-        self.prepared += 1
-
-    def update(self, step: int, total: int | None) -> Outcome:
-        self.before_step(step)
-        loss = self.model(torch.tensor([3.0, 4.0])).sum() * self.factor
-        return self.optimization.update([(loss, {})], step, total)
-
-    def inputs(self, step: int) -> Tensor:
-        return torch.full((2, 3, 4, 4), step / 100)
-
-    def validate(self) -> dict[str, float]:
-        return {"height": self.model.weight.sum().item()}
-
-    def score(self, validation: Mapping[str, float]) -> float:
-        return validation["height"]
-
-    def sound(self) -> bool:
-        return bool(self.model.weight.isfinite().all())
-
-    def health(self, validation: Any, figures: Any, history: Any) -> Health:
-        return Health((f"{len(figures)} steps",), (f"after {len(history)} checks",))
-
-    def pictures(self) -> Tensor:
-        return torch.zeros(3, 2, 2)
-
-    def export(self, directory: Path) -> None:
-        checkpoint.write_tensors(directory / "slope.safetensors", self.model.state_dict())
+from nextscale.files import durable
+from nextscale.training.loop import SKIPS, Event, Length, Rhythm, Stopped, train
+from nextscale.training.pace import Plan
 
 
 def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int], None]:
@@ -306,8 +247,9 @@ def test_checks_are_spread_evenly_and_one_is_the_last_step(
 @pytest.mark.parametrize(("steps", "checks"), [(1, 1), (9, 1), (20, 2), (59, 5), (200, 20), (5000, 20)])
 def test_a_short_run_is_checked_every_ten_steps_and_a_long_one_twenty_times(steps: int, checks: int) -> None:
     """Where no number is given; a run of twenty steps prints two tables."""
-    assert sum(Rhythm().is_check(step, steps) for step in range(1, steps + 1)) == checks
-    assert Rhythm().is_check(steps, steps)
+    plan = Plan.of(steps)
+    assert sum(Rhythm().is_check(step, plan) for step in range(1, steps + 1)) == checks
+    assert Rhythm().is_check(steps, plan)
 
 
 @pytest.mark.parametrize(
@@ -327,34 +269,18 @@ def test_a_rhythm_that_makes_no_sense_is_refused(given: dict[str, Any], told: st
         Rhythm(**given)
 
 
-class Clock:
-    """Time that passes in steps alone."""
-
-    def __init__(self, seconds_a_step: float) -> None:
-        self.now, self.seconds_a_step = 100.0, seconds_a_step
-
-    def tick(self, step: int) -> None:
-        self.now += self.seconds_a_step
-
-
-@pytest.fixture
-def clocked(toy: DataSet, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Slope]:
-    """`clocked(0.5)`: a stage whose steps take half a second each, by the loop's clock."""
-
-    def make(seconds_a_step: float) -> Slope:
-        clock, stage = Clock(seconds_a_step), Slope(toy)
-        stage.before_step = clock.tick
-        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
-        return stage
-
-    return make
-
-
 def test_minutes_become_a_number_of_steps(clocked, tmp_path: Path) -> None:
-    """93 % of a minute at half a second a step: 111, known after the 20 that were timed."""
+    """93 % of a minute at half a second a step: 112, known after a tenth of it, 12 steps."""
     events = list(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0))
-    assert [event.total for event in events] == [None] * 19 + [111] * (111 - 19)
-    assert [event.step for event in events if event.validation][-1] == 111
+    assert [event.total for event in events] == [None] * 11 + [112] * (112 - 11)
+    assert [event.step for event in events if event.validation][-1] == 112
+    assert not any(event.notes for event in events)
+
+
+def test_of_a_long_budget_twenty_steps_are_timed(clocked, tmp_path: Path) -> None:
+    """A tenth of it would be 120."""
+    with contextlib.closing(train(clocked(0.5), tmp_path, Length(minutes=10.0), seed=0)) as events:
+        assert [event.total for event in itertools.islice(events, 20)] == [None] * 19 + [1116]
 
 
 def test_a_run_saves_by_time_between_its_checks(clocked, tmp_path: Path) -> None:
@@ -405,32 +331,36 @@ def test_runs_can_share_the_minutes(clocked, tmp_path: Path) -> None:
     assert len(shared) == len(events)
 
 
-def test_a_budget_of_less_than_the_trial_ends_in_time(clocked, tmp_path: Path) -> None:
-    """Steps of ten seconds: the sixth is the first after 55.8 s."""
+def test_a_budget_of_few_steps_is_kept(clocked, tmp_path: Path) -> None:
+    """Steps of ten seconds: the sixth ends a minute."""
     events = list(train(clocked(10.0), tmp_path, Length(minutes=1.0), seed=0))
-    assert [event.total for event in events] == [None] * 5 + [6]
+    assert [event.total for event in events] == [None, 6, 6, 6, 6, 6]
     assert events[-1].validation
 
 
-def test_the_number_of_steps_is_kept_on_a_slower_machine(clocked, tmp_path: Path) -> None:
-    """Once known, it is part of the run."""
-    list(itertools.islice(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0, rhythm=Rhythm(checks=111)), 40))
-    events = list(train(clocked(7.0), tmp_path, Length(minutes=1.0), seed=0, rhythm=Rhythm(checks=111)))
+def test_a_run_that_goes_on_on_a_slower_machine_keeps_its_minutes(clocked, tmp_path: Path) -> None:
+    """Twenty seconds are spent; steps of two seconds fit into the rest eighteen times."""
+    rhythm = Rhythm(checks=14)
+    with contextlib.closing(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0, rhythm=rhythm)) as begun:
+        list(itertools.islice(begun, 40))
+    events = list(train(clocked(2.0), tmp_path, Length(minutes=1.0), seed=0, rhythm=rhythm))
     assert events[0].step == 41
-    assert {event.total for event in events} == {111}
-    assert events[-1].step == 111
+    assert [event.notes for event in events if event.notes] == [
+        ("58 steps instead of 112, to end within 1 min: a step takes 2 s, at first 2 s",)
+    ]
+    assert events[-1].step == 58
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1000.0])
 def test_a_run_stopped_while_it_is_timed_still_ends_properly(clocked, tmp_path: Path, seconds: float) -> None:
-    """The budget is given anew to the continuation, whose total counts the steps done before."""
+    """What was spent before counts."""
     stage = clocked(0.5)
     tick, stop = stage.before_step, stop_at(9)
     stage.before_step = lambda step: (tick(step), stop(step))[1]
     with pytest.raises(Stopped):
         list(train(stage, tmp_path, Length(minutes=1.0), seed=0))
     events = list(train(clocked(seconds), tmp_path, Length(minutes=1.0), seed=0))
-    assert events[-1].step == events[-1].total == 10 + (111 if seconds == 0.5 else 1)
+    assert events[-1].step == events[-1].total == (112 if seconds == 0.5 else 11)
     assert events[-1].validation
     assert list(train(clocked(0.5), tmp_path, Length(minutes=1.0), seed=0)) == []
 

@@ -135,6 +135,16 @@ def test_processes_whose_torchrun_is_gone_stop_saved(out: Path) -> None:
         assert toys.flat(kept(out, "orphaned", rank)) == toys.flat(kept(out, "adds up", rank))
 
 
+def test_processes_agree_on_the_number_of_steps_that_minutes_become(out: Path) -> None:
+    """By the first one's clock, whatever the others' say; it slows down along the run."""
+    assert toys.flat(kept(out, "paced")) == toys.flat(kept(out, "paced", 1))
+    record = json.loads((out / "paced" / "plan.json").read_text())
+    assert len(record["decisions"]) > 1
+    state = torch.load(out / "paced" / "state.pt", weights_only=True)
+    assert state["step"] == state["total"] == record["decisions"][-1]["total"]
+    assert 54 <= record["seconds"] <= 66
+
+
 def test_a_step_that_one_process_cannot_make_is_skipped_by_all(out: Path) -> None:
     """And counted once."""
     state = torch.load(out / "poisoned" / "state.pt", weights_only=True)

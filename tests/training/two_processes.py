@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -19,7 +20,9 @@ import torch
 from training import toy
 
 from nextscale.machine import distributed
+from nextscale.training import pace
 from nextscale.training.loop import Length, Rhythm, Stage, Stopped, train
+from nextscale.training.optimization import Outcome
 
 STEPS = 6
 # The loss of a batch is the mean of its parts' but for two things that are not means over pictures: the entropy of all
@@ -76,6 +79,22 @@ def of_a_plateau(out: Path) -> None:
     run(falls, out / "whole fall", steps=8)
 
 
+def paced(directory: Path) -> Stage:
+    """A budget of a minute: by rank 0's clock a step takes a second, later two; by the other's an hour, or nothing."""
+    stage, now = toy.second_stage(begin=7), [0.0]
+    update = stage.update
+
+    def slow(step: int, total: float | None) -> Outcome:
+        now[0] += (2.0 if step > 15 else 1.0) if distributed.is_first() else (step % 2) * 3600.0
+        return update(step, total)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "update", slow)
+        patch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        list(train(stage, directory, Length(minutes=1), seed=0, rhythm=Rhythm(checks=3)))
+    return stage
+
+
 def main(out: Path) -> None:
     """Every run in a directory of its own."""
     with distributed.joined(torch.device("cpu")):
@@ -87,6 +106,7 @@ def main(out: Path) -> None:
             "semantic": run(lambda: toy.stage(SEMANTIC), out / "semantic"),
             "poisoned": run(poisoned, out / "poisoned"),
             "orphaned": orphaned(out / "orphaned"),
+            "paced": paced(out / "paced"),
         }
         for name, sharded in (("copies", False), ("shares", True)):
             run(partial(toy.second_stage, toy.ALL_OF_STAGE_2, sharded=sharded, begin=7), out / name, cut=3)

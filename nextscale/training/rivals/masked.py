@@ -16,7 +16,7 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly howeve
 class MaskedStage(TransformerStage):
     """MaskGIT: the hidden tokens of a batch count alike, the others not at all."""
 
-    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: int | None) -> Lesson:
+    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: float | None) -> Lesson:
         numbers = generator(self.seed, "masks", step)
         ratios_B = torch.rand(self.batch, generator=numbers)
         hidden_BL = masked.hide(ratios_B, tokens_BL.shape[1], numbers)

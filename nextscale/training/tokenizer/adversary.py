@@ -63,7 +63,7 @@ class Adversary:
         self.discriminator.requires_grad_(True)
         return term
 
-    def update(self, pairs: Sequence[Pair], step: int, total: int | None) -> Outcome:
+    def update(self, pairs: Sequence[Pair], step: int, total: float | None) -> Outcome:
         """One step towards telling them apart."""
         outcome = self.optimization.update(self._losses(pairs), step, total)
         figures = {f"discriminator_{name}": value for name, value in outcome.figures.items()}

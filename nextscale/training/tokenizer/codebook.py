@@ -107,7 +107,7 @@ class RunningMeans:
 # -- what becomes of dead ones -----------------------------------------------------------------------------------------
 
 
-def is_restart(recipe: Codebook, step: int, total: int | None) -> bool:
+def is_restart(recipe: Codebook, step: int, total: float | None) -> bool:
     """Whether dead codes are looked for after 0-based `step`: regularly, until the codes have to settle."""
     due = recipe.restart_every > 0 and (step + 1) % recipe.restart_every == 0
     return due and total is not None and step < SETTLED * total

@@ -23,7 +23,7 @@ MEMORY = 0.99  # decay of the running averages that gains are
 SETTLED = 0.9  # share of a run after which they stay as they are
 
 
-def follows(step: int, total: int | None) -> bool:
+def follows(step: int, total: float | None) -> bool:
     """Whether the gains still move after 0-based `step` of `total`."""
     return total is None or step < SETTLED * total
 

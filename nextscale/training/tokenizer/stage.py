@@ -220,7 +220,7 @@ class TokenizerStage:
             ]
         return torch.cat(parts)
 
-    def update(self, step: int, total: int | None) -> Outcome:
+    def update(self, step: int, total: float | None) -> Outcome:
         """The autoencoder's step, then the discriminator's where it is its time."""
         outcome, pairs = self.update_autoencoder(step, total)
         if self.adversary and self.recipe.adversarial.learns(step, total):
@@ -228,7 +228,7 @@ class TokenizerStage:
             outcome = Outcome(outcome.figures | judged.figures, outcome.finite and judged.finite)
         return outcome
 
-    def update_autoencoder(self, step: int, total: int | None) -> tuple[Outcome, list[Pair]]:
+    def update_autoencoder(self, step: int, total: float | None) -> tuple[Outcome, list[Pair]]:
         """Encoder, codebook and decoder; also what the discriminator may compare."""
         pairs: list[Pair] = []
         walks: list[Walk] = []
@@ -250,7 +250,7 @@ class TokenizerStage:
             self._care(walks, scales, step, total)
         return outcome, pairs
 
-    def update_discriminator(self, pairs: list[Pair], step: int, total: int | None) -> Outcome:
+    def update_discriminator(self, pairs: list[Pair], step: int, total: float | None) -> Outcome:
         """The discriminator, on what the autoencoder has just seen and painted."""
         assert self.adversary is not None
         return self.adversary.update(pairs, step, total)
@@ -333,7 +333,7 @@ class TokenizerStage:
         return together + (on_pixels + factor * term - together).detach(), adaptive
 
     @torch.no_grad()
-    def _care(self, walks: list[Walk], scales: Scales, step: int, total: int | None) -> None:
+    def _care(self, walks: list[Walk], scales: Scales, step: int, total: float | None) -> None:
         """What follows an update: hits, running means, dead codes, the average of the weights."""
         recipe, quantizer = self.recipe.codebook, self.model.quantizer
         tokens = torch.cat([walk.tokens for walk in walks])

@@ -195,7 +195,7 @@ class TransformerStage:
     def prepare(self) -> None:
         """Nothing to do before the first step."""
 
-    def update(self, step: int, total: int | None) -> Outcome:
+    def update(self, step: int, total: float | None) -> Outcome:
         """One step."""
         losses = (self.loss(step, part, total) for part in self.optimization.parts())
         outcome = self.optimization.update(losses, step, total)
@@ -203,7 +203,7 @@ class TransformerStage:
             self.average.update()
         return outcome
 
-    def loss(self, step: int, part: slice = slice(None), total: int | None = None) -> tuple[Tensor, Figures]:
+    def loss(self, step: int, part: slice = slice(None), total: float | None = None) -> tuple[Tensor, Figures]:
         """Cross-entropy of a part of a step's batch, averaged over its tokens by the weights of their scales.
 
         With label dropout, drop-path and, where the recipe asks for them, noise in what is looked at and fewer scales.
@@ -230,7 +230,7 @@ class TransformerStage:
             figures["scales_learned"] = torch.full((), learned, device=self.device)
         return loss, figures
 
-    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: int | None) -> Lesson:
+    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: float | None) -> Lesson:
         """What a step tells of tokens of a part of its batch: targets, and what is taken to be seen of them."""
         weights_L = self._weights(step, total)
         first, end = self.model.walk.lengths[0], len(weights_L)
@@ -315,7 +315,7 @@ class TransformerStage:
         random_BL = torch.randint(self.model.config.codebook_size, shape, generator=numbers)[part]
         return torch.where(flipped_BL.to(self.device), random_BL.to(self.device), tokens_BL)
 
-    def _weights(self, step: int, total: int | None) -> Tensor:
+    def _weights(self, step: int, total: float | None) -> Tensor:
         """(l,) float32: weights of the tokens that are learned in a step, those of the first scales or of all."""
         scales = self.model.config.scales
         learned = self.recipe.scales_learned(step, total, len(scales))
@@ -324,7 +324,7 @@ class TransformerStage:
         lengths = torch.tensor(scales.lengths[: len(by_scale)])
         return torch.tensor(by_scale).repeat_interleave(lengths).to(self.device)
 
-    def _drop_path(self, step: int, part: slice, total: int | None = None) -> DropPath:
+    def _drop_path(self, step: int, part: slice, total: float | None = None) -> DropPath:
         """The rate of the last block is the recipe's, times depth / 24 (paper, appendix)."""
         seed = generator(self.seed, "paths", step).initial_seed()
         rate = self.recipe.drop_path_at(step, total) * self.model.config.depth / 24
