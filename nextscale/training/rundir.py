@@ -291,7 +291,8 @@ class RunDirectory:
 
         Raises `InputError`, in all processes, for a file that is damaged.
         """
-        file, found = self.path / PLAN, None
+        file = self.path / PLAN
+        found: Record | None = None
         if distributed.is_first() and file.exists():
             with suppress(*DAMAGE):  # an `InputError` among them
                 found = Record.from_json(read_json(file))
