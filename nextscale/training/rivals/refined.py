@@ -15,7 +15,7 @@ from nextscale.training.transformer.stage import Lesson, TransformerStage
 class RefinedStage(TransformerStage):
     """GRN: every token counts, those that are told rightly too."""
 
-    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: int | None) -> Lesson:
+    def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: float | None) -> Lesson:
         numbers = generator(self.seed, "refinement", step)
         rights_B = refined.rights_of(torch.randn(self.batch, generator=numbers))
         return self._mixing(tokens_BL, seen_BL, rights_B, numbers, part)
