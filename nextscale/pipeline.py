@@ -34,7 +34,7 @@ from nextscale.config import Order, TransformerConfig, check_classes, check_pair
 from nextscale.errors import InputError, printable
 from nextscale.files import checkpoint, durable
 from nextscale.images import UNIT, Given, as_batch, as_unit, from_unit, grid, save, to_pil, to_unit
-from nextscale.machine.precision import Precision, exact, find_device, find_dtype, on_device
+from nextscale.machine.precision import SamplingPrecision, exact, find_arithmetic, find_device, on_device
 from nextscale.rivals.orders import Sampler, changed, kind_of, settings_of, teacher_inputs
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
@@ -111,7 +111,7 @@ class Request:
     temperature: float | tuple[float, ...]
     smooth: bool
     precision: str
-    """Of the computation: float32, bfloat16 or float16."""
+    """Of the computation: float32, bfloat16, float16 or int8."""
     model: str
     """`Pipeline.fingerprint`."""
     edit: Mapping[str, object] | None = None
@@ -292,7 +292,8 @@ class Pipeline:
         classes: a name a class, no two the same, else `InputError`; their numbers when None.
         device: where both run; a model that is elsewhere is copied there.
         precision: what the blocks and the decoder compute in; "auto" takes bfloat16 where the hardware multiplies it
-            fast. Encoder and quantizer always compute in float32.
+            fast; "int8" multiplies in int8 on CPUs, what is made of the weights with the first picture. Encoder and
+            quantizer always compute in float32.
         reader: what reads prompts, such as `text.vocabulary.Vocabulary`; for a transformer that takes text, and for no
             other, else `InputError`.
 
@@ -308,13 +309,13 @@ class Pipeline:
         *,
         classes: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
-        precision: Precision = "auto",
+        precision: SamplingPrecision = "auto",
         reader: Reader | None = None,
     ) -> None:
         check_pair(tokenizer.config, transformer.config)
         check_reader(reader, transformer.config.text)
         self.device = find_device(device)
-        self.dtype = find_dtype(precision, self.device)
+        self.arithmetic = find_arithmetic(precision, self.device)
         self.tokenizer = on_device(tokenizer, self.device)
         self.transformer = on_device(transformer, self.device)
         self.classes = _numbers(transformer.config.classes) if classes is None else tuple(classes)
@@ -331,8 +332,13 @@ class Pipeline:
         kind = f"{type(self.transformer).__name__}-d{model.depth}"
         return (
             f"Pipeline({kind}, {model.parameters / 1e6:.1f} M parameters, {size.height}x{size.width} px, "
-            f"{model.classes} classes{shown}{more}{text}, on {self.device} in {str(self.dtype).removeprefix('torch.')})"
+            f"{model.classes} classes{shown}{more}{text}, on {self.device} in {self.arithmetic.name})"
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What sampling computes in, but for the products that `arithmetic` has in int8."""
+        return self.arithmetic.dtype
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -375,7 +381,7 @@ class Pipeline:
 
     def _painter(self) -> tuple[Engine, str]:
         """What sampling runs, and the fingerprint; one look at the weights serves both."""
-        engine, models = self._engines.named(self.tokenizer, self.transformer, self.dtype)
+        engine, models = self._engines.named(self.tokenizer, self.transformer, self.arithmetic)
         if self.reader is None or not models:
             return engine, models
         return engine, hashlib.sha256(f"{models} {self.reader.fingerprint}".encode()).hexdigest()[:16]
@@ -384,11 +390,14 @@ class Pipeline:
     def to(self, device: str | torch.device) -> Pipeline:
         """Run on `device` from now on; returns this pipeline. A model that is elsewhere is replaced by a copy there.
 
-        Raises `InputError` for a device that is not there, and for leaving "meta", where there are shapes alone.
+        Raises `InputError` for a device that is not there, for one where int8 is not fast when that is the precision,
+        and for leaving "meta", where there are shapes alone.
         """
         device = find_device(device)
         if self.device.type == "meta" != device.type:
             raise InputError(f"device: expected weights to move to {device}, got shapes alone, on meta")
+        if self.arithmetic.int8:
+            find_arithmetic("int8", device)  # raises where it is not fast
         self.refresh()  # before the models are copied: not two engines at a time
         self.tokenizer, self.transformer = on_device(self.tokenizer, device), on_device(self.transformer, device)
         self.device = device
@@ -408,9 +417,9 @@ class Pipeline:
     @classmethod
     @checked
     def from_preset(
-        cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: Precision = "auto"
+        cls, name: str, *, seed: int = 0, device: str | torch.device = "cpu", precision: SamplingPrecision = "auto"
     ) -> Pipeline:
-        """Random weights in the shape of a preset (shapes alone on "meta"), blocks held in `precision`.
+        """Random weights in the shape of a preset (shapes alone on "meta"), blocks held in `precision`, int8 in "auto".
 
         One that takes text reads it byte by byte: a vocabulary is learned from captions.
 
@@ -418,7 +427,7 @@ class Pipeline:
         """
         preset, place = presets.get(name), find_device(device)
         given = None if place.type == "meta" else seed
-        transformer = VAR(preset.transformer, seed=given).lower_precision(find_dtype(precision, place))
+        transformer = VAR(preset.transformer, seed=given).lower_precision(find_arithmetic(precision, place).dtype)
         tokenizer = MultiScaleVQVAE(preset.tokenizer, seed=given)
         text = preset.transformer.text
         reader = None if text is None else Vocabulary((), text.tokens)
@@ -431,12 +440,12 @@ class Pipeline:
         model: str | Path | None = None,
         *,
         device: str | torch.device = "cpu",
-        precision: Precision = "auto",
+        precision: SamplingPrecision = "auto",
         text_encoder: str | Path | None = None,
     ) -> Pipeline:
         """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote; or on the hub.
 
-        The blocks are held in `precision`: in half of the memory where that is bfloat16.
+        The blocks are held in `precision`: in half of the memory where that is bfloat16. "int8" holds them as "auto".
 
         Arguments:
             text_encoder: folder or hub name of the frozen text encoder that the model was trained with, where it is no
@@ -452,7 +461,8 @@ class Pipeline:
         config = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         tokenizer = MultiScaleVQVAE.load(model, device=device)
         kind = kind_of(from_json(TransformerConfig, config["transformer"]))
-        transformer = kind.model.load(model, device=device, precision=precision)
+        held = find_arithmetic(precision, find_device(device)).held
+        transformer = kind.model.load(model, device=device, precision=held)
         names, reader = _names(model, config["classes"]), _reader(config, text_encoder)
         return cls(tokenizer, transformer, classes=names, device=device, precision=precision, reader=reader)
 
@@ -792,7 +802,7 @@ class Pipeline:
         places = [len(self.classes)] * len(labels) if asked.labels is None else list(map(self.label, labels))
         engine, model = self._painter()
         how = {**dealt.told, "sampler": settings_of(self.sampler) or None}
-        how |= {"precision": str(self.dtype).removeprefix("torch."), "model": model}
+        how |= {"precision": self.arithmetic.name, "model": model}
         rows = zip(places, numbers, prompts, strict=True)
         requests = (
             Request(place, known[place], seed, **how, prompt=prompt, negative_prompt=asked.negative, rerank=chosen)
@@ -886,7 +896,7 @@ class Pipeline:
 
     def engine(self) -> Engine:
         """What sampling runs, made on first use and anew whenever weights have changed (see `refresh`)."""
-        return self._engines.of(self.tokenizer, self.transformer, self.dtype)
+        return self._engines.of(self.tokenizer, self.transformer, self.arithmetic)
 
     def show(self, canvas_BCHW: Tensor) -> Tensor:
         """A canvas f_hat -> images (B, 3, H, W) float32 in [0, 1]."""

@@ -43,7 +43,7 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def setting(device: torch.device, dtype: torch.dtype, preset: str, repeats: int) -> dict[str, Any]:
+def setting(device: torch.device, arithmetic: str, preset: str, repeats: int) -> dict[str, Any]:
     """What was measured and on what, as plain JSON values."""
     import torch
 
@@ -54,7 +54,7 @@ def setting(device: torch.device, dtype: torch.dtype, preset: str, repeats: int)
         "device": str(device),
         "hardware": _hardware(device),
         "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": arithmetic,
         "repeats": repeats,
         "torch": torch.__version__,
         "nextscale": __version__,

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nextscale.cli import bench
-from nextscale.cli.options import Batches, Json, NumberPerScale, Precision, Reach, Text, Threads, Until, WholePerScale
+from nextscale.cli.options import (
+    Batches,
+    Json,
+    NumberPerScale,
+    Reach,
+    SamplingPrecision,
+    Text,
+    Threads,
+    Until,
+    WholePerScale,
+)
 from nextscale.cli.output import check_json, console, progress, say, table, write_json
 from nextscale.cli.painting import schedule
 
@@ -47,8 +57,8 @@ class BenchSample:
     """Times each size is measured; medians are reported."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    precision: SamplingPrecision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
     threads: Threads = None
     """CPU threads (default: torch's own choice)."""
     json: Json = None
@@ -64,7 +74,7 @@ class BenchSample:
         with bench.threads(self.threads):
             pipe = Pipeline.from_preset(self.preset, device=device, precision=self.precision)
             measured = self._measure(pipe)
-            setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
+            setting = bench.setting(pipe.device, pipe.arithmetic.name, self.preset, self.repeats)
         setting |= {"guidance": self.guidance, "top_k": self.top_k, "top_p": self.top_p}
         others = {
             "prompt": self.prompt,

@@ -58,7 +58,7 @@ class BenchTokenizer:
         with bench.threads(self.threads):
             pipe = tokenizer_pipeline(self.preset, device=device, precision=self.precision)
             measured = self._measure(pipe)
-            setting = bench.setting(pipe.device, pipe.dtype, self.preset, self.repeats)
+            setting = bench.setting(pipe.device, pipe.arithmetic.name, self.preset, self.repeats)
         self._report(setting, _table(measured), measured)
 
     def _report(self, setting: dict[str, Any], drawn: Table, measured: Sequence[Tokenizing | Training]) -> None:
@@ -71,6 +71,7 @@ class BenchTokenizer:
     def _time_training(self, device: torch.device) -> None:
         from nextscale import presets
         from nextscale.bench.training import measure_training
+        from nextscale.machine.precision import Arithmetic
         from nextscale.training.optimization import training_dtype
 
         config, dtype = presets.get(self.preset).tokenizer, training_dtype(self.precision, device)
@@ -89,7 +90,7 @@ class BenchTokenizer:
                         done=lambda: bar.advance(task),
                     )
                 )
-            setting = bench.setting(device, dtype, self.preset, self.repeats)
+            setting = bench.setting(device, Arithmetic(dtype).name, self.preset, self.repeats)
         self._report(setting, _training_table(measured), measured)
 
     def _measure(self, pipe: Pipeline) -> list[Tokenizing]:

@@ -63,7 +63,7 @@ class BenchTrain:
         check_json(self.json)
         from nextscale import presets
         from nextscale.cli import memory
-        from nextscale.machine.precision import find_device
+        from nextscale.machine.precision import Arithmetic, find_device
         from nextscale.training.optimization import training_dtype
 
         device = find_device(self.device)
@@ -72,7 +72,7 @@ class BenchTrain:
         memory.keep_freed()
         with bench.threads(self.threads):
             measured = self._measure(dataclasses.replace(preset, transformer=config), device)
-            setting = bench.setting(device, dtype, self._name, self.repeats)
+            setting = bench.setting(device, Arithmetic(dtype).name, self._name, self.repeats)
         setting |= {
             "compile": self.compile,
             "recompute": self.recompute,

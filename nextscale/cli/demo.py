@@ -225,7 +225,7 @@ class Demo:
             ),
             ("steps", ", ".join(f"{name} {count}" for name, count in steps.items())),
             ("budget", f"{self.minutes:g} minutes (this call took {figures['minutes']:.1f})"),
-            ("precision", f"{str(pipe.dtype).removeprefix('torch.')} on {pipe.device}"),
+            ("precision", f"{pipe.arithmetic.name} on {pipe.device}"),
             ("versions", f"nextscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
         ]
 

@@ -22,7 +22,7 @@ from nextscale.cli.options import (
     Maps,
     Model,
     NumberPerScale,
-    Precision,
+    SamplingPrecision,
     Settings,
     Until,
     WholePerScale,
@@ -146,8 +146,8 @@ class EvaluateGeneration:
     """Pictures at a time; changes the time, not the figures (in bf16, at most by near ties)."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    precision: SamplingPrecision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
     json: Json = None
     """Also write figures and cards as JSON; - is stdout, without the block."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nextscale.cli import evaluate_attributes, models
 from nextscale.cli.data import written_to
 from nextscale.cli.figures import tell_card
-from nextscale.cli.options import Precision
+from nextscale.cli.options import SamplingPrecision
 from nextscale.cli.output import bar, console, directory, say, table, wrapped, write_json
 from nextscale.errors import InputError, printable
 
@@ -47,7 +47,7 @@ class Asking:
     features: str
     clip: str | None
     batch: int
-    precision: Precision
+    precision: SamplingPrecision
     json: Path | None
     out: Path | None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextscale.cli import memory
-from nextscale.cli.options import Precision
+from nextscale.cli.options import SamplingPrecision
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: Sequence[str], depth: int | None, *, device: str, precision: Precision, text_encoder: str | None = None
+    model: Sequence[str],
+    depth: int | None,
+    *,
+    device: str,
+    precision: SamplingPrecision,
+    text_encoder: str | None = None,
 ) -> Pipeline:
     """The pipeline that `--model` and `--depth` name; the embedded one when there is neither.
 

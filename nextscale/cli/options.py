@@ -40,6 +40,7 @@ NetworkAndHeads = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH|HUB [HE
 Threads = Count
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SamplingPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 class Each(tuple[Any, ...]):

@@ -19,9 +19,9 @@ from nextscale.cli.options import (
     Labels,
     Model,
     NumberPerScale,
-    Precision,
     Prompts,
     Reach,
+    SamplingPrecision,
     Text,
     Until,
     WholePerScale,
@@ -78,8 +78,8 @@ class Painting:
     """Mix codes (Gumbel-softmax) instead of choosing one: prettier, not for measuring."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    precision: SamplingPrecision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
 
     no_metadata: bool = False
     """Write no settings into PNGs (model, class, seed and so on; nextscale sample --like reads them)."""

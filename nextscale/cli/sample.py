@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from nextscale.cli import models, sampled
-from nextscale.cli.options import AtScales, Function, Maps, Precision, Settings
+from nextscale.cli.options import AtScales, Function, Maps, SamplingPrecision, Settings
 from nextscale.cli.output import at_least, directory, progress
 from nextscale.cli.painting import TOP_K, Painting, again, changed, is_file, reranking, scoring
 from nextscale.cli.prompts import read
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline, Request
 
 UNASKED = 16  # labels taken when none is given: all of a small model's, and a screenful of a thousand
-SHORT: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+SHORT: dict[str, SamplingPrecision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
 STRIP = 12  # pictures of a strip at most, where steps are no scales
 COLUMNS = 8  # of the grid, unless each class has its own row
 

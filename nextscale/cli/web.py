@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextscale.cli import memory, models
-from nextscale.cli.options import Count, Depth, Directory, Encoder, Model, Precision
+from nextscale.cli.options import Count, Depth, Directory, Encoder, Model, SamplingPrecision
 from nextscale.cli.output import say
 from nextscale.errors import InputError
 
@@ -37,8 +37,8 @@ class Web:
     """Address to listen on; 0.0.0.0 lets other machines in, who then may do all that the page can."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    precision: SamplingPrecision = "auto"
+    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
 
     def run(self) -> None:
         if self.port is not None and not 1 <= self.port <= MOST_PORT:

@@ -85,7 +85,7 @@ class Model:
     codes: int
     """V, of the codebook."""
     precision: str
-    """fp32, bf16 or fp16."""
+    """fp32, bf16, fp16 or int8."""
     device: str
     sampler: str | None = None
     """Settings of the sampler, such as "steps 12", where it has some: those of rivals have."""
@@ -160,7 +160,7 @@ class TokenizerUsed:
     codes: int
     """V, of the codebook."""
     precision: str
-    """fp32, bf16 or fp16."""
+    """fp32, bf16, fp16 or int8."""
     device: str
 
 

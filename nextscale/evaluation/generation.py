@@ -31,7 +31,6 @@ from nextscale.evaluation.reference import Reference, ReferenceFeatures
 from nextscale.evaluation.statistics import Gaussian, RunningGaussian, frechet_distance
 from nextscale.features import FeatureNetwork
 from nextscale.files.checkpoint import fingerprint as weights_fingerprint
-from nextscale.machine.precision import DTYPES
 from nextscale.pipeline import Pipeline, Rerank
 from nextscale.rivals.orders import settings_of
 from nextscale.sampling.guidance import guidance_until, weights_of
@@ -165,7 +164,7 @@ def model_used(pipe: Pipeline, name: str) -> Model:
         width=config.width,
         classes=len(pipe.classes),
         codes=config.codebook_size,
-        precision=next(word for word, dtype in DTYPES.items() if dtype == pipe.dtype),
+        precision=pipe.arithmetic.word,
         device=pipe.device.type,
         sampler=", ".join(f"{name} {value}" for name, value in settings_of(pipe.sampler).items()) or None,
     )

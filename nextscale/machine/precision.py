@@ -9,16 +9,18 @@ import copy
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from nextscale.errors import InputError
+from nextscale.machine.int8 import multiplies_int8_fast
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SamplingPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Model = TypeVar("Model", bound=nn.Module)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -58,8 +60,46 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
     if not isinstance(precision, str) or precision not in DTYPES:
-        raise InputError(f"precision: expected auto, fp32, bf16 or fp16, got {precision!r}")
+        only = " (int8 is for sampling)" if precision == "int8" else ""
+        raise InputError(f"precision: expected auto, fp32, bf16 or fp16, got {precision!r}{only}")
     return DTYPES[precision]
+
+
+class Arithmetic(NamedTuple):
+    """What sampling computes in."""
+
+    dtype: torch.dtype
+    """Of everything but the products in int8."""
+    int8: bool = False
+    """Whether products run in int8 where that pays."""
+
+    @property
+    def name(self) -> str:
+        """float32, bfloat16, float16 or int8."""
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def word(self) -> SamplingPrecision:
+        """The same as `SamplingPrecision` says it."""
+        return "int8" if self.int8 else self.held
+
+    @property
+    def held(self) -> Precision:
+        """What models are held in."""
+        return next(word for word, dtype in DTYPES.items() if dtype == self.dtype)
+
+
+def find_arithmetic(precision: str, device: torch.device) -> Arithmetic:
+    """What `precision` means on `device` for sampling: as `find_dtype`, and "int8", beside which "auto" holds.
+
+    Raises `InputError` for a word that is none of `SamplingPrecision`, and for int8 where it is not fast.
+    """
+    if precision != "int8":
+        return Arithmetic(find_dtype(precision, device))
+    if not multiplies_int8_fast(device):
+        got = "a processor without either" if device.type == "cpu" else f"device {device}"
+        raise InputError(f"precision: int8 expected a CPU with AMX or AVX512-VNNI, got {got}")
+    return Arithmetic(find_dtype("auto", device), int8=True)
 
 
 def lowered(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

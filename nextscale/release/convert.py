@@ -23,7 +23,7 @@ from nextscale.checks import checked
 from nextscale.config import TokenizerConfig, TransformerConfig, check_pair
 from nextscale.errors import InputError
 from nextscale.files import checkpoint
-from nextscale.machine.precision import Precision, find_device, find_dtype
+from nextscale.machine.precision import SamplingPrecision, find_arithmetic, find_device
 from nextscale.pipeline import Pipeline
 from nextscale.release import files
 from nextscale.release.files import State, Weights
@@ -100,7 +100,7 @@ def load(
     distance: Literal["euclidean", "cosine"] = "euclidean",
     weights: Weights = "plain",
     device: str | torch.device = "cpu",
-    precision: Precision = "auto",
+    precision: SamplingPrecision = "auto",
 ) -> Pipeline:
     """A tokenizer and a transformer in the release's format, as a `Pipeline`.
 
@@ -126,7 +126,7 @@ def load(
     tokenizer_config = _tokenizer_config(read_vae(), transformer_config.scales, distance)
     check_pair(tokenizer_config, transformer_config)
     tokenizer = MultiScaleVQVAE(tokenizer_config, seed=None)
-    transformer = VAR(transformer_config, seed=None).lower_precision(find_dtype(precision, device))
+    transformer = VAR(transformer_config, seed=None).lower_precision(find_arithmetic(precision, device).dtype)
     _fill(tokenizer, read_vae, device, copy=isinstance(vae, Mapping))
     _fill(transformer, read_var, device, copy=isinstance(var, Mapping))
     return Pipeline(tokenizer, transformer, device=device, precision=precision)

@@ -140,8 +140,8 @@ def _means(seen: Sequence[Figures]) -> dict[str, float]:
 
 def training_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What the matrix products of training run in. Raises `InputError` for fp16, whose gradients would underflow."""
-    if precision == "fp16":
-        raise InputError("precision: expected auto, fp32 or bf16 for training, got fp16")
+    if precision in ("fp16", "int8"):
+        raise InputError(f"precision: expected auto, fp32 or bf16 for training, got {precision}")
     return find_dtype(precision, device)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.config import Activation, TextConfig, TransformerConfig
+from nextscale.machine.int8 import Int8Weight
 
 MAX_TEMPERATURE = math.log(100)
 SCORES = 4 << 20  # bytes of attention scores at a time on CPUs: what the last level of their cache holds easily
@@ -37,8 +38,10 @@ def modulate(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=1e-6), scale + 1)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
-    """x weight^T + bias, then GELU (tanh) if asked; `weight` may be prepacked, which fuses the GELU."""
+def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor, *, gelu: bool = False) -> Tensor:
+    """x weight^T + bias, then GELU (tanh) if asked; `weight` may be prepacked, which fuses the GELU, or in int8."""
+    if isinstance(weight, Int8Weight):
+        return weight.product(x, bias, gelu=gelu)
     if weight.is_mkldnn:
         activation, kind = ("gelu", "tanh") if gelu else ("none", "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)

@@ -256,8 +256,8 @@ class VAR(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the blocks' weights are held in."""
-        return self.blocks[0].get_parameter("feed_forward.up.weight").dtype
+        """What the blocks compute in: what their weights are held in, but for those in int8."""
+        return self.blocks[0].get_parameter("attention.q_bias").dtype
 
     def lower_precision(self, dtype: torch.dtype) -> VAR:
         """Hold the blocks and the text's layers in `dtype`, in place; embeddings and the head stay as they are."""

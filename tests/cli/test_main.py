@@ -92,7 +92,15 @@ def test_version_is_the_package_s(nextscale) -> None:
         (["encode", "--data", "emoji"], "unexpected --data: DATA is given without it"),
         (["sample", "--model", "m" * 300], f"cannot use {'m' * 200}...: File name too long"),
         (["sample", "--top-p", "most"], "--top-p: expected a number, got 'most'"),
-        (["sample", "--precision", "fp8"], "--precision: expected one of 'auto', 'fp32', 'bf16', 'fp16', got 'fp8'"),
+        (
+            ["sample", "--precision", "fp8"],
+            "--precision: expected one of 'auto', 'fp32', 'bf16', 'fp16', 'int8', got 'fp8'",
+        ),
+        (
+            ["train", "transformer", "--data", "emoji", "--precision", "int8"],
+            "--precision: expected one of 'auto', 'fp32'",
+        ),
+        (["inspect", "a.png", "--model", "m", "--precision", "int8"], "--precision: expected one of 'auto', 'fp32'"),
         (["sample", "--count"], "--count: expected a value, got none"),
         (["sample", "--label", "1", "--label", "2"], "--label: expected once"),
         (["presets", "extra"], "unexpected argument 'extra'"),

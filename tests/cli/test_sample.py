@@ -14,6 +14,7 @@ from PIL import Image
 from nextscale import VAR, MultiScaleVQVAE, Pipeline, images
 from nextscale.cli.sheet import GAP, LINE, Row, drawn
 from nextscale.config import TransformerConfig
+from nextscale.machine.int8 import multiplies_int8_fast
 
 
 def read(file: Path) -> torch.Tensor:
@@ -306,6 +307,27 @@ def test_a_picture_is_painted_again_by_what_it_tells(nextscale, model: Path, tmp
     refused = nextscale("sample", "--model", model, "--like", silent)
     assert (refused.status, refused.errors.count("\n")) == (2, 1)
     assert f"--like {silent}: expected a picture that tells what it was painted from" in refused.errors
+
+
+def test_int8_is_told_and_painted_again(nextscale, model: Path, tmp_path: Path) -> None:
+    """The picture's note says in what it was computed, and --like takes it."""
+    if not multiplies_int8_fast(torch.device("cpu")):
+        pytest.skip("this processor has neither AMX nor AVX512-VNNI")
+    given = ["--model", model, "--device", "cpu", "--label", 7, "--precision", "int8"]
+    assert nextscale("sample", *given, "--out", tmp_path).status == 0
+    picture = tmp_path / "7-class-7-seed0.png"
+    assert json.loads(images.notes(picture)["nextscale-model"])["precision"] == "int8"
+    done = nextscale("sample", "--model", model, "--device", "cpu", "--like", picture, "--out", tmp_path / "again.png")
+    assert (done.status, done.errors) == (0, "")
+    assert done.output.endswith(f": the same pixels as {picture}\n")
+
+
+def test_int8_is_refused_where_it_is_slow(nextscale, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, before anything is painted."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    done = nextscale("sample", "--model", model, "--device", "cpu", "--precision", "int8")
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert "precision: int8 expected a CPU with AMX or AVX512-VNNI, got a processor without either" in done.errors
 
 
 def test_pictures_of_two_models_are_not_mixed(

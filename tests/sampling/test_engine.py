@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from nextscale import MultiScaleVQVAE, Pipeline
+from nextscale.machine.int8 import multiplies_int8_fast
+from nextscale.machine.precision import Arithmetic
 from nextscale.sampling import engine
 from nextscale.transformer import VAR, KeyValueCache
 from nextscale.transformer.layers import SCORES, attend_in_parts
@@ -22,6 +25,11 @@ from nextscale.transformer.layers import SCORES, attend_in_parts
 needs_packing = pytest.mark.skipif(
     not engine.packs_bf16(), reason="this processor, or this torch, does not multiply bfloat16 by packed weights"
 )
+
+needs_int8 = pytest.mark.skipif(
+    not multiplies_int8_fast(torch.device("cpu")), reason="this processor has neither AMX nor AVX512-VNNI"
+)
+layouts = pytest.mark.parametrize("amx", [True, False], ids=["beside AMX", "without AMX"])
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -46,7 +54,7 @@ def inputs_of(transformer: VAR, batch: int) -> list[torch.Tensor | None]:
 def test_in_float32_the_engine_is_the_models(make_tokenizer: Callable, make_transformer: Callable) -> None:
     """The slow path is the oracle: nothing is converted."""
     tokenizer, transformer = make_tokenizer(), make_transformer()
-    made = engine.make_engine(tokenizer, transformer, torch.float32)
+    made = engine.make_engine(tokenizer, transformer, Arithmetic(torch.float32))
     assert made.transformer is transformer
     assert made.decoder is tokenizer.decoder
 
@@ -77,13 +85,76 @@ def test_packing_leaves_the_transformer_as_it_was(make_transformer: Callable) ->
 def test_bfloat16_stays_near_the_oracle(make_tokenizer: Callable, make_transformer: Callable) -> None:
     """Over eight inputs: logits within 3 % of float32's, pictures of the same tokens within 2 % of their range."""
     tokenizer, oracle = make_tokenizer(), make_transformer()
-    fast = engine.make_engine(tokenizer, make_transformer().lower_precision(torch.bfloat16), torch.bfloat16)
+    fast = engine.make_engine(tokenizer, make_transformer().lower_precision(torch.bfloat16), Arithmetic(torch.bfloat16))
     inputs, labels = inputs_of(oracle, 8), [index % oracle.config.classes for index in range(8)]
     assert relative(logits_of(fast.transformer, inputs, labels), logits_of(oracle, inputs, labels)) < 0.03
     canvas = torch.randn(8, tokenizer.config.code_channels, *tokenizer.config.scales.sizes[-1])
     with torch.no_grad():
         difference = (fast.paint(canvas) - tokenizer.paint(canvas)).abs()
     assert difference.mean() < 0.02 * 2
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_int8_stays_near_the_oracle(make_transformer: Callable, dtype: torch.dtype) -> None:
+    """All its products at once: logits within 4 % of float32's, where bfloat16 alone is within 3."""
+    oracle = make_transformer()
+    inputs, labels = inputs_of(oracle, 8), [index % oracle.config.classes for index in range(8)]
+    view = engine.view_in(oracle, dtype, int8=engine.INT8)
+    expected = logits_of(oracle, inputs, labels)
+    assert 0 < relative(logits_of(view, inputs, labels), expected) < 0.04
+
+
+@needs_int8
+@layouts
+def test_int8_takes_the_layers_it_says(make_transformer: Callable, monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    """And leaves the transformer as it was, in float32 too, where nothing else is converted."""
+    monkeypatch.setattr(engine, "multiplies_with_amx", lambda: amx)
+    plain = make_transformer()
+    before = {name: weight.clone() for name, weight in plain.state_dict().items()}
+    view = engine.view_in(plain, torch.float32, int8=engine.int8_layers())
+    found = {name for name, layer in view.named_modules() if isinstance(layer, engine.Int8Linear)}
+    ends = ["feed_forward.up"] if amx else ["attention.qkv", "attention.out", "feed_forward.up"]
+    blocks = range(plain.config.depth)
+    assert found == {f"blocks.{i}.{end}" for i in blocks for end in ends} | (set() if amx else {"head"})
+    assert view.positions.data_ptr() == plain.positions.data_ptr()
+    assert not any(isinstance(layer, engine.Int8Linear) for layer in plain.modules())
+    assert all(torch.equal(before[name], weight) for name, weight in plain.state_dict().items())
+
+
+@needs_int8
+@layouts
+def test_in_int8_a_seed_decides_its_picture(
+    make_tokenizer: Callable, make_transformer: Callable, monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    """The same twice, alone and in a batch, and another than bfloat16's or float32's in the note that it carries."""
+    monkeypatch.setattr(engine, "multiplies_with_amx", lambda: amx)
+    monkeypatch.setattr(engine, "view_in", partial(in_float32, engine.view_in))
+    pipe = Pipeline(make_tokenizer(), make_transformer(), precision="int8")
+    together = pipe.generate([0, 1, 2], [5, 6, 7])
+    assert together.requests[0].precision == "int8"
+    assert torch.equal(pipe.repeat(together.requests[1]).tokens, together.tokens[1:2])
+    for i in range(3):
+        assert torch.equal(pipe.generate([i], [5 + i]).tokens, together.tokens[i : i + 1])
+
+
+def in_float32(view_in: Callable, transformer: VAR, dtype: torch.dtype, **given: Any) -> VAR:
+    """Whose other products do not depend on the batch to the eye."""
+    return view_in(transformer, torch.float32, **given)
+
+
+@needs_int8
+@layouts
+def test_in_int8_step_by_step_is_all_at_once(
+    make_transformer: Callable, monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    """The cache changes nothing but the last digits of what is rounded: no level for nearly all."""
+    monkeypatch.setattr(engine, "multiplies_with_amx", lambda: amx)
+    view = engine.view_in(make_transformer(), torch.float32, int8=engine.int8_layers())
+    inputs, labels = inputs_of(view, 3), [0, 1, 2]
+    with torch.no_grad():
+        whole = view(torch.tensor(labels), torch.cat([part for part in inputs if part is not None], dim=1))
+    assert relative(logits_of(view, inputs, labels), whole) < 0.004
 
 
 def last_layers(pipe: Pipeline) -> list[torch.nn.Module]:
@@ -270,7 +341,7 @@ def test_the_cases_of_attention_in_parts_differ() -> None:
 def test_tokenizer_of_the_engine_is_the_models(make_tokenizer: Callable, make_transformer: Callable) -> None:
     """The quantizer stays float32: which code is nearest must not depend on precision."""
     tokenizer: MultiScaleVQVAE = make_tokenizer()
-    made = engine.make_engine(tokenizer, make_transformer().lower_precision(torch.bfloat16), torch.bfloat16)
+    made = engine.make_engine(tokenizer, make_transformer().lower_precision(torch.bfloat16), Arithmetic(torch.bfloat16))
     assert made.tokenizer is tokenizer
     assert made.tokenizer.post_quantizer.weight.dtype == torch.float32
     assert made.decoder.stem.weight.dtype == torch.bfloat16

@@ -338,5 +338,7 @@ def test_training_is_not_offered_in_fp16() -> None:
     assert training_dtype("bf16", cpu) == torch.bfloat16
     assert training_dtype("fp32", cpu) == torch.float32
     assert training_dtype("auto", cpu) == find_dtype("auto", cpu)
+    with pytest.raises(InputError, match=r"^precision: expected auto, fp32 or bf16 for training, got int8$"):
+        training_dtype("int8", cpu)
     with pytest.raises(InputError, match=r"^precision: expected auto, fp32 or bf16 for training, got fp16$"):
         training_dtype("fp16", cpu)
