@@ -21,6 +21,7 @@ Labelling = Annotated[str | None, tyro.conf.arg(metavar="FILE|folders|none", hel
 Captioned = Annotated[str | None, tyro.conf.arg(metavar="own|names|FILE", help_behavior_hint="")]
 Column = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 MaxBroken = Annotated[float, tyro.conf.arg(metavar="SHARE")]
+IndexFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 ListBroken = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 CacheDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 CacheSize = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
@@ -39,6 +40,7 @@ def load_data(
     labels: str | None = None,
     captions: str | None = None,
     columns: Columns | None = None,
+    index: Path | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
     cache: Cache | None = None,
@@ -46,7 +48,7 @@ def load_data(
 ) -> DataSet:
     """The data set; says what was found.
 
-    `labels`, `captions`, `columns`, `cache` and `window` are those of `nextscale.data.load`.
+    `labels`, `captions`, `columns`, `index`, `cache` and `window` are those of `nextscale.data.load`.
     `list_broken` is a file for the names of unreadable pictures, those included that turn out so later.
     """
     found = read_data(
@@ -56,6 +58,7 @@ def load_data(
         labels=labels,
         captions=captions,
         columns=columns,
+        index=index,
         max_broken=max_broken,
         list_broken=list_broken,
         cache=cache,
@@ -92,6 +95,7 @@ def read_data(
     labels: str | None = None,
     captions: str | None = None,
     columns: Columns | None = None,
+    index: Path | None = None,
     max_broken: float = BROKEN,
     list_broken: Path | None = None,
     cache: Cache | None = None,
@@ -110,6 +114,7 @@ def read_data(
             labels=labels,
             captions=captions,
             columns=columns,
+            index=index,
             max_broken=max_broken,
             broken=None if list_broken is None else written_to(list_broken),
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -17,6 +17,7 @@ from nextscale.cli.data import (
     CacheSize,
     Captioned,
     Column,
+    IndexFile,
     Labelling,
     ListBroken,
     MaxBroken,
@@ -67,6 +68,8 @@ class Encode:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    index: IndexFile = None
+    """Where to keep what listing and opening the pictures told (default: of 10,000 and more in the user's cache)."""
     cache_dir: CacheDir = None
     """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
     cache_size: CacheSize = None
@@ -117,6 +120,7 @@ class Encode:
             labels=self.labels,
             captions=self.captions,
             columns=columns_of(self),
+            index=self.index,
             max_broken=self.max_broken,
             list_broken=self.list_broken,
             cache=cache_of(self),

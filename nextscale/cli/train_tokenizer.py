@@ -17,6 +17,7 @@ from nextscale.cli.data import (
     CacheDir,
     CacheSize,
     Column,
+    IndexFile,
     ListBroken,
     MaxBroken,
     Window,
@@ -73,6 +74,8 @@ class TrainTokenizer:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    index: IndexFile = None
+    """Where to keep what listing and opening the pictures told (default: of 10,000 and more in the user's cache)."""
     cache_dir: CacheDir = None
     """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
     cache_size: CacheSize = None
@@ -138,6 +141,7 @@ class TrainTokenizer:
             height=config.height,
             width=config.width,
             columns=columns_of(self),
+            index=self.index,
             max_broken=self.max_broken,
             list_broken=self.list_broken,
             cache=cache_of(self),

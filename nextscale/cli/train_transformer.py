@@ -17,6 +17,7 @@ from nextscale.cli.data import (
     CacheSize,
     Captioned,
     Column,
+    IndexFile,
     Labelling,
     ListBroken,
     MaxBroken,
@@ -91,6 +92,8 @@ class TrainTransformer:
     """Share of unreadable pictures that are left out; of more, the data is refused."""
     list_broken: ListBroken = None
     """Where to write the unreadable pictures, name and reason, a line each."""
+    index: IndexFile = None
+    """Where to keep what listing and opening the pictures told (default: of 10,000 and more in the user's cache)."""
     cache_dir: CacheDir = None
     """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
     cache_size: CacheSize = None
@@ -267,6 +270,7 @@ class TrainTransformer:
                 labels=self.labels,
                 captions=self.captions,
                 columns=columns_of(self),
+                index=self.index,
                 max_broken=self.max_broken,
                 list_broken=self.list_broken,
                 cache=cache_of(self),
@@ -279,6 +283,8 @@ class TrainTransformer:
         columns_of(self).refuse(f"the token cache {self.data}")
         if self.list_broken is not None or self.max_broken != BROKEN:
             raise InputError(f"--list-broken, --max-broken: expected pictures, got a token cache, {self.data}")
+        if self.index is not None:
+            raise InputError(f"--index: expected pictures, got a token cache, {self.data}")
         with progress() as bar:
             task = bar.add_task("checking the token cache", total=None)
             found = tokens.load(

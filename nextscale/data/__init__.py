@@ -14,8 +14,10 @@ from typing import TypedDict
 from nextscale import hub
 from nextscale.checks import checked
 from nextscale.data import arrays, emoji, figures, folder, imagenet, parquet, reading, remote, shards, wrapped, zips
-from nextscale.data.captions import OWN, Captioning, Captions
-from nextscale.data.labels import Labels
+from nextscale.data.captions import NAMES, OWN, Captioning, Captions
+from nextscale.data.index import Asked as Indexed
+from nextscale.data.index import kept
+from nextscale.data.labels import FOLDERS, NONE, Labels
 from nextscale.data.listing import Listing
 from nextscale.data.pictures import DataSet, Pictures, Progress
 from nextscale.data.reading import Broken
@@ -39,6 +41,7 @@ def load(
     labels: Labels | None = None,
     captions: Captioning | None = None,
     columns: Columns | None = None,
+    index: str | Path | None = None,
     max_broken: float = 0.01,
     broken: Broken | None = None,
     progress: Progress | None = None,
@@ -74,6 +77,9 @@ def load(
     `window` is the number of shards that a training chooses pictures from at a time: by default 16 of those at an
     address, and all of those on this machine.
 
+    `index` is a file for what listing and opening the pictures told (`nextscale.data.index`); of 10,000 pictures and
+    more it is kept in the user's cache directory without being asked for.
+
     `columns` names columns of tables and metadata that are called otherwise; one of captions makes `captions` `"own"`.
 
     Raises `InputError` for anything else, a missing or empty folder, a damaged or compressed shard, fewer than two
@@ -91,15 +97,17 @@ def load(
     if source in ("emoji", "figures") and window is not None:
         raise InputError(f"window: expected .tar shards, got {source}")
     if source == "emoji":
+        _refuse_index(index, "the embedded emoji")
         asked.refuse("the embedded emoji")
         return emoji.load(height=height, width=width, labels=labels, captions=captions)
     if source == "figures":
         if Path(source).is_dir():
             raise InputError("expected the figures or a folder, got figures, which is both: the folder is ./figures")
+        _refuse_index(index, "the figures")
         asked.refuse("the figures")
         return figures.load(height=height, width=width, labels=labels, captions=captions)
     wanted = _Asked(labels=labels, captions=captions, columns=asked, progress=progress)
-    listing = _survey(source, wanted, cache or Cache(), window)
+    listing = _opened(source, wanted, cache or Cache(), window, index)
     if window is not None and listing.windows is None:
         raise InputError(f"window: expected .tar shards, got {source}")
     return reading.load(listing, height=height, width=width, max_broken=max_broken, broken=broken, progress=progress)
@@ -154,6 +162,36 @@ class _Asked(TypedDict):
     captions: Captioning | None
     columns: Columns
     progress: Progress | None
+
+
+def _refuse_index(index: str | Path | None, of: str) -> None:
+    if index is not None:
+        raise InputError(f"--index: expected no index of {of}, got {index}")
+
+
+def _opened(source: str | Path, asked: _Asked, cache: Cache, window: int | None, at: str | Path | None) -> Listing:
+    """The listing with what opening its pictures told, from an index if one counts."""
+
+    def make() -> Listing:
+        return reading.opened(_survey(source, asked, cache, window), progress=asked["progress"])
+
+    labels, captions, columns = asked["labels"], asked["captions"], asked["columns"]
+    if why := _why_no_index(source, columns, window):
+        _refuse_index(at, why)
+        return make()
+    tables = [Path(one) for one in (labels, captions) if one is not None and one not in (NONE, FOLDERS, OWN, NAMES)]
+    words = repr((labels and str(labels), captions and str(captions), columns))
+    wanted = Indexed(source=str(source), how=words, tables=tuple(tables))
+    return kept(wanted, make, at=None if at is None else Path(at))
+
+
+def _why_no_index(source: str | Path, columns: Columns, window: int | None) -> str:
+    """Of what there can be none; empty if there can."""
+    if is_address(source):
+        return f"what lies at an address, {source}"
+    if columns.outside:
+        return "pictures that a table may name anywhere (--outside-files)"
+    return "shards that are read in windows" if window is not None else ""
 
 
 def _survey(source: str | Path, asked: _Asked, cache: Cache, window: int | None) -> Listing:

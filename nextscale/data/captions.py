@@ -23,6 +23,7 @@ from typing import Any, overload
 import numpy as np
 
 from nextscale.data import tables
+from nextscale.data.names import row_of
 from nextscale.data.tables import Columns, Source
 from nextscale.data.walk import LeftOut, Tree, in_number
 from nextscale.errors import InputError
@@ -99,8 +100,19 @@ class Captions(Sequence[tuple[str, ...]]):
         return bytes(self.text_B[start : int(self.ends_C[number])]).decode()
 
     def chosen(self, indices: Iterable[int], *, stand_ins: Mapping[int, int] | None = None) -> Captions:
-        """Those of some pictures."""
-        return Captions((self[index] for index in indices), stand_ins=stand_ins)
+        """Those of some pictures; of a row of neighbours the text is not copied."""
+        places = indices if isinstance(indices, np.ndarray) else np.fromiter(indices, dtype=np.int64)
+        row = None if self.stand_ins else row_of(places)
+        if row is None:
+            return Captions((self[int(place)] for place in places), stand_ins=stand_ins)
+        firsts = self.firsts_N[row.start : row.stop + 1] if len(places) else np.zeros(1, dtype=np.int64)
+        first, behind = int(firsts[0]), int(firsts[-1])
+        start = int(self.ends_C[first - 1]) if first else 0
+        ends_C = self.ends_C[first:behind]
+        text_B = self.text_B[start : int(ends_C[-1]) if len(ends_C) else start]
+        captions = Captions((), stand_ins=stand_ins)
+        captions.text_B, captions.ends_C, captions.firsts_N = text_B, ends_C - start, firsts - first
+        return captions
 
     @property
     def total(self) -> int:

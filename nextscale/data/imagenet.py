@@ -33,6 +33,7 @@ from nextscale.errors import InputError
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
+BESIDE = (VALIDATION, f"{DEVKIT}.tar.gz", f"{DEVKIT}/data/meta.mat")  # a tar of tars, and read with it
 META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"  # in the devkit's folder `data`
 KAGGLE, SOLUTION, IMAGE, ANSWER = "ILSVRC/Data/CLS-LOC/", "LOC_val_solution.csv", "ImageId", "PredictionString"
 MOST_BYTES = 2**26  # of a file of the devkit
@@ -245,6 +246,11 @@ def arranged(tree: Tree) -> Tree:
     homes = ["", *(f"{folder}/" for folder in tree.inside().folders)]
     home = next((home for home in homes if tree.holds(f"{home}{SOLUTION}")), None)
     return tree if home is None else _kaggle(tree, home, tree.root)
+
+
+def beside(root: Path) -> list[Path]:
+    """Where, above a folder, there may be a table that tells classes of its pictures."""
+    return [place / SOLUTION for place in root.resolve().parents[: len(_steps()) - 1]]
 
 
 def _steps() -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, overload
@@ -19,8 +19,8 @@ from typing import BinaryIO, NamedTuple, Protocol, overload
 import numpy as np
 
 from nextscale.data.captions import Captions
-from nextscale.data.names import Names
-from nextscale.data.walk import LeftOut, Store
+from nextscale.data.names import Names, row_of
+from nextscale.data.walk import Files, LeftOut, Store
 from nextscale.data.windows import Windows
 from nextscale.errors import InputError, printable
 
@@ -47,10 +47,10 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Those at some places, (M,) int64, of another store."""
+    """Those at some places, (M,) int64 or a range, of another store."""
 
     store: Store
-    places: np.ndarray
+    places: np.ndarray | range
 
     def open(self, place: int) -> BinaryIO:
         """See `Store`."""
@@ -97,20 +97,40 @@ class Items(Sequence[Listed]):
         return Listed(self.names[place], label, held_out, self.store, place)
 
     def chosen(self, places: np.ndarray) -> Items:
-        """Those at some places, in that order."""
+        """Those at some places, in that order; a row of neighbours is no copy."""
+        row = row_of(places)
+        key = places if row is None else row
         return Items(
             names=self.names.chosen(places),
-            labels=self.labels[places],
-            held_out=self.held_out[places],
-            store=Chosen(self.store, places),
+            labels=self.labels[key],
+            held_out=self.held_out[key],
+            store=Chosen(self.store, places if row is None else range(row.start, row.stop)),
         )
+
+    def reordered(self, order_N: np.ndarray) -> Items:
+        """All of them in another order, in arrays of their own."""
+        names = self.names.chosen(order_N)
+        return Items(
+            names=names,
+            labels=self.labels[order_N],
+            held_out=self.held_out[order_N],
+            store=_reordered(self.store, names, order_N),
+        )
+
+
+def _reordered(store: Store, names: Names, order_N: np.ndarray) -> Store:
+    """Copies what tells the places, where a store has such arrays."""
+    if isinstance(store, Files):
+        return Files(store.root, names)
+    chosen = getattr(store, "chosen", None)
+    return Chosen(store, order_N) if chosen is None else chosen(order_N)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examined:
     """What opening each picture of a listing told.
 
-    `sizes` is (N, 2) int64, height and width as stored; `marks` is (N,) of 16 bytes, which change with the picture.
+    `sizes` is (N, 2) int32, height and width as stored; `marks` is (N,) of 16 bytes, which change with the picture.
     `reasons` says by place why some are unreadable, which have neither.
     """
 
@@ -121,7 +141,7 @@ class Examined:
     @classmethod
     def of(cls, looks: Iterable[tuple[tuple[int, int], bytes] | str], count: int) -> Examined:
         """What was seen of so many pictures: the size and the mark, or why one is unreadable."""
-        sizes_N2, marks_N = np.zeros((count, 2), dtype=np.int64), np.zeros(count, dtype="S16")
+        sizes_N2, marks_N = np.zeros((count, 2), dtype=np.int32), np.zeros(count, dtype="S16")
         reasons: dict[int, str] = {}
         for place, look in enumerate(looks):
             if isinstance(look, str):
@@ -129,6 +149,11 @@ class Examined:
             else:
                 sizes_N2[place], marks_N[place] = look
         return cls(sizes=sizes_N2, marks=marks_N, reasons=reasons)
+
+    def chosen(self, places_M: np.ndarray) -> Examined:
+        """Of those at some places, in that order."""
+        found = {place: self.reasons[old] for place, old in enumerate(places_M.tolist()) if old in self.reasons}
+        return Examined(sizes=self.sizes[places_M], marks=self.marks[places_M], reasons=found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +175,19 @@ class Listing:
     """Of the items; None where none was opened yet."""
     windows: Windows | None = None
     """Of the items; None where they are chosen at random out of all."""
+
+
+def side_by_side(listing: Listing, examined: Examined) -> Listing:
+    """The listing with the pictures to train on first, then the held-out ones, then those that cannot be read.
+
+    Each of the three keeps its order. Both splits are then rows of neighbours, which are not copied.
+    """
+    items = listing.items
+    ranks_N = items.held_out.astype(np.int8)
+    ranks_N[list(examined.reasons)] = 2
+    order_N = np.argsort(ranks_N, kind="stable")
+    captions = None if listing.captions is None else listing.captions.chosen(order_N)
+    return replace(listing, items=items.reordered(order_N), captions=captions, examined=examined.chosen(order_N))
 
 
 def hold_out(names: Sequence[str], *, root: Path) -> np.ndarray:

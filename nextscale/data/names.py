@@ -84,7 +84,12 @@ class Names(Sequence[str]):
         return f"Names({len(self):,}: {some})"
 
     def chosen(self, places_M: np.ndarray) -> Names:
-        """Those at some places, in that order."""
+        """Those at some places, in that order; of a row of neighbours the text is not copied."""
+        if (row := row_of(places_M)) is not None:
+            start = int(self.ends_N[row.start - 1]) if row.start else 0
+            ends_M = self.ends_N[row]
+            stop = int(ends_M[-1]) if len(ends_M) else start
+            return Names.mapped(self.text_B[start:stop], ends_M - start if start else ends_M)
         starts_N = np.concatenate([[0], self.ends_N[:-1]]) if len(self) else self.ends_N
         lengths_M = (self.ends_N - starts_N)[places_M]
         parts = [np.empty(0, dtype=np.uint8)]
@@ -95,13 +100,31 @@ class Names(Sequence[str]):
             parts.append(self.text_B[np.repeat(begins, lengths) + within])
         return Names.mapped(np.concatenate(parts), np.cumsum(lengths_M))
 
+    def joined(self) -> Iterator[bytes]:
+        """The bytes of all, a zero behind each, in large pieces."""
+        rest = self.encoded()
+        while chunk := list(islice(rest, _CHUNK)):
+            yield b"\0".join(chunk) + b"\0"
+
     def printable(self) -> Names:
         """These with what cannot be printed as escapes; themselves where there is nothing of the kind."""
+        pieces = (self.text_B[first : first + (1 << 22)] for first in range(0, len(self.text_B), 1 << 22))
+        if all(((piece >= 0x20) & (piece < 0x7F)).all() for piece in pieces):
+            return self
         rest = iter(self)
         while chunk := list(islice(rest, _CHUNK)):
             if not "".join(chunk).isprintable():
                 return Names(map(printable, self))
         return self
+
+
+def row_of(places_M: np.ndarray) -> slice | None:
+    """The places as a slice, if each follows the one before it: what is chosen by that is no copy."""
+    if not len(places_M):
+        return slice(0, 0)
+    first, count = int(places_M[0]), len(places_M)
+    rises = int(places_M[-1]) - first == count - 1 and bool((np.diff(places_M) == 1).all())
+    return slice(first, first + count) if rises else None
 
 
 def _bytes(name: str) -> bytes:

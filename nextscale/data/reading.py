@@ -12,8 +12,8 @@ import io
 import math
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import BinaryIO, TypeVar
 
@@ -25,6 +25,7 @@ from nextscale import images
 from nextscale.data.captions import Captions
 from nextscale.data.labels import WHOLE
 from nextscale.data.listing import Examined, Item, Items, Listing, by_hash
+from nextscale.data.names import row_of
 from nextscale.data.pictures import DataSet, Fetch, Progress, Split, fingerprint, from_memory, in_threads
 from nextscale.data.windows import Windows
 from nextscale.errors import InputError, printable
@@ -35,6 +36,7 @@ Broken = Callable[[str, str], None]  # called with the name of an unreadable pic
 MARGIN = 1.125
 MEMORY = 2 * 2**30  # bytes
 SHOWN = 4  # groups of names in a note
+PIECE = 1 << 16  # pictures that are Python objects at a time
 
 _Result = TypeVar("_Result")
 
@@ -59,14 +61,18 @@ class Size:
         """What `decode` will take of a picture of some height and width."""
         return 3 * math.prod(images.kept_size(stored, height=self.height, width=self.width, margin=MARGIN))
 
-    def all_decoded_bytes(self, examined: Examined) -> int:
-        """What it will take of all that can be read; many are of one size."""
-        readable_N = np.ones(len(examined.sizes), dtype=bool)
+    def fit(self, examined: Examined, most: int) -> bool:
+        """Whether all that can be read takes at most so many bytes; of a larger set few need to be counted."""
+        readable_N, needed = np.ones(len(examined.sizes), dtype=bool), 0
         readable_N[list(examined.reasons)] = False
-        sizes_M2 = examined.sizes[readable_N]
-        sizes, counts = np.unique(sizes_M2[:, 0] << 32 | sizes_M2[:, 1], return_counts=True)
-        needed = (self.decoded_bytes(divmod(size, 1 << 32)) for size in sizes.tolist())
-        return sum(count * each for count, each in zip(counts.tolist(), needed, strict=True))
+        for some in _pieces(len(readable_N)):
+            sizes_n2 = examined.sizes[some][readable_N[some]].astype(np.int64)
+            sizes, counts = np.unique(sizes_n2[:, 0] << 32 | sizes_n2[:, 1], return_counts=True)
+            each = (self.decoded_bytes(divmod(size, 1 << 32)) for size in sizes.tolist())
+            needed += sum(count * one for count, one in zip(counts.tolist(), each, strict=True))
+            if needed > most:
+                return False
+        return True
 
 
 def _tried(function: Callable[[BinaryIO], _Result], item: Item) -> _Result | str:
@@ -131,11 +137,12 @@ def load(
 
     `progress` runs through the pictures once while headers are checked, and again while a small set is decoded.
     """
-    size, items = Size(height=height, width=width), listing.items
-    examined = listing.examined or examine(items, progress=progress)
+    size, listing = Size(height=height, width=width), opened(listing, progress=progress)
+    items, examined = listing.items, listing.examined
+    assert examined is not None, "it is opened"
     reasons = dict(examined.reasons)
     decoded: dict[int, Tensor] | None = None
-    if size.all_decoded_bytes(examined) <= MEMORY:
+    if size.fit(examined, MEMORY):
         decoded = {}
         good_M = _without(reasons, items)
         pictures = in_threads(size.decode, items.chosen(good_M), progress=progress)
@@ -190,9 +197,12 @@ def _warn(name: str, why: str) -> None:
     warnings.warn(f"{name} cannot be read ({why}): another picture is shown in its place", stacklevel=3)
 
 
-def examine(items: Items, *, progress: Progress | None = None) -> Examined:
-    """Opens every picture once."""
-    return Examined.of(in_threads(look, items, progress=progress), len(items))
+def opened(listing: Listing, *, progress: Progress | None = None) -> Listing:
+    """The listing with what opening every picture once tells."""
+    if listing.examined is not None:
+        return listing
+    looks = in_threads(look, listing.items, progress=progress)
+    return replace(listing, examined=Examined.of(looks, len(listing.items)))
 
 
 def look(item: Item) -> tuple[tuple[int, int], bytes] | str:
@@ -247,7 +257,9 @@ class Side:
     @classmethod
     def of(cls, places_M: np.ndarray, listed: Items, examined: Examined) -> Side:
         """Those at some places of a listing."""
-        return cls(places=places_M, items=listed.chosen(places_M), marks=examined.marks[places_M])
+        row = row_of(places_M)
+        marks = examined.marks[places_M if row is None else row]
+        return cls(places=places_M, items=listed.chosen(places_M), marks=marks)
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
@@ -263,7 +275,7 @@ def _alike(classes: Sequence[str]) -> list[str]:
 
 def _copies(train: Side, validation: Side) -> list[str]:
     """That held-out pictures are trained on as well, if some are: by a link, or as a copy."""
-    shared = np.intersect1d(train.marks, validation.marks)
+    shared = _shared(train.marks, validation.marks)
     if not len(shared):
         return []
     count = int(np.isin(validation.marks, shared).sum())
@@ -275,22 +287,38 @@ def _copies(train: Side, validation: Side) -> list[str]:
     ]
 
 
+def _shared(one_M: np.ndarray, other_N: np.ndarray) -> np.ndarray:
+    """The marks that stand in both, sorted; their first halves are compared first, which is much faster."""
+    halves_N = np.unique(_halves(other_N))
+    pieces = (one_M[some] for some in _pieces(len(one_M)))
+    near = [piece[np.isin(_halves(piece), halves_N)] for piece in pieces]
+    return np.intersect1d(np.concatenate([np.empty(0, dtype="S16"), *near]), other_N)
+
+
+def _halves(marks_M: np.ndarray) -> np.ndarray:
+    """The first half of each, (M,) uint64."""
+    return np.ascontiguousarray(marks_M).view(np.uint64)[::2]
+
+
 def _captions(side: Side, listing: Listing, stand_ins: Mapping[int, int]) -> Captions | None:
     """Those of one side of a listing."""
     if listing.captions is None:
         return None
-    return listing.captions.chosen(side.places.tolist(), stand_ins=stand_ins)
+    return listing.captions.chosen(side.places, stand_ins=stand_ins)
 
 
 def _split(name: str, side: Side, *, listing: Listing, size: Size, fetch: Fetch, captions: Captions | None) -> Split:
     """One side, ready to be shown."""
     labels = side.items.labels
-    every = chain(listing.classes, side.items.names.encoded(), labels.tolist(), side.marks.tolist())
+    numbers = [b"%d\0" % number for number in range(len(listing.classes))]
+    texts = (b"".join([numbers[label] for label in labels[some].tolist()]) for some in _pieces(len(labels)))
+    marks = (side.marks[some].astype("S17").tobytes() for some in _pieces(len(labels)))  # 16 digits, and a zero
+    every = chain(side.items.names.joined(), texts, marks)
     return Split(
         classes=listing.classes,
         labels=torch.from_numpy(labels),
         names=side.items.names.printable(),
-        fingerprint=fingerprint(chain([listing.kind, name, size, MARGIN], every)),
+        fingerprint=fingerprint([listing.kind, name, size, MARGIN, *listing.classes], every),
         fetch=fetch,
         height=size.height,
         width=size.width,
@@ -305,6 +333,11 @@ def _windows(listing: Listing, side: Side, *, at_hand: bool) -> Windows | None:
         return None
     windows = listing.windows.chosen(side.places)
     return windows.at_hand() if at_hand else windows
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """So many places, some at a time."""
+    return (slice(first, min(first + PIECE, count)) for first in range(0, count, PIECE))
 
 
 def _mark(stream: BinaryIO) -> bytes:

@@ -87,6 +87,7 @@ def test_captions_come_along(nextscale, pictures: Path, run: Path, tmp_path: Pat
         assert list(cached.captions or ()) == list(split.captions or ())
     given = ("train", "transformer", "--data", out, "--tokenizer", run, "--out", tmp_path / "var")
     is_a_mistake(nextscale(*given, "--captions", table), "--captions: expected pictures, got a token cache")
+    is_a_mistake(nextscale(*given, "--index", table), "--index: expected pictures, got a token cache")
 
 
 def test_classes_may_come_from_a_table(nextscale, pictures: Path, run: Path, tmp_path: Path) -> None:

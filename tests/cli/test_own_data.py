@@ -185,6 +185,26 @@ def test_broken_pictures_are_listed_and_borne_with_as_asked(train, pictures: Pat
         assert told in done.errors
 
 
+def test_an_index_is_kept_where_it_is_asked_for(nextscale, trained: Path, pictures: Path, tmp_path: Path) -> None:
+    """Both trainers and `encode` read what one of them has left; it is no picture of the data."""
+    root, at = shutil.copytree(pictures, tmp_path / "set"), tmp_path / "index"
+    for path in root.rglob("*"):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    done = nextscale(
+        "train", "tokenizer", "--data", root, "--index", at, "--steps", 1, "--batch", 4, "--out", tmp_path / "t"
+    )
+    assert (done.status, done.errors) == (0, "")
+    made = at.read_bytes()
+    more = ["--index", at, "--tokenizer", trained, "--out"]
+    for command in (["encode", root], ["train", "transformer", "--data", root, "--steps", 1, "--batch", 4]):
+        done = nextscale(*command, *more, tmp_path / command[0])
+        assert (done.status, done.errors) == (0, "")
+        assert at.read_bytes() == made
+    done = nextscale("encode", root, "--tokenizer", trained, "--index", root / "index", "--out", tmp_path / "other")
+    assert (done.status, done.errors.count("\n")) == (2, 1)
+    assert "--index: expected a file outside of the data" in done.errors
+
+
 def test_a_run_is_not_put_into_its_own_data(nextscale, train, trained: Path, pictures: Path, tmp_path: Path) -> None:
     """Nor through a link; a place beside it is one."""
     root = shutil.copytree(pictures, tmp_path / "set")
