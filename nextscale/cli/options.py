@@ -28,6 +28,7 @@ Encoder = Annotated[str | None, tyro.conf.arg(metavar="DIR|HUB", help_behavior_h
 Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Pictures = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")]
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+MirrorAddress = Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")]
 Start = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Batches = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1 4 16)")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]

@@ -32,6 +32,7 @@ from nextscale.cli.options import (
     Directory,
     EveryMinutes,
     Minutes,
+    MirrorAddress,
     NetworkAndHeads,
     Precision,
     Settings,
@@ -39,7 +40,7 @@ from nextscale.cli.options import (
     Times,
 )
 from nextscale.cli.output import say
-from nextscale.cli.training import length, together, watch
+from nextscale.cli.training import check_mirror, length, together, watch
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class TrainTokenizer:
     """Trained tokenizer to begin from, of the same architecture; picture size and scales may be others."""
     out: Directory = Path("runs/tokenizer")
     """Run directory; one that holds the same run is continued."""
+    mirror: MirrorAddress = None
+    """Where in a bucket every checkpoint is copied to; a new --out goes on from there."""
     steps: Count = None
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
@@ -135,6 +138,7 @@ class TrainTokenizer:
         asked = length(self.steps, self.minutes, default=Length(steps=steps))
         rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
         check_outside(self.out, self.data)
+        check_mirror(self.mirror)
         begin = self._begin(config)
         data = load_data(
             self.data,
@@ -159,7 +163,7 @@ class TrainTokenizer:
             backbone=features.load(self.backbone, device=device) if self.backbone else None,
             semantic=features.load(self.semantic, device=device) if self.semantic else None,
         )
-        watch("tokenizer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm), self.out)
+        watch("tokenizer", train(stage, self.out, asked, seed=self.seed, rhythm=rhythm, mirror=self.mirror), self.out)
         say(f"tokenizer in {self.out}; next:")
         told = ["--data", self.data, "--preset", self.preset, "--tokenizer", str(self.out)]
         told += columns_of(self).options

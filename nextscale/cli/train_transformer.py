@@ -32,6 +32,7 @@ from nextscale.cli.options import (
     Directory,
     EveryMinutes,
     Minutes,
+    MirrorAddress,
     Precision,
     Settings,
     Share,
@@ -41,7 +42,7 @@ from nextscale.cli.options import (
     TokenMaps,
 )
 from nextscale.cli.output import at_least, progress, say
-from nextscale.cli.training import length, together, watch
+from nextscale.cli.training import check_mirror, length, together, watch
 from nextscale.config import Order
 from nextscale.errors import InputError
 
@@ -120,6 +121,8 @@ class TrainTransformer:
     """Trained model to begin from, of whose size the new one is; classes and scales may be others."""
     out: Directory = Path("runs/transformer")
     """Run directory; one that holds the same run is continued."""
+    mirror: MirrorAddress = None
+    """Where in a bucket every checkpoint is copied to; a new --out goes on from there."""
     steps: Count = None
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
@@ -175,6 +178,7 @@ class TrainTransformer:
 
         rhythm = Rhythm(checks=self.checks, checkpoint_minutes=self.checkpoint_minutes, keep=self.keep)
         check_outside(self.out, self.data)
+        check_mirror(self.mirror)
         chosen = None if self.preset is None else presets.get(self.preset)
         tokenizer = models.tokenizer_alone(self.tokenizer, self.scales)
         preset = chosen or self._of(tokenizer)
@@ -206,7 +210,7 @@ class TrainTransformer:
             if first
             else None,
         )
-        events = train(stage, self.out, asked, seed=self.seed, rhythm=rhythm, plateau=self.plateau)
+        events = train(stage, self.out, asked, seed=self.seed, rhythm=rhythm, plateau=self.plateau, mirror=self.mirror)
         watch("transformer", events, self.out)
         say(f"model in {self.out}; next:")
         told = ["--model", str(self.out), "--out", f"samples/{self.out.resolve().name}"]

@@ -47,6 +47,14 @@ def together(device: str) -> Iterator[str]:
             raise _once(KeyboardInterrupt(), INTERRUPTED) from None
 
 
+def check_mirror(address: str | None) -> None:
+    """Raise `InputError` for an address that no run can be copied to, before anything is read."""
+    from nextscale.files import remote
+
+    if address is not None:
+        remote.check_writable(address)
+
+
 def length(steps: int | None, minutes: float | None, *, default: Length) -> Length:
     """What `--steps` and `--minutes` say, or `default` when neither does. Raises `InputError` for both."""
     from nextscale.training.loop import Length

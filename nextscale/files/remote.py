@@ -10,6 +10,7 @@ Nothing is kept here; `nextscale.files.cache` keeps files.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -18,8 +19,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from nextscale.errors import InputError
@@ -50,6 +53,7 @@ PROTOCOLS = {
 }
 KNOWN = ", ".join(f"{name}://" for name in PROTOCOLS if name != "memory")
 WEB = ("http", "https")
+WRITABLE = ("s3", "gs", "az", "memory")  # where an object is replaced at once
 TAGS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "updated")
 TIMES = ("mtime", "created")  # what is left to tell versions apart
 SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|SAS|CONNECTION_STRING")  # in names of the environment
@@ -101,7 +105,7 @@ def check(address: str) -> None:
     if address.startswith("pipe:") or "::" in protocol:
         raise InputError(f"expected an address of data ({KNOWN}), got one that runs a program or names two drivers")
     if protocol not in PROTOCOLS or not mark:
-        raise InputError(f"expected an address that begins with {KNOWN}, got {protocol}://")
+        raise InputError(f"expected an address that begins with {KNOWN}, got {f'{protocol}://' if mark else protocol}")
     host = rest.partition("/")[0]
     if "@" in host and ":" in host.rpartition("@")[0]:
         raise InputError(f"expected {protocol}:// without a password, which comes from the environment, got one with")
@@ -150,6 +154,13 @@ def fetch(wanted: Object, file: BinaryIO) -> None:
             tries.failed(error, gained=done > before)
 
 
+def read(address: str) -> bytes:
+    """All of a small object. Raises like `find` and `fetch`."""
+    found, file = find(address), io.BytesIO()
+    fetch(found, file)
+    return file.getvalue()
+
+
 class _Local(Exception):  # noqa: N818  # it carries an error and is none
     """Holds what went wrong on this machine, which no second try mends."""
 
@@ -166,9 +177,9 @@ def _write(file: BinaryIO, place: int, piece: bytes) -> None:
         raise _Local(error) from None
 
 
-def _again(address: str, ask: Callable[[], _Result]) -> _Result:
+def _again(address: str, ask: Callable[[], _Result], what: str = "read") -> _Result:
     """What `ask` gives, which is asked again while that may help."""
-    tries = _Tries(address)
+    tries = _Tries(address, what)
     while True:
         try:
             return ask()
@@ -181,6 +192,7 @@ class _Tries:
     """How often something went wrong, in a row without any gain and in all."""
 
     address: str
+    what: str = "read"
     in_a_row: int = 0
     in_all: int = 0
 
@@ -191,7 +203,7 @@ class _Tries:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         if _is_final(error) or self.in_a_row >= TRIES or self.in_all >= MOST_TRIES:
-            raise _told(self.address, error, self.in_all) from None
+            raise _told(self.address, error, self.in_all, self.what) from None
         time.sleep(_wait(self.in_a_row, error))
 
 
@@ -212,7 +224,7 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, (*final, TypeError, ValueError)) or "Credential" in type(error).__name__
 
 
-def _told(address: str, error: Exception, tried: int) -> InputError:
+def _told(address: str, error: Exception, tried: int, what: str) -> InputError:
     """What went wrong in one line, without secrets."""
     protocol = address.partition("://")[0]
     if isinstance(error, InputError):
@@ -228,11 +240,11 @@ def _told(address: str, error: Exception, tried: int) -> InputError:
         or getattr(error, "code", None) in REFUSED
         or "Credential" in str(type(error))
     ):
-        return AbsentError(f"not allowed to read {address}; credentials: {PROTOCOLS[protocol].credentials}")
+        return AbsentError(f"not allowed to {what} {address}; credentials: {PROTOCOLS[protocol].credentials}")
     if isinstance(error, ImportError) and (extra := PROTOCOLS[protocol].extra):
         return UnreachableError(f"{protocol}:// needs a driver: pip install 'nextscale[{extra}]' ({why(error)})")
     times = f", {tried} times" if tried > 1 else ""
-    return UnreachableError(f"cannot read {address}: {why(error)}{times}")
+    return UnreachableError(f"cannot {what} {address}: {why(error)}{times}")
 
 
 def why(error: BaseException) -> str:
@@ -242,6 +254,33 @@ def why(error: BaseException) -> str:
         if SECRET.search(name.upper()) and len(value) >= SHORTEST:
             said = said.replace(value, f"({name})")
     return re.sub(r"(://[^\s?]+)\?\S+", r"\1", said)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def check_writable(address: str) -> None:
+    """Raise `InputError` unless objects are written whole or not at all under an address of this kind."""
+    check(address)
+    if (protocol := address.partition("://")[0]) not in WRITABLE:
+        known = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
+        raise InputError(f"expected an address in a bucket, {known}, got {protocol}://")
+
+
+def put(path: Path, address: str) -> None:
+    """Copy a file to an address. Raises `InputError` when that cannot be written."""
+    _again(address, lambda: _Fsspec().put(path, address), "write")
+
+
+def write(content: bytes, address: str) -> None:
+    """Put some bytes at an address, in place of what is there. Raises likewise."""
+    _again(address, lambda: _Fsspec().write(content, address), "write")
+
+
+def remove(address: str) -> None:
+    """Remove an object, if it is there. Raises likewise."""
+    with suppress(AbsentError):
+        _again(address, lambda: _Fsspec().remove(address), "remove")
 
 
 # ---- the two ways ----------------------------------------------------------------------------------------------------
@@ -314,6 +353,21 @@ class _Fsspec:
             yield piece[: end - start]
             start += len(piece)
         self._check(wanted)
+
+    def put(self, path: Path, address: str) -> None:
+        system, place = self._system(address)
+        system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        system.put_file(str(path), place)
+        if (size := self.find(address).size) != path.stat().st_size:
+            raise ConnectionError(f"{size:,} of {path.stat().st_size:,} bytes came")
+
+    def write(self, content: bytes, address: str) -> None:
+        system, place = self._system(address)
+        _in_time(lambda: system.pipe_file(place, content))
+
+    def remove(self, address: str) -> None:
+        system, place = self._system(address)
+        _in_time(lambda: _fresh(system).rm_file(place))
 
     def _check(self, wanted: Object) -> None:
         if self.find(wanted.address) != wanted:

@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ from torch import Tensor
 from nextscale.data import DataSet
 from nextscale.data.tokens import TokenSet
 from nextscale.errors import InputError
-from nextscale.files import lock
+from nextscale.files import lock, remote
 from nextscale.machine import distributed
+from nextscale.training import mirror as mirrors
 from nextscale.training.optimization import Outcome
 from nextscale.training.pace import TARGET, Pace, Plan, Record
 from nextscale.training.recipes import OF_THE_FALL, Recipe, recorded
@@ -238,6 +240,7 @@ def train(
     seed: int,
     rhythm: Rhythm = Rhythm(),
     plateau: Path | None = None,
+    mirror: str | None = None,
 ) -> Iterator[Event]:
     """Train `stage` in `directory`, from where its last checkpoint stands; yields after every step.
 
@@ -247,6 +250,8 @@ def train(
         rhythm: how often it validates and saves.
         plateau: directory of the same run but for its length and fall, whose rate has not begun to fall: where this one
             has no checkpoint of its own yet, it goes on from there, and ends as if it had made those steps itself.
+        mirror: address in a bucket where every checkpoint is copied to in the background (`nextscale.training.mirror`).
+            Where `directory` is new, the run goes on from there.
 
     Over several processes, each runs this on its own stage; the first one writes and validates. A network whose
     gradient is not finite stays as it is, and the step is counted ("skipped"). Nothing is saved or exported whose
@@ -265,6 +270,8 @@ def train(
         "recipe": recorded(stage.recipe),
     }
     with lock.held(directory):
+        if mirror is not None:
+            _restore(mirror, directory)
         run = RunDirectory.open(
             directory,
             settings | dict(stage.settings),
@@ -273,7 +280,27 @@ def train(
         )
         run.describe(stage.data)
         run.require_room(stage)
-        yield from _continued(stage, run, length, rhythm, plateau)
+        with _mirrored(run, mirror):
+            yield from _continued(stage, run, length, rhythm, plateau)
+
+
+def _restore(address: str, directory: Path) -> None:
+    """Begin where a mirror is, which is said."""
+    remote.check_writable(address)
+    if distributed.is_first() and (step := mirrors.restore(address, directory)) is not None:
+        warnings.warn(f"{directory} was made again from {address}, at step {step}", stacklevel=2)
+    distributed.barrier()
+
+
+@contextmanager
+def _mirrored(run: RunDirectory, address: str | None) -> Iterator[None]:
+    """Copy checkpoints away while the block runs; the first process does it."""
+    if address is None or not distributed.is_first():
+        yield
+        return
+    with mirrors.Mirror.open(address, run.path, run.settings) as mirror:
+        run.mirror = mirror
+        yield
 
 
 def _continued(

@@ -112,6 +112,12 @@ class Exportable(Protocol):
     def export(self, directory: Path) -> None: ...
 
 
+class Keeps(Protocol):
+    """What is told of every checkpoint that is written."""
+
+    def keep(self, step: int) -> None: ...
+
+
 class RunDirectory:
     """One run's files. Made by `open`. All of several processes read, only the first one writes."""
 
@@ -120,6 +126,14 @@ class RunDirectory:
         self._record = record  # what run.json holds
         self._writer: SummaryWriter | None = None
         self._shares: str | None = None  # the directory that state.pt names
+        self.mirror: Keeps | None = None
+        """What copies every checkpoint away (`nextscale.training.mirror`)."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values that make this run this run."""
+        settings: Mapping[str, Any] = self._record["settings"]
+        return settings
 
     @classmethod
     def open(
@@ -237,6 +251,8 @@ class RunDirectory:
             write_beside(self.path / "state.pt", lambda beside: _write(content, beside))
         self._shares = content["shares"]["directory"] if cut else None
         self._remove_shares()
+        if self.mirror is not None:
+            self.mirror.keep(state.step)
         distributed.barrier()  # one that ended before would have torchrun end the others, in the middle of this
 
     def _save_shares(self, name: str, cut: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -326,6 +342,8 @@ class RunDirectory:
         if distributed.is_first():
             self._record |= {"finished": True, "steps": state.step}
             write_json(self.path / "run.json", self._record)
+        if self.mirror is not None:
+            self.mirror.keep(state.step)
 
     # -- what people look at -------------------------------------------------------------------------------------------
 

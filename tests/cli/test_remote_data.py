@@ -91,6 +91,11 @@ def test_tokens_from_an_address_are_the_same_cache(
         (["--data", "http://x/a.tar", "--cache-size", "1"], "--cache-size: expected a size such as 500GB, in kB, MB,"),
         (["--data", "pipe:cat a.tar"], "expected an address of data (s3://, gs://, az://"),
         (["--data", "s3://key:secret@bucket/a.tar"], "expected s3:// without a password"),
+        (["--data", "emoji", "--mirror", "runs/mirror"], "expected an address that begins with s3://"),
+        (
+            ["--data", "emoji", "--mirror", "https://host/run"],
+            "expected an address in a bucket, s3://, gs://, az://, got",
+        ),
         (["--data", "emoji", "--window", "2"], "window: expected .tar shards, got emoji"),
     ],
 )
