@@ -196,7 +196,8 @@ def _check_place(at: Path, source: str) -> None:
     inner, outer = os.path.realpath(at), os.path.realpath(source)
     if os.path.isdir(source) and os.path.commonpath([inner, outer]) == outer:
         raise InputError(f"--index: expected a file outside of the data in {source}, got {at}")
-    if at.exists() and (at.is_dir() or (at.stat().st_size and _metadata(at).get("format") != FORMAT)):
+    is_empty = os.path.isfile(at) and not os.path.getsize(at)
+    if os.path.exists(at) and not is_empty and _metadata(at).get("format") != FORMAT:
         raise InputError(f"--index: expected an index or no file, got {at}, which is something else")
 
 
