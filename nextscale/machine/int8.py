@@ -1,26 +1,28 @@
-"""Matrix products in int8 on CPUs: weights quantized once, a scale a row; activations at each call, a scale a token.
+"""Products in int8 on CPUs: weights quantized once, a scale a row; activations at each call, a scale a token.
 
     W ≈ w · Ŵ,   x ≈ r · x̂,   x Wᵀ ≈ r · w · (x̂ Ŵᵀ),   Ŵ in -127 .. 127, x̂ in -127 .. 127, summed in int32
 
-Because a token's scale is its own, its product depends on no other token. The multiplication is torch's own kernel, the
+Because a token's scale is its own, its product depends on no other token. A convolution has one scale and one zero
+point for all of its input, so that one picture at a time is given to it. The multiplication is torch's own kernel, the
 one that `torch.compile` uses for quantized models. It takes activations as unsigned with a zero point of 128: signed
 ones are as fast where there is AMX, and many times slower where there is AVX512-VNNI alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 LEVELS = 127
 ROOM = 126  # of activations: their scale is rounded to bfloat16, and 127 of a scale that was rounded down would be 128
 ZERO = 128  # what stands for 0 in an unsigned byte
 TINY = 1e-30  # scale of a token that is all zeros
-KERNELS = ("qlinear_prepack", "qlinear_pointwise")
+KERNELS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv_pointwise")
 BITS = {torch.float32: (torch.int32, 0x7FFF_FFFF), torch.bfloat16: (torch.int16, 0x7FFF)}
 
 
@@ -69,11 +71,16 @@ class Int8Weight:
 
 def int8_weight(weight_NK: Tensor, dtype: torch.dtype) -> Int8Weight:
     """A weight quantized for activations of `dtype`; each output channel has a scale of its own."""
-    weight_NK = weight_NK.detach().float()
-    scales_N = weight_NK.abs().amax(dim=1).clamp_min(TINY) / LEVELS
-    levels_NK = (weight_NK / scales_N[:, None]).round_().to(torch.int8)
+    levels_NK, scales_N = levels_of(weight_NK.detach().float())
     packed = torch.ops.onednn.qlinear_prepack(levels_NK, None)
     return Int8Weight(packed, scales_N, torch.zeros(len(scales_N), dtype=torch.int32), dtype)
+
+
+def levels_of(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of N output channels, (N, ...) float32, as int8 of the same shape, and the scale of each, (N,)."""
+    scales_N = weight.flatten(1).abs().amax(dim=1).clamp_min(TINY) / LEVELS
+    levels = weight / scales_N.view(-1, *[1] * (weight.ndim - 1))
+    return levels.round_().to(torch.int8), scales_N
 
 
 def token_scales(x_MK: Tensor) -> Tensor:
@@ -90,3 +97,47 @@ def quantized(x_MK: Tensor, scales_M1: Tensor) -> Tensor:
     """x̂ + 128 as unsigned bytes, (M, K). By way of signed ones: torch converts to these four times as fast."""
     signed = (x_MK / scales_M1).round_().to(torch.int8)
     return signed.view(torch.uint8).bitwise_xor_(ZERO)
+
+
+class Int8Convolution(nn.Module):
+    """A convolution in int8 of one picture, (1, C, H, W) channels last, in the dtype that the picture has.
+
+    Arguments:
+        layer: with a bias, and without groups.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        levels, self.scales = levels_of(layer.weight.detach().float())
+        self.zeros = torch.zeros(len(levels), dtype=torch.int32)
+        self.bias = None if layer.bias is None else layer.bias.detach().float()
+        self.geometry = [*layer.stride], [int(side) for side in layer.padding], [*layer.dilation], 1
+        self.packed = torch.ops.onednn.qconv_prepack(levels, self.scales, 1.0, ZERO, *self.geometry)
+
+    def forward(self, x_1CHW: Tensor) -> Tensor:
+        assert len(x_1CHW) == 1, "the scale of a picture must not depend on others"
+        scale, zero = picture_scale(x_1CHW)
+        weight = self.packed, self.scales, self.zeros, self.bias
+        quantized = picture_bytes(x_1CHW, scale, zero)
+        kernel = torch.ops.onednn.qconv_pointwise
+        y: Tensor = kernel(quantized, scale, zero, *weight, *self.geometry, 1.0, 0, x_1CHW.dtype, "none", [], "")
+        return y
+
+
+def picture_scale(x_1CHW: Tensor) -> tuple[float, int]:
+    """What a level is, and which stands for 0, in 1 .. 254: after SiLU most of the range is above it.
+
+    Of values that are not finite NaN, which every product then is.
+    """
+    low, high = (float(end) for end in torch.aminmax(x_1CHW.permute(0, 2, 3, 1)))
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not math.isfinite(high - low):
+        return math.nan, ZERO
+    steps = float(torch.tensor(2 * ROOM / max(high - low, TINY), dtype=x_1CHW.dtype))  # torch adds in steps so rounded
+    return 1 / steps, 1 + round(-low * steps)
+
+
+def picture_bytes(x_1CHW: Tensor, scale: float, zero: int) -> Tensor:
+    """Round(x / scale) + zero as unsigned bytes."""
+    signed = torch.add(torch.tensor(float(zero - ZERO), dtype=x_1CHW.dtype), x_1CHW, alpha=1 / scale)
+    return signed.round_().to(torch.int8).view(torch.uint8).bitwise_xor_(ZERO)

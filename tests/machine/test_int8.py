@@ -88,6 +88,44 @@ def test_what_is_not_finite_is_not_hidden() -> None:
     assert got[2].isfinite().all()
 
 
+@needs_int8
+@dtypes
+@pytest.mark.parametrize("shift", [0.0, 3.0, -3.0], ids=["around 0", "above", "below"])
+def test_convolutions_are_near_the_exact_ones(dtype: torch.dtype, shift: float) -> None:
+    """At the border too, where what is not there is 0 whatever byte stands for that."""
+    layer = torch.nn.Conv2d(32, 48, 3, padding=1)
+    with torch.no_grad():
+        layer.weight.copy_(drawn(48, 32, 3, 3))
+        x = (drawn(1, 32, 12, 9) + shift).to(dtype).to(memory_format=torch.channels_last)
+        got, expected = int8.Int8Convolution(layer)(x), layer(x.float())
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert relative(got.float(), expected) < 0.02
+    assert relative(got.float()[:, :, 0], expected[:, :, 0]) < 0.02
+
+
+@dtypes
+def test_bytes_of_a_picture_stay_within_their_range(dtype: torch.dtype) -> None:
+    """0 is a byte of its own, so that what is 0 stays it."""
+    for low, high in ((-0.28, 6.0), (0.0, 5.0), (2.0, 3.0), (-4.0, -1.0), (0.0, 0.0), (-1e4, 1e-3)):
+        x = torch.linspace(low, high, 3 * 8 * 8).view(1, 3, 8, 8).to(dtype)
+        x[0, 0, 0, 0] = 0
+        scale, zero = int8.picture_scale(x)
+        bytes_ = int8.picture_bytes(x, scale, zero).int()
+        assert bytes_[0, 0, 0, 0] == zero
+        assert ((bytes_ - zero) * scale - x.double()).abs().max() <= 1.01 * scale
+        assert 0 <= bytes_.min() <= bytes_.max() <= 255
+
+
+@needs_int8
+def test_a_picture_that_is_not_finite_stays_so() -> None:
+    """As in other precisions."""
+    x = drawn(1, 8, 4, 4).to(memory_format=torch.channels_last)
+    x[0, 0, 0, 0] = torch.inf
+    with torch.no_grad():
+        assert int8.Int8Convolution(torch.nn.Conv2d(8, 8, 3, padding=1))(x).isnan().all()
+
+
 def test_int8_is_auto_beside_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not multiplied in int8 is computed as "auto" computes; the names are those of pictures and of options."""
     monkeypatch.setattr("nextscale.machine.precision.multiplies_int8_fast", lambda device: True)

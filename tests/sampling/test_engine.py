@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from nextscale import MultiScaleVQVAE, Pipeline
-from nextscale.machine.int8 import multiplies_int8_fast
+from nextscale.machine.int8 import Int8Convolution, multiplies_int8_fast
 from nextscale.machine.precision import Arithmetic
 from nextscale.sampling import engine
 from nextscale.transformer import VAR, KeyValueCache
@@ -116,7 +116,7 @@ def test_int8_takes_the_layers_it_says(make_transformer: Callable, monkeypatch: 
     found = {name for name, layer in view.named_modules() if isinstance(layer, engine.Int8Linear)}
     ends = ["feed_forward.up"] if amx else ["attention.qkv", "attention.out", "feed_forward.up"]
     blocks = range(plain.config.depth)
-    assert found == {f"blocks.{i}.{end}" for i in blocks for end in ends} | (set() if amx else {"head"})
+    assert found == {f"blocks.{i}.{end}" for i in blocks for end in ends}
     assert view.positions.data_ptr() == plain.positions.data_ptr()
     assert not any(isinstance(layer, engine.Int8Linear) for layer in plain.modules())
     assert all(torch.equal(before[name], weight) for name, weight in plain.state_dict().items())
@@ -136,6 +136,32 @@ def test_in_int8_a_seed_decides_its_picture(
     assert torch.equal(pipe.repeat(together.requests[1]).tokens, together.tokens[1:2])
     for i in range(3):
         assert torch.equal(pipe.generate([i], [5 + i]).tokens, together.tokens[i : i + 1])
+
+
+@needs_int8
+def test_in_int8_large_pictures_are_decoded_as_before(
+    make_tokenizer: Callable, make_transformer: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 2 % of their range where convolutions are in int8, one at a time; the tokenizer's own decoder stays."""
+    tokenizer = make_tokenizer()
+    monkeypatch.setattr(engine, "multiplies_with_amx", lambda: False)
+    monkeypatch.setattr(engine, "PIXELS", tokenizer.config.height * tokenizer.config.width)
+    for dtype in (torch.bfloat16, torch.float32):
+        made = engine.make_engine(tokenizer, make_transformer(), Arithmetic(dtype, int8=True))
+        assert any(isinstance(layer, Int8Convolution) for layer in made.decoder.modules())
+        assert not any(isinstance(layer, Int8Convolution) for layer in tokenizer.decoder.modules())
+        canvas = torch.randn(3, tokenizer.config.code_channels, *tokenizer.config.scales.sizes[-1])
+        with torch.inference_mode():
+            painted = made.paint(canvas)
+            assert torch.equal(made.paint(canvas[1:2]), painted[1:2])
+            assert (painted - tokenizer.paint(canvas)).abs().mean() < 0.02 * 2
+
+
+@needs_int8
+def test_small_pictures_are_decoded_together(make_tokenizer: Callable, make_transformer: Callable) -> None:
+    """In what "auto" decodes in."""
+    made = engine.make_engine(make_tokenizer(), make_transformer(), Arithmetic(torch.bfloat16, int8=True))
+    assert not any(isinstance(layer, Int8Convolution) for layer in made.decoder.modules())
 
 
 def in_float32(view_in: Callable, transformer: VAR, dtype: torch.dtype, **given: Any) -> VAR:
