@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nextscale import images
+from nextscale.data.ahead import Begun
 from nextscale.data.captions import Captions
 from nextscale.data.walk import LeftOut, in_number
 from nextscale.data.windows import Windows
@@ -32,6 +34,20 @@ from nextscale.errors import InputError
 Progress = Callable[[int, int], None]  # called with (done, total)
 # indices -> the indices shown, (3, h, w) uint8 of each; the same picture for an index that stands twice
 Fetch = Callable[[list[int]], tuple[list[int], list[Tensor]]]
+
+
+@runtime_checkable
+class PictureByPicture(Protocol):
+    """A `Fetch` in two parts: `settled(wanted, {index: read(index)})` is what the whole gives."""
+
+    def read(self, index: int) -> Tensor | str:
+        """One picture, (3, h, w) uint8, or why it cannot be read; a pure function, for any thread."""
+        ...
+
+    def settled(self, wanted: list[int], tried: Mapping[int, Tensor | str]) -> tuple[list[int], list[Tensor]]:
+        """See `Fetch`: with others in the place of those that cannot be read, which are reported."""
+        ...
+
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -134,6 +150,30 @@ class Split(Dataset[tuple[Tensor, int]]):
         check_views(views, len(wanted))
         shown, pictures = self.fetch(wanted.tolist())
         return windows(pictures, views, height=self.height, width=self.width), self.labels[shown]
+
+    def begin(self, indices: Tensor, views: Tensor, pool: Executor, *, device: torch.device) -> Begun | None:
+        """See `nextscale.data.ahead.Beginning`: where `fetch` reads picture by picture, or for a GPU."""
+        if not isinstance(self.fetch, PictureByPicture):
+            gains = isinstance(self.fetch, InMemory) and device.type == "cuda"
+            read = partial(self.batch, indices, views=views)
+            return Begun(pool.submit(read), read) if gains else None
+        wanted = indices.tolist()
+        tried = {index: pool.submit(self.fetch.read, index) for index in dict.fromkeys(wanted)}
+
+        def of(shown: list[int], pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+            return windows(pictures, views, height=self.height, width=self.width), self.labels[shown]
+
+        def whole() -> tuple[Tensor, Tensor] | None:
+            """Waits for jobs that came before it, so that one of the threads has each of them already."""
+            pictures = [tried[index].result() for index in wanted]
+            read = [picture for picture in pictures if isinstance(picture, Tensor)]
+            return of(wanted, read) if len(read) == len(wanted) else None
+
+        fetch = self.fetch
+        return Begun(
+            pool.submit(whole),
+            lambda: of(*fetch.settled(wanted, {index: each.result() for index, each in tried.items()})),
+        )
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """One picture and its class. Raises `InputError` for what is no integer, `IndexError` for one out of range."""

@@ -100,10 +100,17 @@ class OnDemand:
     def __call__(self, wanted: list[int]) -> tuple[list[int], list[Tensor]]:
         """See `nextscale.data.pictures.Fetch`. Raises `InputError` when the whole split has become unreadable."""
         once = list(dict.fromkeys(wanted))
-        first_tries = in_threads(lambda index: self.size.decode(self.items[index]), once)
+        return self.settled(wanted, dict(zip(once, in_threads(self.read, once), strict=True)))
+
+    def read(self, index: int) -> Tensor | str:
+        """See `nextscale.data.pictures.PictureByPicture`."""
+        return self.size.decode(self.items[index])
+
+    def settled(self, wanted: list[int], tried: Mapping[int, Tensor | str]) -> tuple[list[int], list[Tensor]]:
+        """See `nextscale.data.pictures.PictureByPicture`."""
         found = {
             index: (index, picture) if isinstance(picture, Tensor) else self._next_after(index, picture)
-            for index, picture in zip(once, first_tries, strict=True)
+            for index, picture in tried.items()
         }
         return [found[index][0] for index in wanted], [found[index][1] for index in wanted]
 

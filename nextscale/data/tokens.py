@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.data.ahead import Begun
 from nextscale.data.captions import Captions
 from nextscale.data.pictures import Progress, check_views, fingerprint, in_range, in_threads
 from nextscale.errors import InputError
@@ -171,6 +174,11 @@ class CachedTokens:
             here_n = shard_n == number
             tokens_nL[here_n] = self.shards[number][row_n[here_n], view_n[here_n]]
         return torch.from_numpy(tokens_nL), self.labels[wanted_n]
+
+    def begin(self, indices: Tensor, views: Tensor, pool: Executor, *, device: torch.device) -> Begun:
+        """See `nextscale.data.ahead.Beginning`: a page that is not in memory yet is waited for elsewhere."""
+        read = partial(self.batch, indices, views=views)
+        return Begun(pool.submit(read), read)
 
     def _stored_view(self, views: Tensor | None, count: int) -> np.ndarray:
         if views is None:

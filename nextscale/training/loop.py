@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -136,6 +136,15 @@ class Gathering(Protocol):
 
     def gather(self) -> None:
         """Called in all of them before the first one alone validates, shows and exports: bring it what that takes."""
+        ...
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """What a stage has too if the data of its next steps can be read while the device computes."""
+
+    def prefetching(self, step: int) -> AbstractContextManager[None]:
+        """Open while steps are made, the next of which is `step`; what reads ahead ends with it."""
         ...
 
 
@@ -393,7 +402,8 @@ def _steps(
     """The steps that are left; `notes` are told with the first."""
     since, found = list[dict[str, float]](), _Found({}, Health(), sound=True)
     saved = time.monotonic()
-    with run.logging(state.step), _stop_requests() as stop:
+    reading = stage.prefetching(state.step) if isinstance(stage, Prefetching) else nullcontext()
+    with run.logging(state.step), _stop_requests() as stop, reading:
         while state.step != plan.total(state.step):
             figures = pace.timed(partial(_update, stage, run, state, plan.horizon(state.step)))
             since.append(figures)

@@ -67,11 +67,15 @@ class Optimization:
         A part's loss is to be computed and handed to `update` before the next is asked for: several processes exchange
         gradients with the last part only.
         """
+        slices = self.slices()
+        for part in slices:
+            with nullcontext() if part == slices[-1] else distributed.no_sync(self.passed):
+                yield part
+
+    def slices(self) -> list[slice]:
+        """The same, to be told of beforehand."""
         share = distributed.shared(self.recipe.batch)
-        starts = range(share.start, share.stop, self.part)
-        for start in starts:
-            with nullcontext() if start == starts[-1] else distributed.no_sync(self.passed):
-                yield slice(start, start + self.part)
+        return [slice(start, start + self.part) for start in range(share.start, share.stop, self.part)]
 
     def update(self, losses: Iterable[tuple[Tensor, Figures]], step: int, total: float | None) -> Outcome:
         """One step down the mean of the losses of the parts; the weights stay as they are if it is not finite.

@@ -9,8 +9,9 @@ Letters of shapes: N pictures of a split, S shards.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sized
+from collections.abc import Iterator, Sequence, Sized
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -80,6 +81,17 @@ def batch_of(pictures: Sized, batch: int, step: int, seed: int) -> Tensor:
     if windows is not None and windows.ahead is not None:
         windows.ahead(next_shards(windows, batch, step, seed))
     return batch_indices(len(pictures), batch, step, seed, windows)
+
+
+def announced(
+    pictures: Sized, batch: int, seed: int, *, flip: bool, parts: Sequence[slice], step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices and views, as `batch_of` and `views` tell them, of each part of the batch of `step` and of all after."""
+    windows: Windows | None = getattr(pictures, "windows", None)
+    for later in count(step):
+        indices = batch_indices(len(pictures), batch, later, seed, windows)
+        seen = views(batch, later, seed, flip=flip)
+        yield from ((indices[part], seen[part]) for part in parts)
 
 
 def order_of(pictures: Sized) -> dict[str, Any]:

@@ -8,6 +8,7 @@ what this process sees.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from nextscale import images
 from nextscale.config import TokenizerConfig, to_json
 from nextscale.data import DataSet, Pictures
+from nextscale.data.ahead import Ahead
 from nextscale.features import FeatureNetwork
 from nextscale.features import load as load_features
 from nextscale.features.perceptual import PerceptualDistance
@@ -37,7 +39,7 @@ from nextscale.tokenizer.quantizer import (
 from nextscale.training import losses
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, running_average, training_dtype
-from nextscale.training.order import batch_of, generator, order_of, spread, views
+from nextscale.training.order import announced, batch_of, generator, order_of, spread, views
 from nextscale.training.recipes import TokenizerRecipe
 from nextscale.training.rundir import Stateful
 from nextscale.training.tokenizer import adversary, codebook, discriminators, gains, health
@@ -113,6 +115,7 @@ class TokenizerStage:
         self.device = find_device(device)
         self.dtype = training_dtype(precision, self.device)
         self.data, self.recipe, self.seed = data, recipe, seed
+        self.ahead = Ahead(data.train, self.device)
         known: dict[str, object] = {}  # nothing of a random beginning, so that older runs continue
         if begin is not None:
             known["begin"] = fingerprint(begin.state_dict())  # before it is trained
@@ -220,6 +223,12 @@ class TokenizerStage:
             ]
         return torch.cat(parts)
 
+    def prefetching(self, step: int) -> AbstractContextManager[None]:
+        """While it is open, the pictures of `step` and those after are read ahead: a step's, and a part's."""
+        parts = self.optimization.slices()
+        wanted = announced(self.data.train, self.batch, self.seed, flip=self.recipe.flip, parts=parts, step=step)
+        return self.ahead.reading(wanted, len(parts) + 1)
+
     def update(self, step: int, total: float | None) -> Outcome:
         """The autoencoder's step, then the discriminator's where it is its time."""
         outcome, pairs = self.update_autoencoder(step, total)
@@ -260,7 +269,7 @@ class TokenizerStage:
         count = self.batch
         indices = batch_of(self.data.train, count, step, self.seed)[part]
         seen = views(count, step, self.seed, flip=self.recipe.flip)[part]
-        originals = self.data.train.batch(indices, views=seen)[0].to(self.device)
+        originals = self.ahead.batch(indices, views=seen)[0].to(self.device, non_blocking=True)
         draws = adversary.draws(count, generator(self.seed, "augment", step))[part]
         through_B = codebook.dropped(self.recipe.codebook, scales, count, generator(self.seed, "dropout", step))
         return Pair(originals, originals, draws), None if through_B is None else through_B[part].to(self.device)

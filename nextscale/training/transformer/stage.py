@@ -9,6 +9,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from nextscale import images
 from nextscale.config import Order, TransformerConfig, check_pair, to_json
 from nextscale.data import DataSet
+from nextscale.data.ahead import Ahead
 from nextscale.data.tokens import TokenCache, TokenSet
 from nextscale.errors import InputError
 from nextscale.files.checkpoint import fingerprint
@@ -29,7 +31,7 @@ from nextscale.text.prompts import Prompts, Reader, check_reader
 from nextscale.tokenizer import MultiScaleVQVAE
 from nextscale.training.loop import Health
 from nextscale.training.optimization import Figures, Optimization, Outcome, WeightAverage, training_dtype
-from nextscale.training.order import batch_of, generator, order_of, spread, views
+from nextscale.training.order import announced, batch_of, generator, order_of, spread, views
 from nextscale.training.recipes import Reading, TransformerRecipe
 from nextscale.training.rundir import Stateful
 from nextscale.training.transformer import captions, flips, health, tokens
@@ -121,6 +123,9 @@ class TransformerStage:
         self.dtype = training_dtype(precision, self.device)
         self.tokenizer = tokenizer.to(self.device).requires_grad_(False)
         self.data = tokens.encoded(data, self.tokenizer, self.dtype) if isinstance(data, DataSet) else data
+        train = self.data.train
+        self.ahead = train.ahead if isinstance(train, Encoded) else Ahead(train, self.device)
+        self.train = train if isinstance(train, Encoded) else self.ahead
         if recipe.self_correction and not isinstance(self.data.train, Encoded):
             raise InputError(
                 "self_correction: expected pictures, whose features are quantized anew in each step, got tokens"
@@ -195,6 +200,12 @@ class TransformerStage:
     def prepare(self) -> None:
         """Nothing to do before the first step."""
 
+    def prefetching(self, step: int) -> AbstractContextManager[None]:
+        """While it is open, the pictures or tokens of `step` and those after are read ahead: a step's, and a part's."""
+        parts = self.optimization.slices()
+        wanted = announced(self.data.train, self.batch, self.seed, flip=self.recipe.flip, parts=parts, step=step)
+        return self.ahead.reading(wanted, len(parts) + 1)
+
     def update(self, step: int, total: float | None) -> Outcome:
         """One step."""
         losses = (self.loss(step, part, total) for part in self.optimization.parts())
@@ -249,8 +260,8 @@ class TransformerStage:
         """Tokens, on the device, and labels of a part of a step's batch."""
         indices = self._indices(step)[part]
         seen = views(self.batch, step, self.seed, flip=self.recipe.flip)[part]
-        tokens_BL, labels_B = self.data.train.batch(indices, views=seen)
-        return tokens_BL.to(self.device), labels_B
+        tokens_BL, labels_B = self.train.batch(indices, views=seen)
+        return tokens_BL.to(self.device, non_blocking=True), labels_B
 
     def _told(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Targets, input tokens (with self-correction, others than the targets) and labels of a part of a batch."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from nextscale.data import DataSet, Pictures
+from nextscale.data.ahead import Ahead
 from nextscale.data.captions import Captions
 from nextscale.data.encoding import SHARD, Encode
 from nextscale.data.pictures import Split, fingerprint
@@ -34,6 +36,11 @@ class Encoded:
     tokenizer: MultiScaleVQVAE
     dtype: torch.dtype
     """Of the encoder's matrix products; the search for codes stays float32."""
+
+    @cached_property
+    def ahead(self) -> Ahead:
+        """Where the pictures of batches come from."""
+        return Ahead(self.pictures, self.tokenizer.quantizer.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,7 +69,7 @@ class Encoded:
     @torch.no_grad()
     def batch(self, indices: Sequence[int] | Tensor, *, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, L) int64 on the tokenizer's device, (n,) int64; see `data.tokens.Tokens.batch`."""
-        originals, labels = self.pictures.batch(indices, views=views)
+        originals, labels = self.ahead.batch(indices, views=views)
         quantizer = self.tokenizer.quantizer
         with lowered(quantizer.device, self.dtype):
             return torch.cat([quantizer.encode(f_BCHW) for f_BCHW in self._features(originals)]), labels
@@ -70,7 +77,7 @@ class Encoded:
     @torch.no_grad()
     def corrected(self, indices: Tensor, by_nLG: Tensor, *, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Targets and input tokens, (n, L) int64 each, and labels, with the turns `by_nLG` of `flips`."""
-        originals, labels = self.pictures.batch(indices, views=views)
+        originals, labels = self.ahead.batch(indices, views=views)
         quantizer, pairs = self.tokenizer.quantizer, []
         with lowered(quantizer.device, self.dtype):
             for f_BCHW, by_BLG in zip(self._features(originals), by_nLG.split(TOGETHER), strict=True):
@@ -81,7 +88,9 @@ class Encoded:
 
     def _features(self, originals: Tensor) -> Iterator[Tensor]:
         """Of some pictures at a time, without the range check of `encode`, which would wait for the device."""
-        return (self.tokenizer.features(part.to(self.tokenizer.quantizer.device)) for part in originals.split(TOGETHER))
+        return (
+            self.tokenizer.features(part.to(self.ahead.device, non_blocking=True)) for part in originals.split(TOGETHER)
+        )
 
 
 def encoded(data: DataSet, tokenizer: MultiScaleVQVAE, dtype: torch.dtype) -> TokenSet:
