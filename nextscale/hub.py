@@ -12,10 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nextscale.errors import InputError
+from nextscale.files import remote
+from nextscale.files.cache import Cache
 from nextscale.files.checkpoint import CONFIG
+from nextscale.files.remote import is_address
 from nextscale.tokenizer.model import WEIGHTS as TOKENIZER
 from nextscale.transformer.model import WEIGHTS as TRANSFORMER
 
@@ -46,6 +49,17 @@ def directory(name: str) -> Path:
     """
     config, *_ = _fetch(name, CONFIG, TOKENIZER, TRANSFORMER)
     return config.parent
+
+
+def local(model: str | Path) -> Path:
+    """The local folder of a model: a path is itself, what is at an address or on the hub is fetched to a cache.
+
+    Raises `InputError` where nothing is there, it is out of reach, or it lacks one of the files.
+    """
+    if is_address(model):
+        found = {name: remote.find(remote.joined(str(model), name)) for name in (CONFIG, TOKENIZER, TRANSFORMER)}
+        return Cache().folder(PurePosixPath(str(model)).name, found)
+    return directory(str(model)) if is_name(model) else Path(model)
 
 
 def release(name: str, depth: int) -> tuple[Path, Path]:

@@ -443,7 +443,9 @@ class Pipeline:
         precision: SamplingPrecision = "auto",
         text_encoder: str | Path | None = None,
     ) -> Pipeline:
-        """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote; or on the hub.
+        """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote.
+
+        The directory may be on the hub, or at an address such as `s3://bucket/runs/mine`: it comes to a cache then.
 
         The blocks are held in `precision`: in half of the memory where that is bfloat16. "int8" holds them as "auto".
 
@@ -457,7 +459,7 @@ class Pipeline:
             raise InputError(
                 "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
             )
-        model = hub.directory(str(model)) if hub.is_name(model) else model
+        model = hub.local(model)
         config = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         tokenizer = MultiScaleVQVAE.load(model, device=device)
         kind = kind_of(from_json(TransformerConfig, config["transformer"]))

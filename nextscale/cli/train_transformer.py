@@ -266,7 +266,8 @@ class TrainTransformer:
         from nextscale.files.checkpoint import fingerprint
         from nextscale.machine import distributed
 
-        if not tokens.is_cache(self.data):
+        place = self._token_cache()
+        if place is None:
             return load_data(
                 self.data,
                 height=tokenizer.config.height,
@@ -282,6 +283,8 @@ class TrainTransformer:
             )
         if self.labels is not None:
             raise InputError(f"--labels: expected pictures, got a token cache, {self.data}, which has its classes")
+        if self.window is not None:
+            raise InputError(f"--window: expected .tar shards, got a token cache, {self.data}")
         if self.captions is not None:
             raise InputError(f"--captions: expected pictures, got a token cache, {self.data}, which has its captions")
         columns_of(self).refuse(f"the token cache {self.data}")
@@ -292,7 +295,7 @@ class TrainTransformer:
         with progress() as bar:
             task = bar.add_task("checking the token cache", total=None)
             found = tokens.load(
-                self.data,
+                place,
                 tokenizer=fingerprint(tokenizer.state_dict()),
                 verify=distributed.is_first(),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -304,6 +307,17 @@ class TrainTransformer:
         for line in counted(found.train.captions, found.validation.captions):
             say(f"data: {line}")
         return found
+
+    def _token_cache(self) -> Path | None:
+        """Where a token cache lies, or has been fetched to; None for pictures."""
+        from nextscale.data import remote, tokens
+        from nextscale.files.remote import is_address
+
+        if tokens.is_cache(self.data):
+            return Path(self.data)
+        if not is_address(self.data) or self.data.startswith("hf://") or self.data.lower().endswith(remote.SUFFIXES):
+            return None
+        return remote.token_cache(self.data, cache_of(self))
 
     def _begin(self, tokenizer: MultiScaleVQVAE) -> Pipeline | None:
         """The model to begin from, whose codes must be the tokenizer's."""

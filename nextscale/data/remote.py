@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nextscale.data import parquet
+from nextscale.data import parquet, tokens
 from nextscale.data.patterns import expand
 from nextscale.data.pictures import in_threads
 from nextscale.data.shards import COMPRESSED, LISTS, Shards
@@ -70,6 +70,21 @@ def find(address: str, cache: Cache, window: int) -> Shards | Path:
     if suffixes <= set(parquet.SUFFIXES) or (suffixes == {".zip"} and len(addresses) == 1):
         return _fetched(addresses, cache)
     raise InputError(f"{EXPECTED}, got {address}")
+
+
+def token_cache(address: str, cache: Cache) -> Path | None:
+    """The folder here of a token cache at an address, fetched whole; None where there is none.
+
+    Raises `InputError` for one that is not finished, does not fit into the cache, or is out of reach.
+    """
+    name = PurePosixPath(address).name
+    try:
+        index = remote.find(remote.joined(address, tokens.INDEX))
+    except remote.AbsentError:
+        return None
+    files = tokens.files_of(cache.folder(name, {tokens.INDEX: index}))
+    found = in_threads(lambda file: remote.find(remote.joined(address, file)), files)
+    return cache.folder(name, dict(zip(files, found, strict=True)))
 
 
 def _shards(addresses: Sequence[str], cache: Cache, window: int) -> Shards:

@@ -235,6 +235,13 @@ def load(
     return TokenCache(train=train, validation=validation, classes=classes, unreadable=index["unreadable"], meta=meta)
 
 
+def files_of(directory: str | Path) -> list[str]:
+    """The names of all files of a finished cache, by its index. Raises `InputError` like `load`."""
+    index, _ = _read_index(Path(directory))
+    every = (_stamps(index, key) for key in ("files", "captions"))
+    return [INDEX, *(stamp.file for those in every for split in those for stamp in those[split])]
+
+
 def _stamps(index: Mapping[str, Any], key: str) -> dict[str, list[Stamp]]:
     """The stamps of each split's files; none where there are no such files."""
     given = index[key] if key == "files" else index.get(key, {})

@@ -81,6 +81,35 @@ def test_tokens_from_an_address_are_the_same_cache(
     assert all((tmp_path / "there" / name).read_bytes() == content for name, content in made.items())
 
 
+@pytest.mark.slow
+def test_a_token_cache_and_a_model_are_fetched(
+    nextscale: Callable[..., Any], shards: Path, objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transformer of the tokens there is that of the tokens here, and so are the pictures of the model there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    trained, cached = ["--tokenizer", tmp_path / "tokenizer"], tmp_path / "tokens"
+    few = ["--steps", 1, "--batch", 4]
+    assert nextscale("train", "tokenizer", "--data", shards, *few, "--out", trained[1]).status == 0
+    assert nextscale("encode", shards, *trained, "--out", cached).status == 0
+    objects.content.update({f"tokens/{path.name}": path.read_bytes() for path in cached.glob("*.*")})
+    for place, out in ((cached, "here"), (objects.url("tokens"), "there")):
+        ended = nextscale("train", "transformer", "--data", place, *trained, *few, "--out", tmp_path / out)
+        assert ended.status == 0, ended.errors
+    model = "transformer.safetensors"
+    assert (tmp_path / "here" / model).read_bytes() == (tmp_path / "there" / model).read_bytes()
+    refused = nextscale(
+        *("train", "transformer", "--data", objects.url("tokens"), "--window", 2, *trained, *few),
+        *("--out", tmp_path / "none"),
+    )
+    assert "--window: expected .tar shards, got a token cache" in " ".join(refused.errors.split())
+    objects.content.update({f"runs/mine/{path.name}": path.read_bytes() for path in (tmp_path / "here").glob("*.*")})
+    for place, out in ((tmp_path / "here", "a"), (objects.url("runs/mine"), "b")):
+        assert nextscale("sample", "--model", place, "--count", 1, "--out", tmp_path / out).status == 0
+    ours, theirs = (sorted((tmp_path / out).glob("*.png")) for out in "ab")
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    assert nextscale("sample", "--model", objects.url("runs/none"), "--count", 1, "--out", tmp_path / "c").status == 2
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
