@@ -107,7 +107,6 @@ def upload(name: str, folder: Path, *, private: bool = False) -> str:
 
     Raises `InputError` when the hub refuses it or is out of reach.
     """
-    from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
 
     hub, files = HfApi(), sorted(path for path in folder.iterdir() if path.is_file())
@@ -116,9 +115,16 @@ def upload(name: str, folder: Path, *, private: bool = False) -> str:
         with _quiet():
             address = hub.create_repo(name, private=private or None, exist_ok=True)
             hub.create_commit(name, added, commit_message="Upload a model of nextscale")
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (_http_error(), OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot push {name} to the hub: {_refusal(error)}") from None
     return str(address)
+
+
+def _http_error() -> type[Exception]:
+    """What every fault of the hub client's HTTP library is: httpx or httpx2, by its release."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]
 
 
 def _refusal(error: Exception) -> str:

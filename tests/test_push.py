@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -304,3 +305,11 @@ def test_other_mistakes_are_told_before_anything_is_written(
     with pytest.raises(InputError, match=re.escape(told)):
         pipe.push_to_hub("owner/tiny", out=tmp_path / "page", **wrong)
     assert not (tmp_path / "page").exists()
+
+
+def test_the_client_s_own_http_library_is_caught() -> None:
+    """Whichever it is: a refused connection too, not only an answer of the hub."""
+    found = hub._http_error()
+    library = importlib.import_module(found.__module__.partition(".")[0])
+    assert found is library.HTTPError
+    assert issubclass(library.ConnectError, found)
