@@ -78,10 +78,13 @@ def test_count_of_a_shorter_reach_is_torchs(make_transformer: Callable[..., VAR]
 
 def test_count_of_step_guidance_is_torchs(transformer_config: TransformerConfig) -> None:
     """A product of what enlarges and the logits before; nothing at the first scale."""
-    led_away = StepGuidance(transformer_config.scales, [1.0] * 4)
-    for k, tokens in enumerate(transformer_config.scales.lengths):
+    scales = transformer_config.scales
+    logits = [torch.zeros(1, tokens, transformer_config.logits) for tokens in scales.lengths]
+    led_away, before = StepGuidance(scales, [1.0] * 4), StepGuidance(scales, [1.0] * 4)
+    for k, each in enumerate(logits):
+        before(k, each)  # makes what enlarges, which is kept for the next pictures
         with counted() as work:
-            led_away(k, torch.zeros(1, tokens, transformer_config.logits))
+            led_away(k, each)
         assert work == [step_guidance_work(transformer_config, k)]
 
 
