@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (TREE,) = re.findall(r"^```text\n(nextscale/\n.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PAGES = {"nextscale", "nextscale.__main__"}  # the page of public names, and the program: doors, no rooms
-FREE = {"cli"}  # rooms of the tree whose files are not named one by one
+FREE = {"default_model", "cli"}  # rooms of the tree whose files are not named one by one
 
 
 def tree() -> dict[str, list[str]]:

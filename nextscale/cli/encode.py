@@ -75,7 +75,8 @@ class Encode:
     cache_size: CacheSize = None
     """How much it may hold, such as 500GB (default: 64GB)."""
     tokenizer: TokenizerSource = Path("runs/tokenizer")
-    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
+    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file;
+    default is the one that comes with nextscale, for icons of 64 px."""
     scales: TokenMaps = ()
     """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     out: Directory = Path("runs/tokens")

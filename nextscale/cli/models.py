@@ -15,6 +15,8 @@ from nextscale.cli import memory
 from nextscale.cli.options import SamplingPrecision
 from nextscale.errors import InputError
 
+DEFAULT_MODEL = Path(__file__).parents[1] / "default_model"  # scripts/make_default_model.py
+
 if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline
     from nextscale.tokenizer import MultiScaleVQVAE
@@ -57,11 +59,15 @@ def load_tokenizer(
 
 
 def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
-    """The tokenizer of a directory of ours, or in the release's format (file or folder), whose maps may be told."""
+    """The tokenizer of a directory of ours, or in the release's format (file or folder), whose maps may be told.
+
+    `default` is the one of the package, unless there is a folder of that name.
+    """
     from nextscale import hub, official
     from nextscale.files.checkpoint import CONFIG
     from nextscale.tokenizer import MultiScaleVQVAE
 
+    path = DEFAULT_MODEL if path == Path("default") and not path.exists() else path
     if path.is_file():
         with notes():
             return official.load_tokenizer(path, scales=sides(scales))

@@ -18,8 +18,8 @@ from tyro.constructors import (
 
 Model = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR|HUB|VAE VAR", help_behavior_hint="")]
 Depth = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
-TokenizerRun = Annotated[Path | None, tyro.conf.arg(metavar="DIR|VAE", help_behavior_hint="")]
-TokenizerSource = Annotated[Path, tyro.conf.arg(metavar="DIR|VAE")]
+TokenizerRun = Annotated[Path | None, tyro.conf.arg(metavar="DIR|VAE|default", help_behavior_hint="")]
+TokenizerSource = Annotated[Path, tyro.conf.arg(metavar="DIR|VAE|default")]
 TokenMaps = Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|HxW", help_behavior_hint="")]
 Labels = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|NUMBER", help_behavior_hint="")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]

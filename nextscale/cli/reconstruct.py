@@ -29,7 +29,8 @@ class Reconstruct:
     depth: Depth = None
     """Which of the release's transformers, when --model is a folder or hub name that holds them."""
     tokenizer: TokenizerRun = None
-    """Tokenizer run, or the public release's tokenizer file, instead of a model."""
+    """Tokenizer run, or the public release's tokenizer file, instead of a model; default is the one that comes with
+    nextscale, for icons of 64 px."""
     scales: TokenMaps = ()
     """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     device: str = "auto"

@@ -102,7 +102,8 @@ class TrainTransformer:
     window: Window = None
     """Shards that pictures are chosen from at a time (default: 16 at an address, all of those on this machine)."""
     tokenizer: TokenizerSource = Path("runs/tokenizer")
-    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file."""
+    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file;
+    default is the one that comes with nextscale, for icons of 64 px."""
     scales: TokenMaps = ()
     """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
     preset: Named = None

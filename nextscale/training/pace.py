@@ -236,6 +236,7 @@ class Pace:
         """At the end of a run, what to say where it has not ended within `TOLERANCE` of the budget."""
         if self.budget is None or abs(self.spent - self.budget) <= TOLERANCE * self.budget:
             return []
+        self._close(time.monotonic())  # the last check is one of the reasons, if not the reason
         return [f"took {self.spent / 60:.3g} min, not {self._asked}: {self._rates()}"]
 
     @property

@@ -141,7 +141,7 @@ def test_a_change_is_told_in_one_line(clocked, tmp_path: Path) -> None:
 def test_a_budget_that_cannot_be_kept_is_told_at_the_end(clocked, tmp_path: Path) -> None:
     """The last check alone takes as long as half of it."""
     *_, last = train(clocked(0.5, check=30.0), tmp_path, MINUTE, seed=0, rhythm=Rhythm(checks=1))
-    assert last.notes == ("took 1.43 min, not 1 min: a step takes 0.5 s, at first 0.5 s",)
+    assert last.notes == ("took 1.43 min, not 1 min: a step takes 0.5 s, at first 0.5 s, a check 30 s",)
 
 
 def test_a_rate_does_not_jump_where_the_number_of_steps_changes(clocked, tmp_path: Path) -> None:
