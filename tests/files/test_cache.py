@@ -133,8 +133,9 @@ def test_the_bound_holds_at_every_moment(tmp_path: Path, objects: Objects, monke
     kept = Cache(tmp_path, 3 * LENGTH)
 
     def look() -> None:
-        while not end.is_set():
-            most[0] = max(most[0], held(tmp_path))
+        while not end.is_set():  # files that come and go while they are added up were never there together
+            before, total = {*tmp_path.iterdir()}, held(tmp_path)
+            most[0] = max(most[0], total if before == {*tmp_path.iterdir()} else 0)
 
     watcher = threading.Thread(target=look)
     watcher.start()
