@@ -156,7 +156,8 @@ class Cache:
                 remote.fetch(wanted, file)
                 file.flush()
             os.fsync(descriptor)  # a copy is known to be whole by its length alone
-            os.replace(part, path)
+            with self._alone():  # whoever adds up the files meanwhile would miss one that changes its name
+                os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
