@@ -26,6 +26,7 @@ def test_it_is_small_and_stored_in_bfloat16() -> None:
     assert {weight.dtype for weight in MultiScaleVQVAE.load(DEFAULT_MODEL).parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_has_learned_to_paint_what_it_sees() -> None:
     """Pictures of another set of drawings in 130 tokens, to 17 dB and more; an untrained one is at 8 or so."""

@@ -10,6 +10,7 @@ import pytest
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks in one namespace, as a reader would paste them; they assert what they say."""
     monkeypatch.chdir(tmp_path)

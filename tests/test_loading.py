@@ -111,6 +111,7 @@ def test_a_directory_is_held_in_the_precision_that_is_asked_for(tmp_path):
         assert torch.equal(tensor.float(), again.transformer.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_loading_initialises_nothing(tmp_path, monkeypatch):
     """No weight is made that a file is about to replace."""
 

@@ -24,6 +24,7 @@ OURS = [line for line in COMMANDS if line.startswith("nextscale ")]
 TARGETS = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
 
 
+@pytest.mark.slow
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks in one namespace, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)

@@ -37,6 +37,7 @@ def test_draw_keeps_to_both_truncations() -> None:
         assert counts[3] / 4000 == pytest.approx(3 / 8, abs=0.03)
 
 
+@pytest.mark.slow
 def test_every_way_is_timed() -> None:
     """Ratios are theirs over ours, repeat by repeat."""
     ours, theirs = (Pipeline.from_preset("emoji-32", precision=precision) for precision in ("bf16", "fp32"))

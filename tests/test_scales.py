@@ -115,6 +115,7 @@ def test_split_gives_maps_that_join_to_the_same_tokens(sizes: list[tuple[int, in
     assert all(part.untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr() for part in maps)
 
 
+@pytest.mark.slow
 @given(pyramids())
 def test_mask_lets_a_token_see_its_own_scale_and_all_coarser(sizes: list[tuple[int, int]]) -> None:
     """Against two plain loops over tokens."""

@@ -97,11 +97,13 @@ def test_no_import_runs_against_the_order_of_the_tree() -> None:
     assert not against
 
 
+@pytest.mark.slow
 def test_no_imports_run_in_a_circle() -> None:
     """Not even inside functions: `prepare` raises and names the circle."""
     TopologicalSorter(arrows()).prepare()
 
 
+@pytest.mark.slow
 def test_the_files_of_a_room_are_told_in_the_order_of_their_imports() -> None:
     """So that a reader who opens them in the order of the tree meets nothing unexplained."""
     order = {f"nextscale.{room}.{file}": place for room, named in tree().items() for place, file in enumerate(named)}

@@ -16,6 +16,7 @@ from nextscale import VAR, InputError, MultiScaleVQVAE, Pipeline
 PROGRAM = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "wrong_calls.py"))
 
 
+@pytest.mark.slow
 def test_wrong_arguments_of_public_functions_are_told(tmp_path: Path) -> None:
     """Two hundred calls of forty functions, some with two wrong arguments."""
     with PROGRAM["world"](tmp_path):

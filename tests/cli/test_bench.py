@@ -99,6 +99,7 @@ def test_guidance_that_ends_early_is_less_work(nextscale: Callable[..., Any]) ->
     assert less < 0.9 * work
 
 
+@pytest.mark.slow
 def test_reach_and_step_guidance_are_part_of_the_setting(nextscale: Callable[..., Any]) -> None:
     """Named in the JSON where they are asked for; their work is counted."""
     given = ["bench", "sample", *QUICK, "--batch", 1, "--json", "-"]
@@ -118,6 +119,7 @@ def test_tables_fit_however_many_sizes_there_are(nextscale: Callable[..., Any], 
     assert max(map(len, output.splitlines())) <= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_json_holds_the_setting_and_every_batch_size(
     nextscale: Callable[..., Any], tmp_path: Path, command: str
@@ -250,6 +252,7 @@ def test_training_of_the_transformer_is_timed_beside_a_naive_step(
     assert naive["gradient_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_what_muon_costs_is_told(nextscale: Callable[..., Any], tmp_path: Path) -> None:
     """Of the update alone beside AdamW's, and of the whole step; without Muon there is no such figure."""
     file = tmp_path / "bench.json"

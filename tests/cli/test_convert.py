@@ -217,6 +217,7 @@ def test_every_way_to_name_a_model_paints_the_same_picture(nextscale, release, c
     assert set(pictures) == {pictures[0]}
 
 
+@pytest.mark.slow
 def test_reconstruct_takes_the_release_s_files(nextscale, release, tmp_path):
     """Its tokenizer is what is used."""
     from nextscale import images
@@ -246,6 +247,7 @@ class Dangerous:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(nextscale, release, cache, tmp_path):
     """Broken files, files that do not fit, names that lead nowhere; nothing in a pickle is run."""
     vae, var = release

@@ -29,6 +29,7 @@ def pixels(file: Path, size: int = 32) -> np.ndarray:
         return np.asarray(scaled)
 
 
+@pytest.mark.slow
 def test_a_result_each_and_a_sheet(nextscale, model: Path, picture: Path, tmp_path: Path) -> None:
     """What is kept is exact; the share that was repainted is told, and the command that does it again."""
     out, more = tmp_path / "out", ["--count", 2, "--seed", 4]
@@ -47,6 +48,7 @@ def test_a_result_each_and_a_sheet(nextscale, model: Path, picture: Path, tmp_pa
     assert {name: (out / name).read_bytes() for name in names(out)} == before
 
 
+@pytest.mark.slow
 def test_a_mask_may_be_drawn_in_any_size(nextscale, model: Path, picture: Path, tmp_path: Path) -> None:
     """White on black or with transparency around it, it does what the box does."""
     white, drawn = Image.new("L", (16, 16)), Image.new("RGBA", (128, 128))

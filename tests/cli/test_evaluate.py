@@ -153,6 +153,7 @@ def test_splits_are_judged_apart(call: Callable[..., Any], pictures: Path) -> No
     assert not any("there to train on" in line for line in held_out["warnings"])
 
 
+@pytest.mark.slow
 def test_figures_of_neighbours_want_four_pictures(call: Callable[..., Any]) -> None:
     """Of the two held out all others are told."""
     values = json.loads(call("--json", "-").output)

@@ -87,6 +87,7 @@ def test_network_of_ones_own_judges_without_score(
     assert done.errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_figures_and_card_fit_80_columns(call: Callable[..., Any], tiny: Path, pictures: Path) -> None:
     """Each figure under the name of its network; no bar where there is no terminal."""
     done = call()
@@ -151,6 +152,7 @@ def test_repetitions_have_seeds_of_their_own(call: Callable[..., Any], tmp_path:
     assert sorted(sheet.name for sheet in tmp_path.glob("sheet*")) == ["sheet-seed15.png", "sheet-seed5.png"]
 
 
+@pytest.mark.slow
 def test_count_is_rounded_up_to_whole_classes(call: Callable[..., Any]) -> None:
     """Eleven pictures of five classes are fifteen."""
     (result,) = values(call("--count", 11, "--json", "-"))["results"]
@@ -227,6 +229,7 @@ def test_maps_may_be_chosen_by_a_function(
     assert Card.from_json(plain["card"]).setting.rerank is None
 
 
+@pytest.mark.slow
 def test_saved_samples_are_the_pictures_and_a_reference(call: Callable[..., Any], tmp_path: Path) -> None:
     """The sheet has a row of them beside each class's name."""
     assert call("--out", tmp_path, "--save-npz").status == 0
@@ -264,6 +267,7 @@ def test_stored_samples_are_a_reference(nextscale: Callable[..., Any], tiny: Pat
     assert figures["precision"]["value"] == figures["coverage"]["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_reference_whose_labels_are_none_says_so(nextscale: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
     """In one line beside the figures, which need none."""
     levels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)

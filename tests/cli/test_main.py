@@ -40,6 +40,7 @@ def test_help_takes_less_than_half_a_second(arguments: list[str]) -> None:
     assert any(seconds([*PROGRAM, *arguments]) < max(0.5, 4 * seconds(parser)) for _ in range(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
     """`python -X importtime` names every module that is imported."""
@@ -139,6 +140,7 @@ def test_piped_output_is_plain_and_80_columns_wide(arguments: list[str]) -> None
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_is_no_error() -> None:
     """`nextscale presets | head -1` leaves nothing on stderr."""
     read, write = os.pipe()

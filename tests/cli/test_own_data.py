@@ -74,6 +74,7 @@ def test_names_in_a_table_are_what_sample_takes(nextscale, train, loose: Path, t
     assert "expected one of a cat, dog, got 'fox'" in unknown.errors
 
 
+@pytest.mark.slow
 def test_columns_are_asked_for_by_name(nextscale, train, loose: Path, tmp_path: Path) -> None:
     """The tokenizer tells them to the next command, whose classes they are; a column that is not there is told."""
     rows = [{"at": f"{number:02}.png", "breed": ("dog", "cat")[number % 2], "label": "?"} for number in NUMBERS]
@@ -116,6 +117,7 @@ def test_a_table_that_does_not_fit_is_one_line(train, loose: Path, tmp_path: Pat
     assert "pets.csv, line 9: expected a file and a label" in done.errors
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_with_what_is_known(train, pictures: Path, loose: Path, tmp_path: Path) -> None:
     """The first step changes little: known classes begin with their rows, a new one as no class."""
     assert train("first", "--data", pictures, "--seed", 5).status == 0

@@ -75,6 +75,7 @@ def test_a_file_holds_prompts_one_a_line(nextscale, model: Path, tmp_path: Path)
     assert names(tmp_path / "out") == {"a-red-heart-seed0.png", "빨간-하트-seed1.png", "grid.png"}
 
 
+@pytest.mark.slow
 def test_mistakes_in_prompts_are_told_in_one_line(nextscale, model: Path, small_model: Path, tmp_path: Path) -> None:
     """Of files and of models that do not read."""
     (tmp_path / "none.txt").write_text("# nothing\n\n")
@@ -174,6 +175,7 @@ def test_data_without_captions_is_refused(nextscale, trained, tmp_path: Path) ->
     assert "expected captions, for a model that reads text, got none; --captions own" in run.errors
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("captioned")
 def test_a_frozen_encoder_reads_the_captions(nextscale, trained, tmp_path: Path) -> None:
     """Which the model goes on with, also from a new place; its states are of captions as they are."""

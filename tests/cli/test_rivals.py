@@ -51,6 +51,7 @@ def call(command: str, *words: object, one_scale: bool = False) -> int:
     return main([*command.split(), *map(str, (*words, *scales))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", RIVALS)
 def test_a_rival_is_sampled(order: str, nextscale, runs: dict[str, Path], tmp_path: Path) -> None:
     """Pictures, a grid, strips of some of the steps; `--like` paints one again, to the pixel."""
@@ -67,6 +68,7 @@ def test_a_rival_is_sampled(order: str, nextscale, runs: dict[str, Path], tmp_pa
     assert width > 5 * height if min(steps, STRIP) > 8 else width > height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", RIVALS)
 def test_a_rival_is_judged(order: str, nextscale, runs: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     """By the same figures; the card tells the sampler."""

@@ -34,6 +34,7 @@ def test_one_file_a_picture_and_a_grid(nextscale, model: Path, tmp_path: Path) -
     assert images.open_rgb(tmp_path / "7-class-7-seed8.png").size == (32, 32)
 
 
+@pytest.mark.slow
 def test_every_class_once_unless_asked_otherwise(nextscale, model: Path, tmp_path: Path) -> None:
     """In order, so that the seeds are those of the classes' numbers."""
     assert nextscale("sample", "--model", model, "--out", tmp_path).status == 0
@@ -97,6 +98,7 @@ def test_a_file_holds_the_grid_alone(nextscale, model: Path, tmp_path: Path) -> 
     assert images.open_rgb(tmp_path / "two.png").size == (2 * 128 + GAP, 128 + LINE)
 
 
+@pytest.mark.slow
 def test_several_of_a_class_are_a_row_beside_its_name(nextscale, model: Path, tmp_path: Path) -> None:
     """And pictures of different classes stand below theirs; the pictures are those of the single files."""
     given = ["--model", model, "--label", "1", "2", "--out", tmp_path]
@@ -188,6 +190,7 @@ def wrong(step):
 """
 
 
+@pytest.mark.slow
 def test_maps_are_chosen_by_a_function_of_ones_own(
     nextscale, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +333,7 @@ def test_int8_is_refused_where_it_is_slow(nextscale, model: Path, monkeypatch: p
     assert "precision: int8 expected a CPU with AMX or AVX512-VNNI, got a processor without either" in done.errors
 
 
+@pytest.mark.slow
 def test_pictures_of_two_models_are_not_mixed(
     nextscale, pipe: Pipeline, tokenizer: MultiScaleVQVAE, transformer_config: TransformerConfig, tmp_path: Path
 ) -> None:

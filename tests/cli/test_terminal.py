@@ -50,6 +50,7 @@ def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
     assert file.read_text().startswith("[\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp932", "latin-1"])
 def test_a_console_shows_what_it_can(encoding: str, tmp_path: Path) -> None:
     """Characters that it does not know are escaped, in what is printed and in what is complained of."""
@@ -61,6 +62,7 @@ def test_a_console_shows_what_it_can(encoding: str, tmp_path: Path) -> None:
     assert "\\U0001f4a9" in refused.stderr.decode(encoding)
 
 
+@pytest.mark.slow
 def test_figures_are_written_before_they_are_printed(
     nextscale: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

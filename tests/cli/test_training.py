@@ -107,6 +107,7 @@ def wait_for_save(process: Program, run: Path) -> None:
 # ---- going on from a trained one ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_tokenizer_begins_with_a_trained_one(nextscale, pictures: Path, trained: Path, tmp_path: Path) -> None:
     """The first step changes little; at another size the scales are others."""
     command = ["train", "tokenizer", "--data", pictures, "--steps", 1, "--batch", 4, "--init", trained]
@@ -216,6 +217,7 @@ def test_a_finished_run_is_reused(nextscale, command: list[object], tmp_path: Pa
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_output_is_plain_and_80_columns_wide(nextscale, pictures: Path, monkeypatch, tmp_path: Path) -> None:
     """Where it is not a terminal; the last line is the command that comes next."""
     monkeypatch.chdir(tmp_path)
@@ -315,6 +317,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not list((tmp_path / "runs").rglob("state.pt"))
 
 
+@pytest.mark.slow
 def test_another_run_in_the_directory_is_refused(
     nextscale, command: list[object], pictures: Path, tmp_path: Path
 ) -> None:
@@ -522,6 +525,7 @@ def test_settings_reach_recipe_and_architecture(nextscale, pictures: Path, tmp_p
     is_a_mistake(nextscale(*command, "--set", *settings), "adversarial.discriminator is patch there, none here")
 
 
+@pytest.mark.slow
 def test_pictures_may_have_any_size(nextscale, pictures: Path, tmp_path: Path) -> None:
     """Rectangles, too, with scales to go with it; the size is the tokenizer's from then on."""
     run = tmp_path / "run"

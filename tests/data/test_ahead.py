@@ -94,6 +94,7 @@ def test_what_is_in_memory_is_not_read_ahead() -> None:
         assert not readers()
 
 
+@pytest.mark.slow
 def test_a_slow_reader_is_hidden_behind_the_steps(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """50 ms a picture, four of them a step of 150 ms: after the first, a batch is there when it is wanted."""
     split = folder().train

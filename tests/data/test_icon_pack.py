@@ -136,6 +136,7 @@ def test_brands_skin_tones_hidden_and_blank_icons_stay_out(pack: Path) -> None:
     assert {each["subject"] for each in described(pack) if each["icon"].startswith("cup")} == {"cup"}
 
 
+@pytest.mark.slow
 def test_captions_are_names_styles_and_what_unicode_says(pack: Path) -> None:
     """In English for all, in Korean for emoji."""
     cat = next(each for each in described(pack) if each["icon"] == "cat-face" and each["set"] == "twemoji")

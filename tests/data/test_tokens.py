@@ -241,6 +241,7 @@ def states(finished: Path, tmp_path: Path) -> Iterator[Path]:
             yield left
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_is_mended(data: DataSet, encode, meta: Meta, finished: Path, tmp_path: Path) -> None:
     """The files of a finished cache come back, and nothing else stays."""
     for left in states(finished, tmp_path):

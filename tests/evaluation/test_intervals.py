@@ -288,6 +288,7 @@ def test_interval_of_two_independent_samples_of_one_law_is_not_too_wide() -> Non
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "given", "repetitions"),
     [

@@ -259,6 +259,7 @@ def test_statistics_of_another_network_are_refused(split: Split, glance: Feature
         reference.of_file(tmp_path / "five.npz").features(glance)
 
 
+@pytest.mark.slow
 def test_published_statistics_are_inceptions_alone(tmp_path: Path) -> None:
     """They do not say so, and other networks have 2048 features too."""
     np.savez(tmp_path / "published.npz", mu=np.zeros(2048, dtype=np.float32), sigma=np.eye(2048, dtype=np.float32))

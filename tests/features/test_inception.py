@@ -42,6 +42,7 @@ def network(state: dict[str, Tensor]) -> Inception:
 # ---- against another implementation ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("picture", inception_2015.pictures(), ids=lambda picture: "{2}x{3}".format(*picture.shape))
 def test_numbers_are_those_of_torch_fidelity(network: Inception, picture: Tensor) -> None:
@@ -160,6 +161,7 @@ def test_pictures_are_gathered_through_it(network: Inception) -> None:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_file_is_recognised_by_its_tensors(network: Inception, state: dict[str, Tensor], path: Path) -> None:
     """Pickle or safetensors, with what training left in it or without: the same weights, the same fingerprint."""
     other = path.with_name("inception.safetensors")

@@ -66,6 +66,7 @@ def test_distance_grows_with_the_damage(
     assert (costs.diff(dim=0) > 0).all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_shift_costs_less_than_blur_or_noise_that_is_no_further_in_pixels(
     distance: PerceptualDistance, pictures: Tensor

@@ -148,6 +148,7 @@ def test_unknown_name_is_answered_with_what_there_is() -> None:
         features.load("inception")
 
 
+@pytest.mark.slow
 def test_one_walk_gives_features_and_the_last_map(
     network: FeatureNetwork, pictures: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

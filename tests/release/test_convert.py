@@ -136,6 +136,7 @@ def test_the_configuration_is_read_off_the_tensors():
     assert (pipe.tokenizer.config, pipe.transformer.config) == (golden.TOKENIZER, golden.TRANSFORMER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", PYRAMIDS.values(), ids=PYRAMIDS)
 @pytest.mark.parametrize("phi", PHIS)
 def test_every_sharing_of_phi_survives_the_way_there_and_back(scales, phi):
@@ -301,6 +302,7 @@ def test_torch_s_older_file_format_loads_too(tmp_path):
     assert_same_pipeline(golden.pipeline(), official.load(*files, precision="fp32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_the_release_s_trainer_writes_both_models_into_one_file(tmp_path, prefix):
     """That file serves for either, whatever wrapped the models when they were saved."""
@@ -456,6 +458,7 @@ def test_names_that_collide_without_their_wrappers_are_refused():
     assert "every tensor once" in complaint(vae, var)
 
 
+@pytest.mark.slow
 def test_the_page_about_the_release_is_kept(tmp_path, monkeypatch):
     """Its Python runs, on the small model under the release's names, and its commands are ones the program has."""
     page = (Path(__file__).parents[2] / "docs" / "release.md").read_text(encoding="utf-8")

@@ -103,6 +103,7 @@ def test_two_models_of_one_kind_are_told_apart_by_the_user() -> None:
     assert "best" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ema", "model_ema", "ema_model", "state_dict_ema", "EMA"])
 def test_a_running_average_is_taken_when_it_is_asked_for(name: str) -> None:
     """Otherwise the plain weights are, and it is told that there is an average."""
@@ -138,6 +139,7 @@ def test_an_average_that_is_not_there_is_told() -> None:
 # -- what lies beside the tensors --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_side_data_of_numpy_and_argparse_is_no_obstacle(tmp_path: Path) -> None:
     """Counters, paths, an argparse.Namespace: nothing of them is made, and the tensors are read."""
     vae, var = golden.states()

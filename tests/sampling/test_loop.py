@@ -719,6 +719,7 @@ def test_sampling_leaves_the_mode_and_the_gradients_of_the_models(
     assert torch.equal(*tokens)
 
 
+@pytest.mark.slow
 def test_the_loop_runs_where_the_weights_are(tokenizer: MultiScaleVQVAE, transformer: VAR) -> None:
     """Everything it makes lies on their device: with weights on the meta device there are shapes and nothing else."""
     pair, labels = (MultiScaleVQVAE(tokenizer.config, seed=None), VAR(transformer.config, seed=None)), []

@@ -99,6 +99,7 @@ def test_equal_scores_change_nothing(pipe: Pipeline) -> None:
 # ---- at the pipeline's door ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_brighter_maps_make_brighter_pictures(pipe: Pipeline) -> None:
     """On average of 60, at all scales; darker ones darker."""
     labels = list(range(6)) * 10

@@ -38,6 +38,7 @@ def test_a_trial_is_made_once_for_the_same_settings(root: Path) -> None:
     assert found == [trials[0], trials[0], trials[1], trials[0]]
 
 
+@pytest.mark.slow
 def test_a_trial_times_all_that_a_cell_does(root: Path) -> None:
     """Everything takes some time; a study asked for again has the same steps, and one with other models its own."""
     wanted, common = asked(), shared()

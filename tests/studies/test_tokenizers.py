@@ -70,6 +70,7 @@ def test_every_kind_is_trained_and_judged(root: Path) -> None:
         assert set(result["seconds"]) == {"tokenizer", "encoding", "transformer", "reconstruction", "generation"}
 
 
+@pytest.mark.slow
 def test_a_cell_is_made_of_finished_runs(root: Path) -> None:
     """Of as many steps as the study says, on tokens of its tokenizer; its model is found and used like any other."""
     found = study(only=("hbq",), dropout=(0.0,))

@@ -51,6 +51,7 @@ def run(stage: Any, directory: Path, cut: int | None = None) -> list[Event]:
     return list(itertools.islice(events, cut))
 
 
+@pytest.mark.slow
 def test_reading_ahead_does_not_show_in_the_result(
     make_stage, on_demand, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, stage: TokenizerStage, at: int, then: 
     monkeypatch.setattr(stage, "update", updated)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_and_its_reading(first_stage, on_demand, tmp_path: Path, monkeypatch) -> None:
     """Saved, within a second of the step's end but for the saving, and no thread is left."""
     stage, since = first_stage(on_demand()), list[float]()
@@ -104,6 +106,7 @@ def test_a_signal_ends_a_run_and_its_reading(first_stage, on_demand, tmp_path: P
     assert not readers()
 
 
+@pytest.mark.slow
 def test_a_failure_ends_the_reading(first_stage, on_demand, tmp_path: Path, monkeypatch) -> None:
     """An exception in the middle of a step goes through."""
 

@@ -89,6 +89,7 @@ def cuts(toy: DataSet, work: Path, *, flushes: bool, count: int) -> Iterator[Pat
             yield moment.disk(work.with_name(f"{work.name} {number} {way}"), way, number) / "run"
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_by_a_power_failure_continues_bit_for_bit(
     toy: DataSet, tmp_path: Path, left_behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_run_cut_short_by_a_power_failure_continues_bit_for_bit(
         assert (different == 0) is flushes
 
 
+@pytest.mark.slow
 def test_the_optimiser_is_restored_exactly(make_stage, tmp_path: Path, left_behind) -> None:
     """Every moment and step count of AdamW is in the comparison that the laws above make."""
     list(begin(make_stage(), tmp_path))

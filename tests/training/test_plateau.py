@@ -74,6 +74,7 @@ def test_one_plateau_ends_at_several_lengths(plateau: Path, tmp_path: Path) -> N
         assert state(tmp_path / f"fallen {steps}") == state(tmp_path / f"whole {steps}")
 
 
+@pytest.mark.slow
 def test_a_fall_that_is_cut_short_needs_its_plateau_no_more(plateau: Path, tmp_path: Path) -> None:
     """Its own directory holds all from the first moment on; the same command goes on with it."""
     gone = shutil.copytree(plateau, tmp_path / "gone")

@@ -100,6 +100,7 @@ def test_a_model_is_not_written_over(first_stage, finished: Path) -> None:
         run(first_stage(), finished)
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_ends_no_run(first_stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program has filled the disk: whether a checkpoint finds room is another question."""
 
@@ -170,6 +171,7 @@ def test_a_run_whose_schedule_ends_names_the_way_to_go_on(first_stage, tmp_path:
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_while_it_was_made_longer_continues(first_stage, tmp_path: Path) -> None:
     """run.json tells the new length already, the checkpoint still the old one."""
     steady = {"final_rate": 1.0}
@@ -318,6 +320,7 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(
     assert MultiScaleVQVAE.load(tmp_path / "best")
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_told_before_the_first_step(first_stage, tmp_path: Path, monkeypatch) -> None:
     """For the first checkpoints by a guess that covers them, for the next one by the size of the last."""
     told = "expected room for a checkpoint, about .* GB, got .* GB"
@@ -357,6 +360,7 @@ USERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_nothing_of_the_user_s_is_removed(first_stage, tmp_path: Path, kind: str) -> None:
     """Beside the run's own files, whatever it is called; also when the finished run is asked for again."""
@@ -403,6 +407,7 @@ def test_a_run_json_of_somebody_else_is_not_replaced(first_stage, tmp_path: Path
     assert contents(tmp_path) == {"run.json": b'{"name": "my experiment"}'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [["../users"], ["users"], ["state-0000001/../users"], [3, None], {"users": 1}], ids=str
 )
@@ -464,6 +469,7 @@ def test_every_version_that_trained_in_a_run_is_told(first_stage, tmp_path: Path
     assert run(first_stage(), tmp_path, steps=4) == [4]
 
 
+@pytest.mark.slow
 def test_a_held_out_part_that_has_changed_is_told_before_the_run_goes_on(
     first_stage, tmp_path: Path, toy: DataSet
 ) -> None:

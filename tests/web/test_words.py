@@ -58,6 +58,7 @@ def program(page: Any, name: str) -> Callable[..., Any]:
     return next(act.fn for act in page.fns.values() if act.api_name == name)
 
 
+@pytest.mark.slow
 def test_a_model_has_the_fields_of_what_it_knows(build: Callable[[Pipeline], Any], page: Any, pipe: Pipeline) -> None:
     """In the tabs that paint: words where it reads, and then no class at first; nobody sees a field of no use."""
     assert [len(shown(page, name)) for name in ("Class", "Prompt", "Negative prompt")] == [3, 3, 3]

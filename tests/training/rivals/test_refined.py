@@ -29,6 +29,7 @@ def record(stage: RefinedStage) -> list[Mixed]:
     return seen
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_as_many_tokens_are_right_as_the_model_is_told() -> None:
     """Give or take 3 %, of 16,000 tokens; a part of a step sees what the whole does."""

@@ -110,6 +110,7 @@ def test_the_loss_is_larger_by_the_weighted_term() -> None:
     assert "semantic" not in before
 
 
+@pytest.mark.slow
 def test_features_come_nearer_to_the_network_s() -> None:
     """On held-out pictures, which the table says in its last line."""
     stage = toys.stage(["objective.semantic=5"], batch=8)

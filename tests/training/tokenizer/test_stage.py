@@ -167,6 +167,7 @@ def test_gradients_with_an_adversary_are_those_of_the_plain_sum(
     assert all(p.grad is None for p in stage.adversary.discriminator.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_discriminator_waits_then_learns_then_is_heard(first_stage, kind: str) -> None:
     """First it is as it was made; while it learns alone, the autoencoder is the one without it, bit for bit."""
@@ -336,6 +337,7 @@ def poisoned(toy: DataSet, *steps: int) -> DataSet:
     return dataclasses.replace(toy, train=Poisoned(**vars(toy.train)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [(), ("adversarial.discriminator=patch", "adversarial.start=0")], ids=["alone", "judged"]
 )
@@ -352,6 +354,7 @@ def test_a_poisoned_picture_skips_its_step(
     assert states[3] != states[2]
 
 
+@pytest.mark.slow
 def test_poisoned_pictures_stop_the_run_and_are_kept(first_stage, toy: DataSet, tmp_path: Path) -> None:
     """As tensors, not a number included, and to look at."""
     stage = first_stage(poisoned(toy, *range(SKIPS)))
@@ -457,6 +460,7 @@ def test_the_score_is_the_weighted_distance_of_held_out_pictures(first_stage, to
     assert figures["perceptual"] == pytest.approx(distance.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_validated_shown_and_saved_is_the_running_average(first_stage, tmp_path: Path) -> None:
     """Another model than the one that learns; without an average they are the same, bit for bit."""
     for decay, same in (("0", True), ("0.9", False)):
