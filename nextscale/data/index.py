@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -216,12 +215,8 @@ def _noted(listing: Listing, path: Path, at: Path | None, why: str) -> Listing:
 
 
 def default(asked: Asked) -> Path:
-    """A file in `nextscale/indexes` in `XDG_CACHE_HOME`, else in `~/.cache`; without a home, among temporaries."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        folder = Path(tempfile.gettempdir())
-    return folder / "nextscale" / "indexes" / f"{asked.key}.safetensors"
+    """A file among `indexes` in the user's cache."""
+    return durable.user_cache("indexes") / f"{asked.key}.safetensors"
 
 
 def _found(path: Path, asked: Asked, began: float) -> Listing | None:

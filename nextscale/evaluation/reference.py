@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +33,7 @@ from nextscale.evaluation.gathering import KEPT, Gathered, gather, kept, shares,
 from nextscale.evaluation.samples import Statistics
 from nextscale.evaluation.statistics import Gaussian
 from nextscale.features import FeatureNetwork
-from nextscale.files import checkpoint
+from nextscale.files import checkpoint, durable
 from nextscale.machine import distributed
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -383,12 +382,8 @@ def _mark(path: Path) -> str:
 
 
 def default_cache() -> Path:
-    """`nextscale/references` in `XDG_CACHE_HOME`, else in `~/.cache`; of a user without a home, among temporaries."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a container's user may stand in no list of users
-        folder = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return folder / "nextscale" / "references"
+    """`references` in the user's cache."""
+    return durable.user_cache("references")
 
 
 def _write(path: Path, seen: Gathered) -> None:

@@ -45,12 +45,8 @@ atexit.register(_kept.close)
 
 
 def default_directory() -> Path:
-    """`nextscale/remote` in `XDG_CACHE_HOME`, else in `~/.cache`; of a user without a home, among temporaries."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a container's user may stand in no list of users
-        folder = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return folder / "nextscale" / "remote"
+    """`remote` in the user's cache."""
+    return durable.user_cache("remote")
 
 
 @dataclass(frozen=True)

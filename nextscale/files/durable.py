@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,6 +134,15 @@ def _is_about(name: object, path: Path) -> bool:
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror or error}")
+
+
+def user_cache(room: str) -> Path:
+    """`nextscale/<room>` in `XDG_CACHE_HOME`, else in `~/.cache`; of a user without a home, among temporaries."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user may stand in no list of users
+        folder = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return folder / "nextscale" / room
 
 
 def make_directory(path: Path) -> None:

@@ -13,7 +13,7 @@ from nextscale.training.transformer.stage import Lesson, TransformerStage
 
 
 class RefinedStage(TransformerStage):
-    """GRN: every token counts, those that are told rightly too."""
+    """GRN: the loss covers every token, including those shown unchanged."""
 
     def _lesson(self, tokens_BL: Tensor, seen_BL: Tensor, step: int, part: slice, total: float | None) -> Lesson:
         numbers = generator(self.seed, "refinement", step)
