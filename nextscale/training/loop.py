@@ -214,20 +214,23 @@ class Rhythm:
 
     def is_check(self, step: int, plan: Plan) -> bool:
         """Whether to validate after `step`."""
-        return _ends_part(step, plan, self._checks(step, plan))
+        return _ends_part(step, plan, *self._checks(step, plan))
 
     def is_kept(self, step: int, plan: Plan) -> bool:
         """Whether to keep the model of this step."""
-        return _ends_part(step, plan, self.keep)
+        return _ends_part(step, plan, 0, self.keep)
 
     def checks_left(self, step: int, plan: Plan) -> int:
         """How many times to validate from `step` on, it included, as far as is known."""
-        checks = self._checks(step, plan)
-        return checks - _parts_over(step - 1, plan, checks) if checks else 0
+        since, checks = self._checks(step, plan)
+        return checks - _parts_over(step - 1, plan, since, checks) if checks else 0
 
-    def _checks(self, step: int, plan: Plan) -> int:
+    def _checks(self, step: int, plan: Plan) -> tuple[int, int]:
+        """Since which step, and how many from there to the end."""
         total = plan.total(step)
-        return 0 if total is None else self.checks or _default_checks(total)
+        if total is None:
+            return 0, 0
+        return plan.decided_checks(step) or (0, self.checks or _default_checks(total))
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -458,7 +461,7 @@ def _asked(look: bool, rhythm: Rhythm, saved: float, stop: bool) -> _Asked:
 def _replanned(run: RunDirectory, step: int, plan: Plan, pace: Pace, rhythm: Rhythm) -> Plan:
     """The plan after a look at the first process's clock, recorded before anyone follows it."""
     if distributed.is_first():
-        plan = pace.planned(step, plan, rhythm.checks_left(step, plan))
+        plan = pace.planned(step, plan, rhythm.checks_left(step, plan), due=rhythm.is_check(step, plan))
         run.remember(pace.record(plan) or Record())
     return distributed.from_first(plan)
 
@@ -520,15 +523,15 @@ def _keep_check(
         stage.export(run.path / "best")
 
 
-def _ends_part(step: int, plan: Plan, parts: int) -> bool:
-    """Whether one of so many parts of the run, all as long as whole steps allow, ends with `step`."""
+def _ends_part(step: int, plan: Plan, since: int, parts: int) -> bool:
+    """Whether one of so many parts of the run since a step, all as long as whole steps allow, ends with `step`."""
     if plan.total(step) is None:
         return False
-    return _parts_over(step, plan, parts) > _parts_over(step - 1, plan, parts)
+    return _parts_over(step, plan, since, parts) > _parts_over(step - 1, plan, since, parts)
 
 
-def _parts_over(step: int, plan: Plan, parts: int) -> int:
-    return math.floor(plan.progress(step) * parts)
+def _parts_over(step: int, plan: Plan, since: int, parts: int) -> int:
+    return math.floor(plan.share(step, since) * parts)
 
 
 def _default_checks(total: int) -> int:

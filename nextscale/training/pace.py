@@ -28,6 +28,9 @@ WINDOW = 5  # steps at least whose mean is the pace
 SOONEST, LATEST = 0.9, 1.0  # of the budget: where the end is to be expected, or the number of steps changes
 TARGET = 0.95  # of the budget: where it then ends
 FOR_CHECKS = 0.02  # of the budget, for all checks, until one has been timed
+MOST_FOR_CHECKS = (
+    0.25  # of what is left of the budget, where the number of steps changes: fewer checks, not steps alone
+)
 TOLERANCE = 0.1  # of the budget, by which a run may miss it without a word
 
 
@@ -41,6 +44,8 @@ class Decision:
     """Steps in all."""
     seconds: float = 0.0
     """Of the budget that were spent then; for people."""
+    checks: int | None = None
+    """How many are left after this step; None: as before."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,16 @@ class Plan:
             start, total = decision.step, decision.total
         return done + (1 - done) * Fraction(step - start, total - start)
 
+    def share(self, step: int, since: int) -> Fraction:
+        """Of what was left after step `since`, how much is done."""
+        before = self.progress(since)
+        return (self.progress(step) - before) / (1 - before)
+
+    def decided_checks(self, step: int) -> tuple[int, int] | None:
+        """The last step before this one at which a number of checks was decided on, and that number; None if never."""
+        found = [(one.step, one.checks) for one in self.decisions if one.checks is not None and one.step < step]
+        return found[-1] if found else None
+
     def horizon(self, step: int) -> float | None:
         """The number of steps that schedules are given for 0-based `step`: an int until the plan has changed."""
         total = self.total(step)
@@ -83,9 +98,9 @@ class Plan:
         steps = step / self.progress(step)
         return int(steps) if steps.denominator == 1 else float(steps)
 
-    def with_total(self, step: int, total: int, seconds: float) -> Plan:
+    def with_total(self, step: int, total: int, seconds: float, checks: int | None = None) -> Plan:
         """The plan with one more decision."""
-        return Plan((*self.decisions, Decision(step, total, seconds)))
+        return Plan((*self.decisions, Decision(step, total, seconds, checks)))
 
 
 @dataclass(frozen=True)
@@ -103,11 +118,17 @@ class Record:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Record:
         """The reverse. Raises `TypeError`, `LookupError` or `ValueError` for something else."""
-        decisions = [Decision(int(d["step"]), int(d["total"]), float(d["seconds"])) for d in values["decisions"]]
+        decisions = [_decision(each) for each in values["decisions"]]
         steps = [decision.step for decision in decisions]
         if steps != sorted(set(steps)) or any(decision.total <= decision.step for decision in decisions[:-1]):
             raise ValueError("decisions out of order")
         return cls(Plan(tuple(decisions)), float(values["seconds"]))
+
+
+def _decision(values: Mapping[str, Any]) -> Decision:
+    checks = values.get("checks")  # of records of earlier versions there is none
+    number = None if checks is None else int(checks)
+    return Decision(int(values["step"]), int(values["total"]), float(values["seconds"]), number)
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,10 @@ class Costs:
         """How many steps come closest to taking so long, with so many checks among them."""
         steps = (seconds - checks * self.check) / self.step
         return round(steps if steps >= checks else seconds / (self.step + self.check))
+
+    def affordable(self, seconds: float) -> int:
+        """How many checks may be among them, so that most of the time is left for steps."""
+        return int(MOST_FOR_CHECKS * seconds / max(self.check, 1e-9))
 
 
 class Pace:
@@ -190,11 +215,12 @@ class Pace:
             return enough or len(self.steps) >= TRIAL_STEPS or self.spent >= TARGET * self.budget
         return time.monotonic() - self.looked >= self.budget / LOOKS
 
-    def planned(self, step: int, plan: Plan, checks: int) -> Plan:
+    def planned(self, step: int, plan: Plan, checks: int, *, due: bool) -> Plan:
         """The plan when `step` steps are done, a new one where the end is not to be expected within the budget.
 
         Arguments:
             checks: how many of them are left if the plan stays, with one that is due now.
+            due: whether one is; it stays, as does the one at the end.
         """
         assert self.budget is not None
         self.looked, spent = time.monotonic(), self.spent
@@ -205,8 +231,10 @@ class Pace:
         costs = self._costs(checks, plan.progress(step))
         if SOONEST * self.budget <= spent + costs.of(total - step, checks) <= LATEST * self.budget:
             return plan
-        steps = step + max(costs.fitting(left, checks), 1)
-        return plan if steps == total else plan.with_total(step, steps, spent)
+        kept = min(checks, max(costs.affordable(left), due + 1))
+        steps = step + max(costs.fitting(left, kept), 1)
+        fewer = kept - due if kept < checks else None
+        return plan if (steps, fewer) == (total, None) else plan.with_total(step, steps, spent, fewer)
 
     def _costs(self, checks: int, progress: Fraction) -> Costs:
         assert self.budget is not None
@@ -227,10 +255,11 @@ class Pace:
 
     def changed(self, before: Plan, after: Plan, step: int) -> list[str]:
         """What to say of a new plan; nothing of the first."""
-        old, new = before.total(step), after.total(step)
-        if old is None or old == new:
+        old, new, left = before.total(step), after.total(step), after.decisions[-1].checks if after != before else None
+        if old is None or (old == new and left is None):
             return []
-        return [f"{new} steps instead of {old}, to end within {self._asked}: {self._rates()}"]
+        checks = "" if left is None else f", of whose checks {left} {'is' if left == 1 else 'are'} left"
+        return [f"{new} steps instead of {old}{checks}, to end within {self._asked}: {self._rates()}"]
 
     def missed(self) -> list[str]:
         """At the end of a run, what to say where it has not ended within `TOLERANCE` of the budget."""

@@ -33,7 +33,8 @@ def plans(draw: some.DrawFn) -> Plan:
         if total - step < 2:
             break
         step = draw(some.integers(step + 1, total - 1))
-        plan = plan.with_total(step, step + draw(some.integers(1, 50)), 0.0)
+        checks = draw(some.none() | some.integers(1, 2))
+        plan = plan.with_total(step, step + draw(some.integers(1, 50)), 0.0, checks)
     return plan
 
 
@@ -94,11 +95,14 @@ def test_a_record_is_read_as_it_was_written(plan: Plan, seconds: float) -> None:
 @a_few
 @given(plans(), some.integers(1, 30))
 def test_every_part_of_a_run_has_its_check(plan: Plan, checks: int) -> None:
-    """No more than were asked for, the last at the end, and as many as `checks_left` has told."""
+    """The last at the end, and at any step no more of them left than `checks_left` tells, nor than were decided on."""
     rhythm, steps = Rhythm(checks=checks), range(plan.decisions[0].step, end(plan) + 1)
     checked = [step for step in steps if rhythm.is_check(step, plan)]
     assert checked[-1] == end(plan)
-    assert len(checked) <= rhythm.checks_left(steps[0], plan) <= checks
+    decided = [decision for decision in plan.decisions if decision.checks is not None]
+    for step in steps[decided[-1].step + 1 - steps[0] if decided else 0 :]:
+        assert len([one for one in checked if one >= step]) <= rhythm.checks_left(step, plan)
+    assert all(rhythm.checks_left(one.step + 1, plan) == one.checks for one in decided[-1:])
 
 
 # ---- the clock -------------------------------------------------------------------------------------------------------
@@ -122,6 +126,18 @@ def test_a_budget_is_kept_at_whatever_pace(clocked, tmp_path: Path, at: float, b
     assert last.validation
     assert last.step == last.total
     assert not any("took" in note for event in (*events, last) for note in event.notes)
+
+
+@pytest.mark.parametrize(("at", "by"), [(0, 1), (15, 3), (30, 4)])
+def test_dear_checks_are_left_out_before_steps(clocked, tmp_path: Path, at: float, by: float) -> None:
+    """Six checks of 9 seconds would leave 6 of a minute: there are fewer, which is told; most of the time is steps'."""
+    events = list(train(clocked(slower(at, by), check=9.0), tmp_path, MINUTE, seed=0, rhythm=Rhythm(checks=6)))
+    spent = json.loads((tmp_path / "plan.json").read_text())["seconds"]
+    assert 0.9 <= spent / 60 <= 1.1
+    checks = sum(bool(event.validation) for event in events)
+    assert 1 < checks <= 3
+    assert 9 * checks <= 0.5 * spent
+    assert any("of whose checks 1 is left" in note for event in events for note in event.notes)
 
 
 def test_a_steady_run_keeps_its_number_of_steps(clocked, tmp_path: Path) -> None:
