@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nextscale.data import DataSet
-    from nextscale.evaluation.likelihood import Asked, ClassFigures, SplitFigures
+    from nextscale.evaluation.likelihood import Asked, ClassFigures, Looked, SplitFigures
     from nextscale.pipeline import Pipeline
 
 COUNT = 500  # pictures of each split: a few minutes for a small model on a CPU
@@ -119,18 +119,30 @@ class EvaluateLikelihood:
         )
 
     def _looked(self, pipe: Pipeline, found: DataSet) -> dict[str, Any]:
-        """Figures of both splits and of the gap between them."""
+        """Figures of both splits, of the gap between them, and of what held-out captions tell."""
         from nextscale.evaluation import likelihood
 
-        seen = {}
-        for name, split in (("held_out", found.validation), ("trained_on", found.train)):
-            wanted = likelihood.asked(pipe, split, most=self.count)
-            with bar(f"looking, {name.replace('_', ' ')}") as told:
-                seen[name] = likelihood.look(pipe, wanted, batch=self.batch, progress=told)
+        held_out, trained_on = (
+            likelihood.asked(pipe, split, most=self.count) for split in (found.validation, found.train)
+        )
+        seen = {
+            "held_out": self._look(pipe, held_out, "held out"),
+            "trained_on": self._look(pipe, trained_on, "trained on"),
+        }
         size = pipe.tokenizer.config
         pixels = size.height * size.width
-        figures = {name: likelihood.split_figures(each, size.scales, pixels) for name, each in seen.items()}
-        return {**figures, "gap": likelihood.gap(seen["trained_on"], seen["held_out"], size.scales)}
+        figures: dict[str, Any] = {name: likelihood.split_figures(each, size.scales, pixels) for name, each in seen.items()}
+        figures["gap"] = likelihood.gap(seen["trained_on"], seen["held_out"], size.scales)
+        if (mistaken := likelihood.under_other_captions(held_out)) is not None:
+            others = self._look(pipe, mistaken, "held out, other captions")
+            figures["captions"] = likelihood.caption_gain(seen["held_out"], others, size.scales)
+        return figures
+
+    def _look(self, pipe: Pipeline, wanted: Asked, name: str) -> Looked:
+        from nextscale.evaluation import likelihood
+
+        with bar(f"looking, {name}") as told:
+            return likelihood.look(pipe, wanted, batch=self.batch, progress=told)
 
     def _classified(self, pipe: Pipeline, found: DataSet) -> ClassFigures:
         """Of the held-out pictures, with the nearest training pictures as the measure."""
@@ -192,7 +204,7 @@ def _give(looked: dict[str, Any], counted: ClassFigures | None) -> None:
     for name, split in (("held out", held_out), ("trained on", trained_on)):
         print(f"{name}, {split.pictures:,} pictures")
         tell([split.nats_per_picture, split.nats_per_token, split.bits_per_pixel])
-    tell([gap.nats_per_token, gap.auc])
+    tell([gap.nats_per_token, gap.auc, *([looked["captions"]] if "captions" in looked else [])])
     console().print(_scales(held_out, trained_on), "", sep="\n")
     if counted is not None:
         _tell_classes(counted)

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,6 +70,24 @@ def asked(pipe: Pipeline, pictures: Pictures, *, most: int) -> Asked:
     captions = pictures.captions if pipe.reader is not None else None
     prompts = None if captions is None else tuple("".join(captions[index][:1]) for index in indices)
     return Asked(pictures, indices, labels, prompts)
+
+
+def under_other_captions(wanted: Asked) -> Asked | None:
+    """The same pictures and classes, each with the caption of another picture: the next that differs from its own.
+
+    The search for it begins half the way round, so that neighbours in the data are not each other's. None without
+    captions, and where all are the same.
+    """
+    prompts = wanted.prompts
+    if prompts is None or len(set(prompts)) < 2:
+        return None
+    half = len(prompts) // 2
+    turned = prompts[half:] + prompts[:half]
+    others = (
+        next(other for other in chain(turned[place:], turned[:place]) if other != own)
+        for place, own in enumerate(prompts)
+    )
+    return dataclasses.replace(wanted, prompts=tuple(others))
 
 
 def class_numbers(pipe: Pipeline, classes: Sequence[str]) -> list[int] | None:
@@ -186,6 +205,11 @@ def gap(trained: Looked, held_out: Looked, sizes: Scales) -> Gap:
     """Between pictures that were trained on and pictures that were not."""
     ours_N, theirs_M = (looked.nats.sum(dim=1) / sizes.total for looked in (trained, held_out))
     return Gap(nats_per_token=_difference("gap, nats a token", theirs_M, ours_N), auc=_auc(ours_N, theirs_M))
+
+
+def caption_gain(own: Looked, others: Looked, sizes: Scales) -> Figure:
+    """How much likelier the same pictures are under their own captions than under those of others, nats a token."""
+    return _mean("gain by captions, nats a token", (others.nats - own.nats).sum(dim=1) / sizes.total)
 
 
 def class_figures(told: Classified, labels: Sequence[int]) -> ClassFigures:

@@ -330,11 +330,14 @@ def test_models_that_read_are_warned_of_missing_words(
     given = ["evaluate", "likelihood", "--model", tmp_path / "reads", "--data", own, "--count", 5]
     plain = nextscale(*given)
     assert "warning: the model reads text and was asked without" in " ".join(plain.output.split())
-    rows = "".join(f"{file.relative_to(own)},a red heart\n" for file in own.rglob("*.png"))
+    hearts = enumerate(sorted(own.rglob("*.png")))
+    rows = "".join(f"{file.relative_to(own)},heart {number}\n" for number, file in hearts)
     (tmp_path / "captions.csv").write_text(f"file,caption\n{rows}")
     words = nextscale(*given, "--captions", tmp_path / "captions.csv")
     assert (words.status, words.errors) == (0, "")
-    assert "their own class, their first caption" in " ".join(words.output.split())
+    text = " ".join(words.output.split())
+    assert "their own class, their first caption" in text
+    assert "gain by captions, nats a token" in text
 
 
 @pytest.mark.parametrize(

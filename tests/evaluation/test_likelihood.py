@@ -18,6 +18,7 @@ from nextscale.evaluation.likelihood import (
     Asked,
     Looked,
     asked,
+    caption_gain,
     class_figures,
     class_numbers,
     classify,
@@ -25,6 +26,7 @@ from nextscale.evaluation.likelihood import (
     look,
     share,
     split_figures,
+    under_other_captions,
 )
 from nextscale.transformer.likelihood import Classified
 
@@ -66,6 +68,28 @@ def test_first_captions_are_prompts_of_models_that_read(pipe: Pipeline, text_pip
     pictures = images.to_unit(told.batch([0, 12])[0])
     expected = text_pipe.log_likelihood(pictures, ["dog", "dog"], ["a red heart", "a cat face"])
     torch.testing.assert_close(found.nats, -expected.scales, atol=1e-3, rtol=0)
+
+
+def test_other_captions_are_those_of_other_pictures(text_pipe: Pipeline, labelled: Split) -> None:
+    """Never a picture's own words, whichever picture they come from; classes stay, and all alike have no others."""
+    captions = Captions([[f"picture {number % 5}"] for number in range(24)])
+    own = asked(text_pipe, dataclasses.replace(labelled, captions=captions), most=24)
+    others = under_other_captions(own)
+    assert others is not None
+    assert own.prompts is not None
+    assert others.prompts is not None
+    assert all(one != other for one, other in zip(own.prompts, others.prompts, strict=True))
+    assert (others.indices, others.labels) == (own.indices, own.labels)
+    assert under_other_captions(dataclasses.replace(own, prompts=("a heart",) * 24)) is None
+    assert under_other_captions(dataclasses.replace(own, prompts=None)) is None
+
+
+def test_gain_by_captions_is_a_mean_over_pictures() -> None:
+    """By hand: two pictures of 5 tokens, paired, so that what is hard in both does not widen the interval."""
+    own, others = looked([2.0, 8.0], [40.0, 60.0]), looked([3.0, 9.0], [42.0, 60.0])
+    found = caption_gain(own, others, SIZES)
+    assert found.value == pytest.approx(2 / 5)
+    assert (found.low, found.high) == (pytest.approx(2 / 5), pytest.approx(2 / 5))
 
 
 def test_looking_does_not_depend_on_the_batch(pipe: Pipeline, labelled: Split) -> None:
