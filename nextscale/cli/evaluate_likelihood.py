@@ -131,7 +131,9 @@ class EvaluateLikelihood:
         }
         size = pipe.tokenizer.config
         pixels = size.height * size.width
-        figures: dict[str, Any] = {name: likelihood.split_figures(each, size.scales, pixels) for name, each in seen.items()}
+        figures: dict[str, Any] = {
+            name: likelihood.split_figures(each, size.scales, pixels) for name, each in seen.items()
+        }
         figures["gap"] = likelihood.gap(seen["trained_on"], seen["held_out"], size.scales)
         if (mistaken := likelihood.under_other_captions(held_out)) is not None:
             others = self._look(pipe, mistaken, "held out, other captions")

@@ -19,6 +19,7 @@ from nextscale.files.durable import write_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 STYLE = """
 :root { color-scheme: light; }
@@ -31,15 +32,18 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-t
 figure { margin: 1rem 0; overflow-x: auto; } figcaption { color: #5b6470; font-size: .9rem; }
 .row { display: flex; align-items: center; gap: .8rem; margin: .35rem 0; }
 .row .name { flex: 0 0 9.5rem; font-size: .9rem; text-align: right; }
-.row img { min-width: 0; image-rendering: pixelated; }
-.strip { min-width: 0; } .strip img { display: block; max-width: 100%; }
-.over { display: flex; font-size: .8rem; color: #5b6470; } .over span { flex: 1 1 0; min-width: 0; text-align: center; }
+.pictures { display: flex; flex-wrap: wrap; gap: 3px; min-width: 0; }
+.pictures figure { margin: 0; overflow: visible; } .pictures figcaption { font-size: .8rem; text-align: center; }
+.pictures img { display: block; image-rendering: pixelated; }
 table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e3e7ec; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .warning { background: #fff4d6; border-left: 4px solid #e0a100; padding: .5rem .8rem; }
 pre { background: #f3f5f8; padding: .8rem; border-radius: .5rem; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
+@media (max-width: 40rem) {
+  .row { display: block; } .row .name { display: block; text-align: left; margin-top: .6rem; }
+}
 """
 
 
@@ -64,17 +68,22 @@ class Curve:
 
 
 def rows(pictures: Sequence[Row], *, zoom: int) -> str:
-    """Rows of pictures, each pixel drawn as zoom x zoom."""
+    """Rows of pictures, each pixel drawn as zoom x zoom; what does not fit beside the others goes below them."""
     return "".join(_row(row, zoom) for row in pictures)
 
 
 def _row(row: Row, zoom: int) -> str:
-    sheet = images.grid(row.pictures, columns=len(row.pictures), gap=1)
-    width, height = sheet.shape[2] * zoom, sheet.shape[1] * zoom
-    picture = f'<img src="{images.data_uri(sheet)}" width="{width}" height="{height}" alt="{escape(row.name)}">'
-    over = "".join(f"<span>{escape(name)}</span>" for name in row.over)
-    strip = f'<div class="strip"><div class="over">{over}</div>{picture}</div>' if over else picture
-    return f'<div class="row"><span class="name">{escape(row.name)}</span>{strip}</div>'
+    names = row.over or [""] * len(row.pictures)
+    shown = "".join(_picture(*each, row.name, zoom) for each in zip(row.pictures, names, strict=True))
+    return f'<div class="row"><span class="name">{escape(row.name)}</span><div class="pictures">{shown}</div></div>'
+
+
+def _picture(picture_3HW: Tensor, over: str, name: str, zoom: int) -> str:
+    """One in [-1, 1], with what stands over it."""
+    height, width = (side * zoom for side in picture_3HW.shape[1:])
+    source = images.data_uri(picture_3HW)
+    caption = f"<figcaption>{escape(over)}</figcaption>" if over else ""
+    return f'<figure>{caption}<img src="{source}" width="{width}" height="{height}" alt="{escape(name)}"></figure>'
 
 
 def tiles(figures: Sequence[tuple[str, str]]) -> str:
