@@ -72,6 +72,7 @@ WORKING: dict[str, dict[str, tuple[str, ...]]] = {
         "depth": ("1",),
         "out": ("new/study",),
     },
+    "study scaling": {"points": ("sizes.csv",), "out": ("new/scaling",)},
     "bench sample": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
     "bench train": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
     "bench tokenizer": {"preset": ("emoji-32",), "batch": ("1",), "repeats": ("1",)},
@@ -341,6 +342,7 @@ def _data() -> None:
     for name, told in (("long", f"{LONG}.png,1"), ("short", "0.png"), ("bytes", "\udcff.png,1")):
         Path(f"labels-{name}.csv").write_bytes(f"file,label\n{told}\n".encode("utf-8", "surrogateescape"))
     Path("captions-short.csv").write_text("file,caption\n0.png\n")
+    Path("sizes.csv").write_text("parameters,loss\n" + "".join(f"{10**k},{3 + 9 / k}\n" for k in range(5, 10)))
     _tar("classless.tar", {"0.png": b"no picture", "0.cls": b""})
     _tar("digits.tar", {f"{n}.{kind}": b"1" * 5000 for n in range(4) for kind in ("png", "cls")})
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile("twice.zip", "w") as archive:

@@ -41,6 +41,7 @@ LINES = (
     "nextscale evaluate reconstruction --model runs/x --data pictures",
     "nextscale evaluate generation --model runs/x --reference pictures --count 8 --keep 8 --json card.json",
     "nextscale study tokenizers --data pictures --preset emoji-32 --steps 1 1 --only fsq --dropout 0 --count 8",
+    "nextscale study scaling --points sizes.csv",
     "nextscale evaluate likelihood --model runs/x --data pictures",
     "nextscale inspect pictures/cat/a-cat-00.png --model runs/x",
     "nextscale bench sample --preset emoji-32 --batch 1 --repeats 1",
@@ -97,6 +98,8 @@ def draw(folder: Path) -> None:
         ramp = Image.linear_gradient("L").rotate(30 * number).resize((40, 40))
         picture = Image.merge("RGB", (ramp, ramp.rotate(90), ramp.point(lambda value: 255 - value)))
         picture.save(place / f"a-{place.name}-{number:02}.png")
+    sizes = "".join(f"{10**power},{4.5 + 50 * 10 ** (-0.23 * power)}\n" for power in range(6, 10))
+    (folder / "sizes.csv").write_text(f"parameters,loss\n{sizes}")
 
 
 def outcomes(programs: Path, folder: Path, only: str = "") -> Iterator[tuple[str, float, str]]:

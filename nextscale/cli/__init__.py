@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate reconstruction": ("evaluate_reconstruction", "EvaluateReconstruction", "how good a tokenizer is"),
     "evaluate generation": ("evaluate_generation", "EvaluateGeneration", "how good a model's pictures are"),
     "study tokenizers": ("study_tokenizers", "StudyTokenizers", "kinds of codes, and the same transformer on each"),
+    "study scaling": ("study_scaling", "StudyScaling", "power laws of the loss over size and compute"),
     "evaluate likelihood": ("evaluate_likelihood", "EvaluateLikelihood", "how likely pictures are to a model"),
     "bench sample": ("bench_sample", "BenchSample", "how long sampling takes, and what is possible here"),
     "bench train": ("bench_train", "BenchTrain", "how long a step of transformer training takes"),

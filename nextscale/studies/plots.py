@@ -1,4 +1,4 @@
-"""Plots of a study: rows of its table as points with their doubts, a panel for each pair of columns."""
+"""Plots of a study: rows of its table as points with their doubts, a panel for each pair of columns; and power laws."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from nextscale.studies.tables import Column, Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from nextscale.studies.laws import Fit
 
 DPI = 150
 SHAPES = "osDv^P*X"
@@ -73,3 +75,40 @@ def _draw(axes: Axes, rows: Sequence[Row], panel: Panel, looks: Mapping[str, Loo
 def _name(column: Column) -> str:
     """With which end is the better one."""
     return column.title + {"less": " (less is better)", "more": " (more is better)", "": ""}[column.better]
+
+
+# ---- power laws ------------------------------------------------------------------------------------------------------
+
+
+class LawPanel(NamedTuple):
+    """Points and the law that was fitted to them."""
+
+    across: str
+    """What the law is over, and in which unit."""
+    points: Sequence[tuple[float, float]]
+    """(x, loss), those that the law left out too."""
+    fit: Fit
+
+
+def laws(panels: Sequence[LawPanel]) -> Figure:
+    """On logarithmic axes, what is above the irreducible loss: a power law is a straight line there."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8 * len(panels), 4.0), dpi=DPI, layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_law(axes, panel)
+    return figure
+
+
+def _draw_law(axes: Axes, panel: LawPanel) -> None:
+    law = panel.fit.law
+    x = sorted(x for x, _ in panel.points)
+    ends = [x[0] / 1.3, x[-1] * 1.3]
+    axes.loglog(ends, [law(each) - law.irreducible for each in ends], "--", color="0.5", zorder=1)
+    above = [(x, loss - law.irreducible) for x, loss in panel.points if loss > law.irreducible]
+    axes.plot(*zip(*above, strict=True), "o", markersize=4.5, color="C0", zorder=2)
+    floor = "" if not law.irreducible else f"{law.irreducible:.3g} + "
+    axes.set_title(f"L = {floor}({law.beta:.3g} x)^{law.alpha:.3g}, Pearson {panel.fit.pearson:.4f}", fontsize=9)
+    axes.set_xlabel(panel.across)
+    axes.set_ylabel("loss above the irreducible one" if law.irreducible else "loss")
+    axes.grid(alpha=0.3, which="both")

@@ -1,0 +1,178 @@
+"""`nextscale study scaling --points`: power laws of the loss over size and compute, fitted to points of a table."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import tyro
+
+from nextscale.cli import models
+from nextscale.cli.options import Directory, Json
+from nextscale.cli.output import check_json, console, directory, say, table, write_json
+from nextscale.cli.study import apart
+from nextscale.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.studies.laws import Fit
+
+BILLION, PETA = 1e9, 1e15
+SIZE, COMPUTE = "parameters", "compute"
+UNITS = {SIZE: BILLION, COMPUTE: PETA}
+NAMES = {SIZE: "N, billions of parameters", COMPUTE: "C, PFLOP of training"}
+SHORT = {SIZE: "N (billions)", COMPUTE: "C (PFLOP)"}
+PLOT = "scaling.png"
+Table = Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv", help_behavior_hint="")]
+Sizes = Annotated[tuple[float, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")]
+
+
+class Points(NamedTuple):
+    """A row of the table."""
+
+    parameters: float
+    loss: float
+    compute: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyScaling:
+    """Fit the paper's scaling law to the losses of models of several sizes.
+
+    L = irreducible + (beta N)^alpha; docs/studies.md explains the figures
+    """
+
+    points: Table = None
+    """Columns parameters, loss and, if known, compute (operations of training), in units, not billions; a row a model,
+    or a row a checkpoint, of which the law of sizes takes those with the most compute."""
+    irreducible: Annotated[float | None, tyro.conf.arg(metavar="L", help_behavior_hint="(default: fitted)")] = None
+    """Loss that no size brings away, if it is known; 0 for error rates."""
+    predict: Sizes = ()
+    """Parameters of models whose loss is to be predicted."""
+    out: Directory = Path("runs/study-scaling")
+    """Directory of the plot."""
+    json: Json = None
+    """Also write all figures as JSON; - is stdout, without the table."""
+
+    def run(self) -> None:
+        if self.points is None:
+            raise InputError("--points: expected a table of sizes and losses, got none")
+        check_json(self.json)
+        for size in self.predict:
+            if not 0 < size < float("inf"):
+                raise InputError(f"--predict: expected more than 0, got {size:g}")
+        points = read(self.points)
+        try:
+            with models.notes():
+                fits = self._fits(points)
+        except InputError as error:
+            raise InputError(f"--points {self.points}: {error}") from None
+        place = directory("--out", self.out) / PLOT
+        _plot(points, fits, place)
+        predictions = [(size, *fits[SIZE].predict(size / BILLION)) for size in self.predict]
+        if self.json is not None:
+            write_json(self.json, _plain(fits, predictions, len(points)))
+        with apart(self.json):
+            _tell(fits, predictions)
+            say(f"plot in {place}")
+
+    def _fits(self, points: Sequence[Points]) -> dict[str, Fit]:
+        """Over sizes, and where compute is known over the compute of the frontier, if that has points enough."""
+        from nextscale.studies import laws
+
+        final = _final(points)
+        sizes = [point.parameters / BILLION for point in final]
+        fits = {SIZE: laws.fit(sizes, [point.loss for point in final], irreducible=self.irreducible)}
+        spent = [point.compute for point in points if point.compute is not None]
+        places = laws.frontier(spent, [point.loss for point in points]) if spent else []
+        if len(places) > 3:
+            across, losses = [spent[place] / PETA for place in places], [points[place].loss for place in places]
+            fits[COMPUTE] = laws.fit(across, losses, irreducible=self.irreducible)
+        elif spent:
+            warnings.warn(f"compute: no law, as only {len(places)} points lie on the frontier", stacklevel=2)
+        return fits
+
+
+def read(file: Path) -> list[Points]:
+    """The rows of a table. Raises `InputError` with the line where something is wrong."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        told = error.strerror if isinstance(error, OSError) else "expected a table in UTF-8"
+        raise InputError(f"--points: cannot read {file}: {told}") from None
+    names = [*rows[0]] if rows else []
+    if not {*names} >= {SIZE, "loss"}:
+        found = ", ".join(map(str, names)) or "none"
+        raise InputError(f"--points {file}: expected the columns parameters and loss, got {found}")
+    return [_point(file, line, row) for line, row in enumerate(rows, start=2)]
+
+
+def _point(file: Path, line: int, row: Mapping[str, str | None]) -> Points:
+    def number(name: str) -> float:
+        try:
+            return float(row.get(name) or "")
+        except ValueError:
+            told = f"expected a number as {name}, got {row.get(name)!r}"
+            raise InputError(f"--points {file}, line {line}: {told}") from None
+
+    return Points(number(SIZE), number("loss"), number(COMPUTE) if COMPUTE in row else None)
+
+
+def _final(points: Sequence[Points]) -> list[Points]:
+    """Of each size those with the most compute; all where no compute is told."""
+    most: dict[float, float] = {}
+    for point in points:
+        most[point.parameters] = max(most.get(point.parameters, 0.0), point.compute or 0.0)
+    return [point for point in points if (point.compute or 0.0) == most[point.parameters]]
+
+
+def _tell(fits: Mapping[str, Fit], predictions: Sequence[tuple[float, float, Any]]) -> None:
+    columns = [_cells(fit) for fit in fits.values()]
+    rows: list[tuple[object, ...]] = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    names = tuple(f"over {SHORT[name]}" for name in fits)
+    console().print(table("L(x) = irreducible + (beta x)^alpha", ("",), names, rows), "", sep="\n")
+    for size, loss, (low, high) in predictions:
+        say(f"predicted for {size:,.0f} parameters: {loss:.4f} ({low:.4f} to {high:.4f})")
+    for name, fit in fits.items():
+        for warning in fit.warnings:
+            say(f"warning: {name}: {warning}")
+    say("intervals: 95 %, by resampling the errors of the points; of few points they are too narrow by a tenth or so")
+
+
+def _cells(fit: Fit) -> dict[str, str]:
+    """A law's column."""
+    told = {
+        name: f"{getattr(fit.law, name):.4g} ({low:.3g} to {high:.3g})" for name, (low, high) in fit.intervals.items()
+    }
+    return {"irreducible": f"{fit.law.irreducible:.4g}, given", **told, "Pearson": f"{fit.pearson:.4f}"}
+
+
+def _plain(fits: Mapping[str, Fit], predictions: Sequence[tuple[float, float, Any]], points: int) -> dict[str, Any]:
+    """JSON values: of the law over sizes at the top, of that over compute beneath."""
+    told = {name: _law(fit) for name, fit in fits.items()}
+    more = {COMPUTE: told[COMPUTE]} if COMPUTE in told else {}
+    asked = [{"parameters": size, "loss": loss, "low": low, "high": high} for size, loss, (low, high) in predictions]
+    return {**told[SIZE], "points": points, "predictions": asked, **more}
+
+
+def _law(fit: Fit) -> dict[str, Any]:
+    law = {"alpha": fit.law.alpha, "beta": fit.law.beta, "irreducible": fit.law.irreducible}
+    intervals = {name: {"low": low, "high": high} for name, (low, high) in fit.intervals.items()}
+    told = {"irreducible_given": fit.given, "pearson": fit.pearson, "deviation": fit.deviation}
+    return {**law, **told, "intervals": intervals, "warnings": list(fit.warnings)}
+
+
+def _plot(points: Sequence[Points], fits: Mapping[str, Fit], place: Path) -> None:
+    from nextscale.files.durable import write_beside
+    from nextscale.studies import plots
+
+    panels = []
+    for name, fit in fits.items():
+        shown = [(value, point.loss) for point in points if (value := getattr(point, name)) is not None]
+        panels.append(plots.LawPanel(NAMES[name], [(value / UNITS[name], loss) for value, loss in shown], fit))
+    figure = plots.laws(panels)
+    write_beside(place, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
