@@ -86,7 +86,7 @@ class Frequencies:
 def table(scales: Scales, validation: Figures) -> list[str]:
     """Lines of text, a column a scale and one for all tokens; ten scales fit 80 columns."""
     names = [(f"{h}x{w}", f"_scale_{k}") for k, (h, w) in enumerate(scales, start=1)] + [("all", "")]
-    rows = [("scale", "nats", "unigram", "right %")]
+    rows = [("scale", "nats", "unigram", "acc. %")]
     for size, suffix in names:
         nats, guess = validation[f"cross_entropy{suffix}"], validation[f"unigram{suffix}"]
         rows.append((size, f"{nats:.2f}", f"{guess:.2f}", f"{100 * validation[f'accuracy{suffix}']:.1f}"))
