@@ -42,6 +42,7 @@ LINES = (
     "nextscale evaluate generation --model runs/x --reference pictures --count 8 --keep 8 --json card.json",
     "nextscale study tokenizers --data pictures --preset emoji-32 --steps 1 1 --only fsq --dropout 0 --count 8",
     "nextscale study scaling --points sizes.csv",
+    "nextscale study scaling --data runs/tokens --tokenizer runs/tokenizer --depths 1 2 --steps 2 --out runs/sizes",
     "nextscale evaluate likelihood --model runs/x --data pictures",
     "nextscale inspect pictures/cat/a-cat-00.png --model runs/x",
     "nextscale bench sample --preset emoji-32 --batch 1 --repeats 1",

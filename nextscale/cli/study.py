@@ -204,7 +204,8 @@ def _show(study: Study, found: Sequence[Outcome], out: Path) -> None:
             say(f"{row.name}: {row.note}")
     for note in study.notes:
         say(note)
-    say(f"table and plot in {out}: {TABLE}, {CSV}, {PLOT}, {PICTURES}")
+    files = [name for name in (TABLE, CSV, PLOT, PICTURES) if (out / name).exists()]
+    say(f"table and plot in {out}: {', '.join(files)}")
 
 
 def _cell(row: Row, column: Column) -> str:

@@ -1,4 +1,7 @@
-"""`nextscale study scaling --points`: power laws of the loss over size and compute, fitted to points of a table."""
+"""`nextscale study scaling`: a family of transformers trained alike, and power laws of their losses.
+
+With --points the laws alone, fitted to the points of a table.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from nextscale.cli import models
-from nextscale.cli.options import Directory, Json
-from nextscale.cli.output import check_json, console, directory, say, table, write_json
-from nextscale.cli.study import apart
+from nextscale.cli import models, study
+from nextscale.cli.options import Count, Directory, Json, Precision, Settings, TokenizerSource
+from nextscale.cli.output import at_least, at_most, check_json, console, directory, say, table, write_json
+from nextscale.cli.training import together
 from nextscale.errors import InputError
 
 if TYPE_CHECKING:
+    from nextscale.studies.cells import Outcome
     from nextscale.studies.laws import Fit
+    from nextscale.studies.scaling import Scaling
+
+NAME = "scaling"
+DEPTHS = (2, 3, 4, 5, 6, 8)
+MOST_SEEDS = 1000
 
 BILLION, PETA = 1e9, 1e15
 SIZE, COMPUTE = "parameters", "compute"
@@ -40,42 +49,115 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyScaling:
-    """Fit the paper's scaling law to the losses of models of several sizes.
+    """Train transformers of several sizes alike, and fit the paper's scaling law.
 
     L = irreducible + (beta N)^alpha; docs/studies.md explains the figures
+
+    The same command continues. With --points, only fit the law to losses you have.
     """
 
     points: Table = None
     """Columns parameters, loss and, if known, compute (operations of training), in units, not billions; a row a model,
     or a row a checkpoint, of which the law of sizes takes those with the most compute."""
     irreducible: Annotated[float | None, tyro.conf.arg(metavar="L", help_behavior_hint="(default: fitted)")] = None
-    """Loss that no size brings away, if it is known; 0 for error rates."""
+    """With --points: loss that no size brings away, if it is known; 0 for error rates."""
     predict: Sizes = ()
-    """Parameters of models whose loss is to be predicted."""
+    """With --points: parameters of models whose loss is to be predicted."""
+    data: Path = Path("runs/tokens")
+    """Token cache that nextscale encode made."""
+    tokenizer: TokenizerSource = Path("runs/tokenizer")
+    """The tokenizer that made it."""
+    preset: str = "emoji-64"
+    """Whose recipe."""
+    depths: tuple[int, ...] = DEPTHS
+    """Sizes: blocks, with width = 64 * depth."""
+    hold_back: bool = False
+    """Keep the largest out of the fits: what they predict for it is written down before it is trained."""
+    minutes: float = 120.0
+    """All sizes together, about: how many steps fit is measured once, and is the same for all."""
+    steps: Count = None
+    """Steps of each instead."""
+    seed: int = 0
+    """Decides weights and the order of the data."""
+    seeds: int = 1
+    """How often each is trained, with seeds from --seed on."""
+    set: Settings = ()
+    """Values of the recipe, for all sizes."""
     out: Directory = Path("runs/study-scaling")
-    """Directory of the plot."""
+    """Directory of cells, table and plot."""
+    dry_run: bool = False
+    """Only list the sizes and what they will take."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    precision: Precision = "auto"
+    """Of training; auto is bf16 where the hardware is fast at it, else fp32."""
     json: Json = None
     """Also write all figures as JSON; - is stdout, without the table."""
 
     def run(self) -> None:
-        if self.points is None:
-            raise InputError("--points: expected a table of sizes and losses, got none")
+        self._check()
         check_json(self.json)
+        if self.points is not None:
+            self._fit(self.points)
+            return
+        with study.apart(self.json), together(self.device) as device:
+            found = self._study(device)
+            if self.dry_run:
+                study.forecast(found, self.out)
+                return
+            outcomes = study.conduct(found, self.out)
+            _tell_laws(found, outcomes, self.out)
+        study.give(found, outcomes, self.out, self.json)
+
+    def _check(self) -> None:
+        """What can be known to be wrong before anything is read."""
         for size in self.predict:
             if not 0 < size < float("inf"):
                 raise InputError(f"--predict: expected more than 0, got {size:g}")
-        points = read(self.points)
+        if self.points is None and (self.predict or self.irreducible is not None):
+            raise InputError("--predict, --irreducible: expected --points too, got none")
+        if self.points is not None and (self.dry_run or self.hold_back):
+            raise InputError("--dry-run, --hold-back: expected a family to train, got --points")
+        if not 0 < self.minutes < float("inf"):
+            raise InputError(f"--minutes: expected more than 0, got {self.minutes:g}")
+        at_least("--steps", 1, 1 if self.steps is None else self.steps)
+        at_least("--seeds", 1, self.seeds)
+        at_most("--seeds", MOST_SEEDS, self.seeds)
+
+    def _study(self, device: str) -> Scaling:
+        from nextscale.data import tokens
+        from nextscale.files.checkpoint import fingerprint
+        from nextscale.studies.scaling import Asked, planned
+        from nextscale.studies.training import Training
+
+        seeds = tuple(range(self.seed, self.seed + self.seeds))
+        asked = Asked(
+            preset=self.preset, depths=self.depths, hold_back=self.hold_back, changes=tuple(self.set), seeds=seeds
+        )
+        _ = asked.recipe  # what is wrong with --set is told before anything is read
+        if not tokens.is_cache(self.data):
+            raise InputError(f"--data: expected a token cache, which nextscale encode makes, got {self.data}")
+        tokenizer = models.tokenizer_alone(self.tokenizer)
+        data = tokens.load(self.data, tokenizer=fingerprint(tokenizer.state_dict()))
+        running = Training(device=device, precision=self.precision, watching=study.watching(NAME))
+        found = planned(self.out, asked, running, tokenizer, data, minutes=self.minutes, steps=self.steps)
+        say(f"{NAME}: {found.steps} steps of each of {len(found.configs)} sizes")
+        return found
+
+    def _fit(self, table: Path) -> None:
+        """The law of points that are there."""
+        points = read(table)
         try:
             with models.notes():
                 fits = self._fits(points)
         except InputError as error:
-            raise InputError(f"--points {self.points}: {error}") from None
+            raise InputError(f"--points {table}: {error}") from None
         place = directory("--out", self.out) / PLOT
         _plot(points, fits, place)
         predictions = [(size, *fits[SIZE].predict(size / BILLION)) for size in self.predict]
         if self.json is not None:
             write_json(self.json, _plain(fits, predictions, len(points)))
-        with apart(self.json):
+        with study.apart(self.json):
             _tell(fits, predictions)
             say(f"plot in {place}")
 
@@ -94,6 +176,28 @@ class StudyScaling:
         elif spent:
             warnings.warn(f"compute: no law, as only {len(places)} points lie on the frontier", stacklevel=2)
         return fits
+
+
+def _tell_laws(found: Scaling, outcomes: Sequence[Outcome], out: Path) -> None:
+    """The fits, and how the size that was held back compares with what they had said of it."""
+    from nextscale.files.checkpoint import read_json
+    from nextscale.studies import tables
+    from nextscale.studies.scaling import MEASURES, PREDICTION
+
+    rows = tables.rows(outcomes)
+    for key, fit in found.fits(rows).items():
+        say(f"{MEASURES[key][0]}: " + ", ".join(f"{name} {told}" for name, told in _cells(fit).items()))
+        for warning in fit.warnings:
+            say(f"warning: {warning}")
+    measured = next((row for row in rows if row.name == found.held_back and row.values), None)
+    if measured is None or not (out / PREDICTION).exists():
+        return
+    for key, told in read_json(out / PREDICTION)["predicted"].items():
+        value, inside = measured.values[key].mean, told["low"] <= measured.values[key].mean <= told["high"]
+        say(
+            f"{measured.name}, {MEASURES[key][0]}: predicted {told['value']:.4f} ({told['low']:.4f} to "
+            f"{told['high']:.4f}), measured {value:.4f}, {'inside' if inside else 'outside'}"
+        )
 
 
 def read(file: Path) -> list[Points]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,8 +89,8 @@ class Pace:
         return Steps(*(max(int(left * share), 1) for share in shares))
 
 
-def kept(root: Path, study: str, settings: Mapping[str, Any], trial: Callable[[], Pace]) -> Pace:
-    """The pace that an earlier call has found in `root` with the same settings, or else that of a trial, kept there.
+def kept(root: Path, study: str, settings: Mapping[str, Any], trial: Callable[[], Mapping[str, float]]) -> Any:
+    """The seconds that an earlier call has found in `root` with the same settings, or else a trial's, kept there.
 
     Raises `InputError` as `cells.run` does.
     """
@@ -98,9 +98,9 @@ def kept(root: Path, study: str, settings: Mapping[str, Any], trial: Callable[[]
         file, key = root / PACE, fingerprint(dict(settings))
         stored = read_json(file) if file.exists() else {}
         if key not in stored:
-            stored[key] = asdict(trial())
+            stored[key] = dict(trial())
             write_json(file, stored)
-        return Pace(**stored[key])
+        return stored[key]
 
 
 def tried(
@@ -114,13 +114,13 @@ def tried(
     """A few steps of both stages and a few pictures through all that judges, with weights that know nothing."""
     device, precision, data = shared.device, shared.precision, shared.data
     first = TokenizerStage(tokenizer, data, recipe=tokenizer_recipe, device=device, precision=precision)
-    start, step = seconds(first.prepare), _of_a_step(first.update)
+    start, step = seconds(first.prepare), of_a_step(first.update)
     model = first.best_model.requires_grad_(False)
     config = fitted(transformer, model, classes=len(data.classes))
     second = TransformerStage(config, model, data, recipe=transformer_recipe, device=device, precision=precision)
     encoded, decoded, seen = _of_pictures(shared, model)
     own = second.batch * encoded  # by this stage; a cell's tokens come from a cache
-    learned = _of_a_step(second.update)
+    learned = of_a_step(second.update)
     return Pace(
         start=start,
         tokenizer_step=step,
@@ -142,7 +142,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.monotonic() - before
 
 
-def _of_a_step(update: Callable[[int, int | None], object]) -> float:
+def of_a_step(update: Callable[[int, int | None], object]) -> float:
     """After the first."""
     taken = [seconds(partial(update, step, MANY)) for step in range(1 + TRIED)]
     return statistics.median(taken[1:])

@@ -87,28 +87,38 @@ class LawPanel(NamedTuple):
     """What the law is over, and in which unit."""
     points: Sequence[tuple[float, float]]
     """(x, loss), those that the law left out too."""
-    fit: Fit
+    fit: Fit | None = None
+    """None: there are too few points for one."""
+    up: str = "loss"
+    """What the points are."""
 
 
 def laws(panels: Sequence[LawPanel]) -> Figure:
     """On logarithmic axes, what is above the irreducible loss: a power law is a straight line there."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8 * len(panels), 4.0), dpi=DPI, layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = min(len(panels), 2)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.8 * columns, 4.0 * lines), dpi=DPI, layout="constrained")
+    for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flatten(), panels, strict=False):
         _draw_law(axes, panel)
     return figure
 
 
 def _draw_law(axes: Axes, panel: LawPanel) -> None:
-    law = panel.fit.law
-    x = sorted(x for x, _ in panel.points)
-    ends = [x[0] / 1.3, x[-1] * 1.3]
-    axes.loglog(ends, [law(each) - law.irreducible for each in ends], "--", color="0.5", zorder=1)
-    above = [(x, loss - law.irreducible) for x, loss in panel.points if loss > law.irreducible]
-    axes.plot(*zip(*above, strict=True), "o", markersize=4.5, color="C0", zorder=2)
-    floor = "" if not law.irreducible else f"{law.irreducible:.3g} + "
-    axes.set_title(f"L = {floor}({law.beta:.3g} x)^{law.alpha:.3g}, Pearson {panel.fit.pearson:.4f}", fontsize=9)
+    floor = 0.0 if panel.fit is None else panel.fit.law.irreducible
+    if panel.fit is not None:
+        law, x = panel.fit.law, sorted(x for x, _ in panel.points)
+        ends = [x[0] / 1.3, x[-1] * 1.3]
+        axes.plot(ends, [law(each) - floor for each in ends], "--", color="0.5", zorder=1)
+        told = f"{floor:.3g} + " if floor else ""
+        power = f"({law.beta:.3g} x)^{law.alpha:.3g}"
+        axes.set_title(f"{told}{power}, Pearson {panel.fit.pearson:.4f}", fontsize=9)
+    above = [(x, value - floor) for x, value in panel.points if value > floor]
+    if above:
+        axes.plot(*zip(*above, strict=True), "o", markersize=4.5, color="C0", zorder=2)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.set_xlabel(panel.across)
-    axes.set_ylabel("loss above the irreducible one" if law.irreducible else "loss")
+    axes.set_ylabel(f"{panel.up} above {floor:.3g}" if floor else panel.up)
     axes.grid(alpha=0.3, which="both")

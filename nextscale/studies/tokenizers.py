@@ -209,10 +209,10 @@ def paced(root: Path, asked: Asked, shared: Shared) -> Pace:
         "precision": str(shared.dtype),
     }
 
-    def trial() -> Pace:
-        return pace.tried(shared, first.config, first.recipe, config, recipe, asked.setting)
+    def trial() -> Mapping[str, float]:
+        return vars(pace.tried(shared, first.config, first.recipe, config, recipe, asked.setting))
 
-    return pace.kept(root, NAME, settings, trial)
+    return Pace(**pace.kept(root, NAME, settings, trial))
 
 
 def each(asked: Asked, shared: Shared) -> int:

@@ -73,22 +73,27 @@ class Judges:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shared:
-    """What all cells of a study have in common."""
+class Training:
+    """How all cells of a study are trained, and who watches."""
 
-    data: DataSet
-    name: str
-    """Of the data, for cards."""
-    judges: Judges
     device: str = "cpu"
     precision: Precision = "auto"
-    """Of training."""
     watching: Watching = field(default_factory=Watching)
 
     @property
     def dtype(self) -> torch.dtype:
         """What training computes in."""
         return training_dtype(self.precision, find_device(self.device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shared(Training):
+    """What all cells of a study have in common."""
+
+    data: DataSet
+    name: str
+    """Of the data, for cards."""
+    judges: Judges
 
 
 def judges_of(data: DataSet, name: str, network: FeatureNetwork, *, progress: Progress | None = None) -> Judges:
@@ -146,7 +151,7 @@ class Trained(NamedTuple):
 
 
 def transformer(
-    shared: Shared,
+    shared: Training,
     folder: Path,
     clock: Clock,
     config: TransformerConfig,
@@ -156,6 +161,7 @@ def transformer(
     *,
     steps: int,
     seed: int,
+    rhythm: Rhythm = RHYTHM,
 ) -> Trained:
     """A transformer of `config`, fitted to tokenizer and classes, trained in `folder` as `tokenizer` does."""
     stage = TransformerStage(
@@ -167,16 +173,23 @@ def transformer(
         device=shared.device,
         precision=shared.precision,
     )
-    _train(shared, folder, clock, stage, steps=steps, seed=seed)
+    _train(shared, folder, clock, stage, steps=steps, seed=seed, rhythm=rhythm)
     pipe = Pipeline.load(folder, device=shared.device, precision="fp32")
     return Trained(pipe, read_json(folder / "history.json")[-1])
 
 
 def _train(
-    shared: Shared, folder: Path, clock: Clock, stage: TokenizerStage | TransformerStage, *, steps: int, seed: int
+    shared: Training,
+    folder: Path,
+    clock: Clock,
+    stage: TokenizerStage | TransformerStage,
+    *,
+    steps: int,
+    seed: int,
+    rhythm: Rhythm = RHYTHM,
 ) -> None:
     with clock.running(stage.name) as tick:
-        events = train(stage, folder, Length(steps=steps), seed=seed, rhythm=RHYTHM)
+        events = train(stage, folder, Length(steps=steps), seed=seed, rhythm=rhythm)
         shared.watching.training(stage.name, _ticking(events, tick), folder)
 
 

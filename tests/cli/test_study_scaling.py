@@ -53,6 +53,25 @@ def test_of_checkpoints_the_last_count_and_the_frontier_is_fitted(
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--predict", "1e9"], "--predict, --irreducible: expected --points too, got none"),
+        (["--data", "nowhere"], "--data: expected a token cache, which nextscale encode makes, got nowhere"),
+        (["--points", "p.csv", "--hold-back"], "--dry-run, --hold-back: expected a family to train, got --points"),
+        (["--depths", "2", "2"], "depths: expected different ones of 1 and more, got 2 2"),
+        (["--minutes", "0"], "--minutes: expected more than 0, got 0"),
+        (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--set", "no=1"], "--set: unknown setting"),
+    ],
+)
+def test_a_mistake_is_one_line(nextscale: Callable[..., Any], tmp_path: Path, words: list[str], told: str) -> None:
+    """With status 2, before anything is trained."""
+    done = nextscale("study", "scaling", *words, "--out", tmp_path / "out")
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert told in done.errors
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("", "expected the columns parameters and loss, got none"),

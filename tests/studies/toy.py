@@ -7,7 +7,8 @@ from typing import Any
 
 from training import toy as toys
 
-from nextscale import presets
+from nextscale import MultiScaleVQVAE, presets
+from nextscale.data.tokens import CachedTokens, TokenSet
 from nextscale.studies.pace import Pace, Steps
 from nextscale.studies.tokenizers import Tokenizers
 from nextscale.studies.training import Shared, Watching, judges_of
@@ -49,3 +50,18 @@ def small(name: str) -> presets.Preset:
 
 
 KNOWN = presets.get
+
+
+def token_set(tokenizer: MultiScaleVQVAE) -> TokenSet:
+    """The toys as tokens, kept in memory."""
+    data = toys.data_set()
+    splits = [
+        CachedTokens(
+            classes=data.classes,
+            labels=split.labels,
+            fingerprint=split.fingerprint,
+            shards=[tokenizer.encode(split.batch(range(len(split)))[0])[:, None].numpy().astype("uint16")],
+        )
+        for split in (data.train, data.validation)
+    ]
+    return TokenSet(train=splits[0], validation=splits[1], classes=data.classes, unreadable=[])
