@@ -58,5 +58,5 @@ def test_the_sizes_are_computed(row: str, preset: str, train: int, held_out: int
 
 
 def test_the_rows_of_a_file_are_those_of_the_code() -> None:
-    """Where nothing is said."""
-    assert f"; {encoding.SHARD} if nothing is said" in PAGE
+    """Unless `--shard` says otherwise."""
+    assert f"; {encoding.SHARD} by default" in PAGE
