@@ -30,39 +30,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSample:
-    """How long sampling takes, decoding included; the weights are random.
+    """Time sampling, decoding included, with random weights.
 
     ratio: time over that of the arithmetic alone, at rates measured meanwhile
     """
 
     preset: str = "var-d16"
-    """Model to time; nextscale presets lists them."""
+    """Model to time; `nextscale presets` lists them."""
     batch: Batches = (1, 4, 16)
-    """Images painted at a time, one size or several."""
+    """Images per batch, one size or several."""
     prompt: Text = None
-    """What all images are to show, beside their classes, for a preset that reads text."""
+    """Prompt of all images, beside their classes, for a preset that reads text."""
     guidance: NumberPerScale = 1.5
-    """Strength of classifier-free guidance at the last scale, or at each; 0 is none, and half of the work."""
+    """Strength of classifier-free guidance at the last scale, or one per scale; 0 is none, and half of the work."""
     guidance_until: Until = None
     """No guidance from this scale on, counted from 0."""
     top_k: WholePerScale = 900
-    """Choose among the k likeliest codes; 0 is all."""
+    """Sample from the k likeliest codes; 0 is all."""
     top_p: NumberPerScale = 0.96
-    """Choose among the likeliest codes that hold this much probability; 0 is all."""
+    """Sample from the likeliest codes that together have this probability; 0 is all."""
     step_guidance: NumberPerScale = 0.0
-    """Strength of guidance by the scale before, at all scales or at each."""
+    """Strength of guidance by the scale before, one value or one per scale."""
     reach: Reach = None
-    """How many scales a token attends to, its own and those before it; 1 is its own alone, without a cache."""
+    """Number of scales a token attends to, its own included; 1 needs no cache."""
     repeats: int = 5
-    """Times each size is measured; medians are reported."""
+    """Repeats of each measurement; the medians are reported."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: SamplingPrecision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
+    """auto is bf16 where the hardware supports it natively, else fp32; int8 is for CPUs."""
     threads: Threads = None
     """CPU threads (default: torch's own choice)."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the tables."""
+    """Also write all metrics as JSON; - is stdout, without the tables."""
 
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)

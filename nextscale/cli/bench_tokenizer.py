@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTokenizer:
-    """Pictures a second, encoded and decoded, or trained on; the weights are random.
+    """Time encoding and decoding, or training steps, with random weights.
 
     ratio: time over that of the arithmetic alone, at rates measured meanwhile
     """
 
     preset: str = "var-d16"
-    """Model whose tokenizer is timed; nextscale presets lists them."""
+    """Model whose tokenizer to time; `nextscale presets` lists them."""
     batch: Batches = (1, 4, 16)
     """Pictures at a time, one size or several."""
     train: bool = False
-    """Time training steps instead, beside those of a plain float32 loop over the same network."""
+    """Time training steps instead, beside a plain float32 loop over the same network."""
     repeats: int = 5
-    """Times each size is measured; medians are reported."""
+    """Repeats of each measurement; the medians are reported."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
     """Of the decoder, or of training; without --train the encoder is always fp32. auto is bf16 where the hardware is
     fast at it, else fp32."""
     threads: Threads = None
     """CPU threads (default: torch's own choice)."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the tables."""
+    """Also write all metrics as JSON; - is stdout, without the tables."""
 
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)

@@ -27,35 +27,35 @@ Compared = Annotated[Literal["naive"] | None, tyro.conf.arg(metavar="naive", hel
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTrain:
-    """How long a step of transformer training takes, from cached tokens; the weights are random.
+    """Time a training step of the transformer, from cached tokens, with random weights.
 
     used: share of the machine's rate of matrix products, measured meanwhile, that the model's work takes up
     """
 
     preset: str = "var-d16"
-    """Model to train; nextscale presets lists them."""
+    """Model to train; `nextscale presets` lists them."""
     depth: Depth = None
     """Blocks, with width = 64 * depth and depth heads (default: the preset's)."""
     batch: Batches = (4,)
-    """Images a step, one size or several."""
+    """Images per step, one size or several."""
     compare: Compared = None
-    """Beside a naive step: from pictures, float32, one mask of all positions by all positions, all logits at once."""
+    """Also time a naive step: from pictures, float32, one mask over all positions, all logits at once."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon also tells what a step takes longer than with AdamW."""
+    """muon also measures how much longer a step takes than with AdamW."""
     compile: bool = False
     """Run the blocks through torch.compile."""
     recompute: bool = False
-    """Compute the inside of blocks again in the backward pass instead of keeping it."""
+    """Recompute activations inside blocks in the backward pass."""
     repeats: int = 5
-    """Times each size is measured; medians are reported."""
+    """Repeats of each measurement; the medians are reported."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32; the naive step is always fp32."""
+    """auto is bf16 where the hardware supports it natively, else fp32; the naive step is always fp32."""
     threads: Threads = None
     """CPU threads (default: torch's own choice)."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the tables."""
+    """Also write all metrics as JSON; - is stdout, without the tables."""
 
     def run(self) -> None:
         bench.check(self.batch, self.repeats, self.threads)

@@ -23,26 +23,26 @@ OURS = ("config.json", "run.json")  # either tells that a directory holds a mode
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """A model from the public release's format to ours, or back: whether --out is a directory or files decides."""
+    """Convert a model from the public release's format to ours, or back if --out names files."""
 
     model: Model = ()
     """Directory, hub name, the release's tokenizer and transformer files, its tokenizer alone, or a trainer's file."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several."""
     out: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR|VAE VAR", help_behavior_hint="")] = ()
     """A directory for our format; two files, .pth or .safetensors, for the release's, one for a tokenizer alone."""
     overwrite: bool = False
-    """Replace a model that is there already."""
+    """Replace an existing model."""
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Attention heads of a release transformer whose tensors do not tell (default: heads of 64 channels)."""
+    """Attention heads, if the release's tensors do not determine them (default: heads of 64 channels)."""
     scales: TokenMaps = ()
     """Token maps of release files, as in 1 2 3 4x6 (default: squares; of a tokenizer alone, the 256 px release's)."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """What "nearest code" means in release files."""
     weights: Literal["plain", "ema"] = "plain"
-    """Of release files: the weights themselves, or their running average where a trainer kept one."""
+    """Which weights of release files to read: plain, or the EMA if the trainer kept one."""
     classes: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Names for the classes: a line each, imagenet_class_index.json, or a CSV file with a column wnid or name."""
+    """Class names: one per line, imagenet_class_index.json, or a CSV file with a column wnid or name."""
 
     def run(self) -> None:
         self._check()
@@ -89,7 +89,7 @@ class Convert:
         told = (self.scales, self.num_heads, self.distance, self.weights)
         if told != ((), None, "euclidean", "plain"):
             options = "--scales, --num-heads, --distance, --weights"
-            raise InputError(f"{options}: expected with the release's files, got a model that tells them")
+            raise InputError(f"{options}: expected with the release's files, got a model that stores them")
         if models.is_tokenizer(self.model[0]):
             return models.tokenizer_alone(Path(self.model[0]))
         return models.load(self.model, self.depth, device="cpu", precision="fp32")

@@ -62,20 +62,20 @@ ABOUT_CURVES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train both stages on the embedded emoji, sample every class, and write one page about it all."""
+    """Train both stages on the embedded emoji, sample every class, and write a report."""
 
     out: Directory = Path("runs/demo")
-    """Directory of runs and report; what is there already is continued or reused."""
+    """Directory of runs and report; existing runs are continued or reused."""
     minutes: float = 8.5
-    """Budget in minutes; more gives better pictures. Another budget wants another --out."""
+    """Budget in minutes; more gives better pictures. Another budget needs another --out."""
     seed: int = 0
-    """Decides weights, order of the data, and samples."""
+    """Seed of weights, order of the data, and samples."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    """auto is bf16 where the hardware supports it natively, else fp32."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write the figures as JSON; - is stdout."""
+    """Also write the metrics as JSON; - is stdout."""
 
     def run(self) -> None:
         if not self.minutes > 0:

@@ -28,22 +28,22 @@ DIM = 0.25  # what is left of the light where the sheet shows a mask
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Painting):
-    """A part of a picture painted anew, what is around it, or its details."""
+    """Repaint a part of a picture, its surroundings, or its details."""
 
     pictures: Pictures = ()
     """Files in any format Pillow reads; resized and centre-cropped to the model's size."""
     mask: MaskFile = None
-    """What to repaint: a picture, white on black, or drawn with transparency around it."""
+    """Mask of what to repaint: a picture, white on black, or drawn on transparency."""
     box: Edges = None
-    """What to repaint: from left and top to right and bottom, in pixels of the picture."""
+    """Box to repaint: left, top, right, bottom, in pixels of the picture."""
     expand: Room = None
-    """Room around the picture to paint, in pixels of the picture."""
+    """Room to paint around the picture: left, top, right, bottom, in its pixels."""
     keep_scales: int = 0
-    """Keep so many coarse scales inside the mask too; without a mask, everywhere: a variation."""
+    """Number of coarse scales to keep, also inside the mask; without a mask, a variation."""
     feather: int = 0
-    """Pixels of the model's picture over which the edge of the mask is softened, on the side that is repainted."""
+    """Width in pixels of the soft edge of the mask, on the repainted side."""
     show_hidden: bool = False
-    """Let the model see what is to be repainted: closer to the picture, but what is hidden reaches the result."""
+    """Let the model see the region to repaint: closer to the picture, but not leak-free."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("edits")
     """Directory for the results and a sheet of them; or a file for the only result."""
 

@@ -42,59 +42,59 @@ Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 
 @dataclass(frozen=True, kw_only=True)
 class Encode:
-    """Turn a data set into a token cache, which transformers are trained on.
+    """Encode a data set into a token cache, for `train transformer --data`.
 
-    The same command continues it; docs/token-cache.md tells what it holds.
+    The same command continues it; docs/token-cache.md describes the format.
     """
 
     data: Data = "emoji"
     """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat), a zip of one,
-    WebDataset shards, parquet files; docs/data.md tells of all formats."""
+    WebDataset shards, parquet files; docs/data.md lists all formats."""
     labels: Labelling = None
     """Classes of a folder's pictures: a table with the columns file and label (CSV, JSON lines, parquet), folders, or
     none (default: metadata beside them, or else its folders)."""
     captions: Captioned = None
-    """What pictures show, in words: what comes with them (own: metadata or .txt files beside them, .txt and .json in
-    shards), the words of their file names (names), or a table with the columns file and caption (default: none)."""
+    """Captions: own (metadata or .txt files beside the pictures, .txt and .json in shards), names (the words of file
+    names), or a table with the columns file and caption (default: none)."""
     image_column: Column = None
-    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    """Column of metadata or parquet files with the pictures or their names (default: found by name and type)."""
     label_column: Column = None
-    """Column that holds their classes (default: likewise)."""
+    """Column of the classes (default: found by name and type)."""
     caption_column: Column = None
-    """Column that holds their captions, which are then read (default: likewise, with --captions own)."""
+    """Column of the captions; implies --captions own (default: found by name and type)."""
     outside_files: bool = False
-    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
+    """Allow tables to name pictures outside the folder, by absolute paths or through parent folders (..)."""
     max_broken: MaxBroken = BROKEN
-    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    """Largest share of unreadable pictures to leave out; with more, the data are refused."""
     list_broken: ListBroken = None
-    """Where to write the unreadable pictures, name and reason, a line each."""
+    """File for the list of unreadable pictures, name and reason, one per line."""
     index: IndexFile = None
-    """Where to keep what listing and opening the pictures told (default: of 10,000 and more in the user's cache)."""
+    """File for the index of the pictures (default: in the user's cache, for 10,000 pictures or more)."""
     cache_dir: CacheDir = None
-    """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
+    """Cache for files at an address (default: nextscale/remote in the user's cache directory)."""
     cache_size: CacheSize = None
-    """How much it may hold, such as 500GB (default: 64GB)."""
+    """Largest size of that cache, such as 500GB (default: 64GB)."""
     tokenizer: TokenizerSource = Path("runs/tokenizer")
-    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file;
-    default is the one that comes with nextscale, for icons of 64 px."""
+    """Run directory of the tokenizer, a model directory, or the public release's tokenizer file; default is the
+    packaged one, for icons of 64 px."""
     scales: TokenMaps = ()
-    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
+    """Token maps of such a file, as in 1 2 3 4x6 (default: for ten, the release's for 256 px)."""
     out: Directory = Path("runs/tokens")
-    """The cache; one that the same command began is continued."""
+    """Directory of the cache; one with the same settings is continued."""
     views: int = 1
-    """Of each training picture: one centred, the others under crops of their own."""
+    """Crops per training picture: one centred, the others elsewhere."""
     flip: bool = False
-    """Mirror half of these others."""
+    """Mirror half of the other crops."""
     batch: int = 64
     """Pictures at a time."""
     seed: int = 0
-    """Decides the crops."""
+    """Seed of the crops."""
     shard: Count = None
-    """Rows (a picture in one view) a file (default: 4096). A kill loses at most one file."""
+    """Rows (one crop of a picture each) per file (default: 4096). A kill loses at most one file."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some, under torchrun a GPU for each process."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available, under torchrun one GPU per process."""
     precision: Precision = "fp32"
-    """Of the encoder; bf16 is faster and changes a tenth of the finest tokens."""
+    """Precision of the encoder; bf16 is faster and changes a tenth of the finest tokens."""
 
     def run(self) -> None:
         with together(self.device) as device:

@@ -46,7 +46,7 @@ def ask(command: Painting, device: str) -> None:
     pipe = command.pipe
     height, width = pipe.tokenizer.config.height, pipe.tokenizer.config.width
     held_out = data.load("figures", height=height, width=width).validation
-    with bar("learning to read figures") as told:
+    with bar("training the attribute classifier") as told:
         reader = attributes.learn(height=height, width=width, device=device, progress=told)
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

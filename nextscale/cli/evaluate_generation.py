@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateGeneration:
-    """How near a model's pictures come to real ones, and how that was found.
+    """Compare a model's samples with real pictures, with a protocol card.
 
     several values of --guidance, --top-k ...: all combinations, a row each; 0,1,2 is one value, of three scales
 
@@ -80,80 +80,80 @@ class EvaluateGeneration:
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     reference: Annotated[str, tyro.conf.arg(metavar="emoji|DIR|FILE.npz")] = "emoji"
     """emoji (embedded), a folder of pictures or of WebDataset shards, or samples or statistics for ADM's evaluator."""
     split: Annotated[
         Literal["train", "validation"] | None, tyro.conf.arg(metavar="train|validation", help_behavior_hint="")
     ] = None
-    """Compare with the pictures to train on, or with those held out (default: train; all of a folder)."""
+    """Split of the reference to compare with (default: train; all of a folder)."""
     max_broken: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
-    """Share of the reference's unreadable pictures that is left out; of more, it is refused (default: 0.01; of a
-    folder that is taken whole, none)."""
+    """Largest share of unreadable reference pictures to leave out; with more, it is refused (default: 0.01; none for a
+    folder that is taken whole)."""
     list_broken: ListBroken = None
-    """Where to write the unreadable pictures, name and reason, a line each."""
+    """File for the list of unreadable pictures, name and reason, one per line."""
     prompts: Annotated[Literal["held-out"] | None, tyro.conf.arg(metavar="held-out", help_behavior_hint="")] = None
     """Ask the model for captions of the reference instead, and whether each subject is recognised among 100; of
     --reference figures, whether each attribute is as asked for."""
     captions: Annotated[str, tyro.conf.arg(metavar="own|names|FILE.csv")] = "own"
-    """Where --prompts finds them: with the pictures, in their file names, or in a table."""
+    """Source of the captions for --prompts: with the pictures, file names, or a table."""
     per_class_count: Number = None
     """Pictures of each class."""
     count: Number = None
     """Pictures in all, rounded up to as many of each class (default: 2000); of each kind of --prompts (300)."""
     seed: int = 0
-    """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
+    """Seed of the first picture; the next ones count up. A seed alone determines its picture."""
     repeats: int = 1
-    """Sets of so many pictures, with other seeds each: figures are means, with their deviation from set to set."""
+    """Number of sets with different seeds: metrics are means, with their standard deviation."""
     guidance: tuple[NumberPerScale, ...] = (1.5,)
-    """Strength of classifier-free guidance at the last scale, growing up to there, 0 is none; or that of each scale."""
+    """Strength of classifier-free guidance at the last scale, growing linearly from 0 (0: none); or one per scale."""
     guidance_until: Until = None
     """No guidance from this scale on, counted from 0."""
     top_k: tuple[WholePerScale, ...] = (TOP_K,)
-    """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
+    """Sample from the k likeliest codes; 0 is all."""
     top_p: tuple[NumberPerScale, ...] = (0.96,)
-    """Choose among the likeliest codes that hold this much probability; 0 is all."""
+    """Sample from the likeliest codes that together have this probability; 0 is all."""
     temperature: tuple[NumberPerScale, ...] = (1.0,)
-    """Above 1 more varied, below 1 more typical."""
+    """Divides the logits: above 1 more varied, below 1 more typical."""
     step_guidance: tuple[NumberPerScale, ...] = (0.0,)
-    """Strength of guidance by the scale before, at all scales or at each."""
+    """Strength of guidance by the scale before, one value or one per scale."""
     reach: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")] = ()
-    """How many scales a token attends to, its own and those before it; 1 is its own alone."""
+    """Number of scales a token attends to, its own included."""
     sampler: Settings = ()
-    """How a rival of VAR paints, such as steps=8 (docs/rivals.md)."""
+    """Sampler settings of a rival of VAR, such as steps=8 (docs/rivals.md)."""
     rerank: Maps = None
-    """Draw so many maps at the coarser scales and keep the best, by a function of yours."""
+    """Draw this many maps at the coarse scales and keep the one with the best --rerank-by score."""
     rerank_by: Function = None
-    """That function: of a Step with the candidates, their scores; of a module that can be imported from here."""
+    """MODULE:FUNCTION from a Step with the candidates to their scores; the module must be importable from here."""
     rerank_scales: AtScales = ()
-    """At which scales, counted from 0."""
+    """Scales to rerank, counted from 0."""
     rejection: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
-    """Share of the pictures painted that is judged: those of each class that the classifier is surest of."""
+    """Share of the pictures to keep: those of each class that the classifier is surest of."""
     classifier: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Network of that classifier, which takes the nearest class mean of its features."""
+    """Network of that classifier, which picks the class with the nearest mean feature."""
     classifier_data: Annotated[str | None, tyro.conf.arg(metavar="emoji|DIR", help_behavior_hint="")] = None
-    """Where it learns the classes, from the training split (default: the reference's)."""
+    """Data the classifier learns from, training split (default: the reference)."""
     per_class: bool = False
     """Also the Fréchet distance of each class."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Network through whose features the pictures are seen: inception-2015 for FID (downloaded once), a file with
-    weights, a hub name, or MODULE:FUNCTION."""
+    """Feature network: inception-2015 for FID (downloaded once), a file with weights, a hub name, or
+    MODULE:FUNCTION."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH", help_behavior_hint="")] = None
     """Also the CLIP score of --prompts, by these weights: a folder or hub name of the transformers library."""
     keep: int = 10_000
-    """Pictures from which figures other than Fréchet distances are made, at most; time grows with the square."""
+    """Largest number of pictures for metrics other than Fréchet distances; time grows with the square."""
     batch: int = 32
-    """Pictures at a time; changes the time, not the figures (in bf16, at most by near ties)."""
+    """Pictures per batch; affects the time, not the metrics (in bf16, at most near ties)."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: SamplingPrecision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
+    """auto is bf16 where the hardware supports it natively, else fp32; int8 is for CPUs."""
     json: Json = None
-    """Also write figures and cards as JSON; - is stdout, without the block."""
+    """Also write metrics and cards as JSON; - is stdout, without the block."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to put a sheet of the first pictures, a row a class, and, of several settings, a plot."""
+    """Directory for a sheet of the first pictures, one row per class, and, with several settings, a plot."""
     save_npz: bool = False
-    """Also put all pictures in --out, one .npz a setting, for ADM's evaluator."""
+    """Also write all pictures to --out, one .npz per setting, for ADM's evaluator."""
 
     def run(self) -> None:
         self._check()
@@ -281,7 +281,7 @@ class EvaluateGeneration:
             (pipe.tokenizer.config.height, pipe.tokenizer.config.width),
         )
         found = reference.load(source, size=size, split="train", max_broken=self.max_broken).ordered(pipe.classes)
-        with bar("what the classifier learns from") as told:
+        with bar("classifier features") as told:
             seen = found.features(network, batch=self.batch, progress=told)
         if seen.features is None or seen.labels is None:
             raise InputError(f"--classifier-data: expected pictures with classes, got {source}")
@@ -318,7 +318,7 @@ class EvaluateGeneration:
             ).ordered(pipe.classes)
         for line in found.told if distributed.is_first() else ():
             print(wrapped(f"reference: {line}"), file=sys.stderr if str(self.json) == "-" else sys.stdout)
-        with bar("looking at the reference") as told:
+        with bar("reference features") as told:
             seen = found.features(network, batch=self.batch, keep=self.keep, progress=told)
         if self.per_class and not has_classes(seen, classes):
             raise InputError(

@@ -38,7 +38,7 @@ COUNT = 500  # pictures of each split: a few minutes for a small model on a CPU
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateLikelihood:
-    """How likely a model takes held-out pictures to be, beside those it was trained on.
+    """Compare the likelihoods of held-out and training pictures.
 
     in nats, exact under teacher forcing; without guidance, truncation and temperature
     """
@@ -46,27 +46,27 @@ class EvaluateLikelihood:
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None
-    """The frozen text encoder that the model was trained with, where it is not in its old place."""
+    """Path of the frozen text encoder that the model was trained with, if it has moved."""
     data: str = "emoji"
-    """The data that it was trained on: emoji (embedded), figures, a folder of pictures or of WebDataset shards."""
+    """The model's training data: emoji (embedded), figures, a folder of pictures or of WebDataset shards."""
     labels: Labelling = None
     """Classes of a folder's pictures, as it was trained on: a table, folders, or none (default: what is there)."""
     captions: Captioned = None
     """Captions, for models that read: own, names, or a table; the first of each picture is taken (default: none)."""
     image_column: Column = None
-    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    """Column of metadata or parquet files with the pictures or their names (default: found by name and type)."""
     label_column: Column = None
-    """Column that holds their classes (default: likewise)."""
+    """Column of the classes (default: found by name and type)."""
     caption_column: Column = None
-    """Column that holds their captions, which are then read (default: likewise, with --captions own)."""
+    """Column of the captions; implies --captions own (default: found by name and type)."""
     outside_files: bool = False
-    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
+    """Allow tables to name pictures outside the folder, by absolute paths or through parent folders (..)."""
     max_broken: MaxBroken = BROKEN
-    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    """Largest share of unreadable pictures to leave out; with more, the data are refused."""
     list_broken: ListBroken = None
-    """Where to write the unreadable pictures, name and reason, a line each."""
+    """File for the list of unreadable pictures, name and reason, one per line."""
     count: int = COUNT
     """Pictures of each split at most, evenly spread over it."""
     classify: bool = False
@@ -74,13 +74,13 @@ class EvaluateLikelihood:
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
     """Network of the nearest neighbour that --classify stands beside."""
     batch: int = 32
-    """Pictures, or pairs of a picture and a class, at a time; the figures do not depend on it."""
+    """Pictures, or pairs of a picture and a class, per batch; does not change the numbers."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    """auto is bf16 where the hardware supports it natively, else fp32."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the tables."""
+    """Also write all metrics as JSON; - is stdout, without the tables."""
 
     def run(self) -> None:
         at_least("--count", 1, self.count)
@@ -143,7 +143,7 @@ class EvaluateLikelihood:
     def _look(self, pipe: Pipeline, wanted: Asked, name: str) -> Looked:
         from nextscale.evaluation import likelihood
 
-        with bar(f"looking, {name}") as told:
+        with bar(f"likelihoods, {name}") as told:
             return likelihood.look(pipe, wanted, batch=self.batch, progress=told)
 
     def _classified(self, pipe: Pipeline, found: DataSet) -> ClassFigures:

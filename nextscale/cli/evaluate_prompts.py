@@ -90,7 +90,7 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
         directory("--out", command.out)
     plan = alignment.plan(asked, real, pipe.classes, first_seed=command.seed)
     pictures = alignment.gallery(asked, real, seed=command.seed)
-    with bar("looking at real pictures") as told:
+    with bar("features of real pictures") as told:
         real_ND = alignment.seen(pictures, real, network, batch=command.batch, progress=told)
     sheet = _Sheet(asked, plan)
     with bar("painting") as told:

@@ -33,7 +33,7 @@ SHEET = "worst-and-best.png"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReconstruction:
-    """How far pictures are from what they were, and what each scale does for it.
+    """Compare pictures with their reconstructions, also scale by scale.
 
     FD: Fréchet distance, named after the network whose features it compares
 
@@ -43,42 +43,42 @@ class EvaluateReconstruction:
     model: Model = ()
     """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several."""
     tokenizer: TokenizerRun = None
-    """Tokenizer run, or the public release's tokenizer file, instead of a model; default is the one that comes with
-    nextscale, for icons of 64 px."""
+    """Tokenizer run, or the public release's tokenizer file, instead of a model; default is the packaged one, for icons
+    of 64 px."""
     scales: TokenMaps = ()
-    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
+    """Token maps of such a file, as in 1 2 3 4x6 (default: for ten, the release's for 256 px)."""
     data: str = "emoji"
     """emoji (embedded), a folder of pictures (DIR/class/picture or flat), a zip of one, WebDataset shards, parquet
-    files; docs/data.md tells of all formats."""
+    files; docs/data.md lists all formats."""
     image_column: Column = None
-    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    """Column of metadata or parquet files with the pictures or their names (default: found by name and type)."""
     label_column: Column = None
-    """Column that holds their classes (default: likewise)."""
+    """Column of the classes (default: found by name and type)."""
     outside_files: bool = False
-    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
+    """Allow tables to name pictures outside the folder, by absolute paths or through parent folders (..)."""
     max_broken: MaxBroken = BROKEN
-    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    """Largest share of unreadable pictures to leave out; with more, the data are refused."""
     list_broken: ListBroken = None
-    """Where to write the unreadable pictures, name and reason, a line each."""
+    """File for the list of unreadable pictures, name and reason, one per line."""
     split: Literal["validation", "train"] = "validation"
-    """The pictures held out, or those to train on."""
+    """Split to evaluate."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Network through whose features pictures and reconstructions are compared as sets."""
+    """Feature network to compare pictures and reconstructions as sets."""
     perceptual: NetworkAndHeads = ()
     """Network of the perceptual distance, and LPIPS's linear heads, if any (default: that of --features, if it
     has inner maps)."""
     keep: int = 10_000
-    """Pictures from which figures of sets other than Fréchet distances are made, at most."""
+    """Largest number of pictures for set metrics other than Fréchet distances."""
     batch: int = 32
-    """Pictures at a time; the figures do not depend on it."""
+    """Pictures per batch; does not change the metrics."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the table."""
+    """Also write all metrics as JSON; - is stdout, without the table."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to put a sheet of the worst and the best reconstructions, originals and perceptual distances above."""
+    """Directory for a sheet of the worst and the best reconstructions, with originals and perceptual distances."""
 
     def run(self) -> None:
         self._check()

@@ -30,5 +30,5 @@ def tell_card(card: Protocol, warnings: Sequence[str]) -> None:
 def _doubt(figure: Figure) -> str:
     if figure.low is not None and figure.high is not None:
         return f"  ({figure.low:.4f} .. {figure.high:.4f})"
-    where = f"over {len(figure.repeats)} sets of seeds" if figure.repeats else "from subset to subset"
+    where = f"over {len(figure.repeats)} sets of seeds" if figure.repeats else "over subsets"
     return f"  ± {figure.deviation:.4f} {where}" if figure.deviation is not None else ""

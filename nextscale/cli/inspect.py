@@ -59,11 +59,11 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """What a model thinks of pictures: a sheet of each, and figures.
+    """Likelihood of pictures under a model: a sheet of each, and numbers.
 
-    how likely, scale by scale and token by token; where it was unsure; which class it would have said
+    by scale and token, with the model's uncertainty and the likeliest class
 
-    with --data: the nearest training pictures, and where the picture stands among those
+    with --data: the nearest training pictures, and the rank among those
     """
 
     pictures: Pictures = ()
@@ -71,44 +71,44 @@ class Inspect:
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None
-    """The frozen text encoder that the model was trained with, where it is not in its old place."""
+    """Path of the frozen text encoder that the model was trained with, if it has moved."""
     label: Labels = ()
-    """What the pictures show, by name, or by number where no class is called so; of several, the likeliest (default:
-    what a picture of ours tells, or else of all classes the likeliest)."""
+    """Class of the pictures, by name, or by number where no class has that name; of several, the likeliest (default: as
+    stored in a picture of ours, or else the likeliest of all classes)."""
     label_index: Indices = ()
     """The same by number, whatever the names of classes are."""
     prompt: Prompts = ()
-    """What they show in words, for models that read; of several, the likeliest."""
+    """Prompt of the pictures, for models that read text; of several, the likeliest."""
     data: Annotated[str | None, tyro.conf.arg(metavar="emoji|DIR", help_behavior_hint="")] = None
-    """The data that the model was trained on: finds the nearest training pictures, and tells what is usual."""
+    """The model's training data, to find the nearest training pictures and the usual range."""
     labels: Labelling = None
     """Classes of a folder's pictures, as it was trained on: a table, folders, or none (default: what is there)."""
     captions: Captioned = None
     """Captions of the data, for models that read: own, names, or a table (default: none)."""
     image_column: Column = None
-    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    """Column of metadata or parquet files with the pictures or their names (default: found by name and type)."""
     label_column: Column = None
-    """Column that holds their classes (default: likewise)."""
+    """Column of the classes (default: found by name and type)."""
     caption_column: Column = None
-    """Column that holds their captions, which are then read (default: likewise, with --captions own)."""
+    """Column of the captions; implies --captions own (default: found by name and type)."""
     outside_files: bool = False
-    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
+    """Allow tables to name pictures outside the folder, by absolute paths or through parent folders (..)."""
     compare: int = COMPARED
-    """Pictures of each split whose likelihood is compared, at most; 0 for none."""
+    """Largest number of pictures of each split to compare likelihoods with; 0 for none."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Network in whose features pictures are near each other."""
+    """Network whose features define the nearest pictures."""
     batch: int = 32
-    """Pictures, or pairs of a picture and a class, at a time; the figures do not depend on it."""
+    """Pictures, or pairs of a picture and a class, per batch; does not change the numbers."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    """auto is bf16 where the hardware supports it natively, else fp32."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("inspections")
-    """Where the sheets go."""
+    """Directory for the sheets."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the tables."""
+    """Also write all metrics as JSON; - is stdout, without the tables."""
 
     def run(self) -> None:
         self._check()
@@ -156,7 +156,7 @@ class Inspect:
 
         tokens = pipe.tokenizer.encode(original[None].to(pipe.device))
         candidates = self._candidates(pipe, file)
-        with bar(f"looking at {file.name}") as told:
+        with bar(f"inspecting {file.name}") as told:
             condition, classes = _condition(pipe, tokens, candidates, batch=self.batch, told=told)
         found = pipe.log_likelihood(tokens=tokens, labels=condition.label, prompts=condition.prompt)
         stages = stages_of(pipe.tokenizer, original.to(pipe.device))
@@ -212,7 +212,7 @@ class Inspect:
         nats: list[Tensor | None] = [None, None]
         for place, split in enumerate((data.train, data.validation) if self.compare else ()):
             wanted = likelihood.asked(pipe, split, most=self.compare)
-            with bar("looking at what is usual") as told:
+            with bar("likelihoods of the data") as told:
                 looked = likelihood.look(pipe, wanted, batch=self.batch, progress=told)
             nats[place] = looked.nats.sum(dim=1) / size.scales.total
         return Known(data, network, training, nearest(others, training).distances[:, 0], *nats)

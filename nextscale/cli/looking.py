@@ -28,7 +28,7 @@ def seen(network: FeatureNetwork, pictures: Pictures, name: str, *, batch: int) 
     from nextscale.evaluation.reference import of_split
 
     keep = max(KEPT, len(pictures))  # all; as many as `evaluate generation` keeps, so that either finds the other's
-    with bar(f"looking at pictures, {name}") as told:
+    with bar(f"features, {name}") as told:
         found = of_split(pictures, name=name).features(network, batch=batch, keep=keep, progress=told)
     assert found.features is not None
     return Seen(found.features, pictures.labels)

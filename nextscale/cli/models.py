@@ -74,7 +74,7 @@ def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
     if (path / hub.RELEASE_TOKENIZER).is_file() and not (path / CONFIG).exists():
         return tokenizer_alone(path / hub.RELEASE_TOKENIZER, scales)
     if scales:
-        raise InputError(f"--scales: expected with a file in the release's format, got {path}, which tells them")
+        raise InputError(f"--scales: expected with a file in the release's format, got {path}, which stores them")
     return MultiScaleVQVAE.load(path)
 
 

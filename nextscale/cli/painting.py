@@ -45,44 +45,44 @@ class Painting:
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     label: Labels = ()
-    """Classes to paint, by name, or by number where no class is called so."""
+    """Classes to paint, by name, or by number where no class has that name."""
     label_index: Indices = ()
     """Classes to paint, by number, whatever their names are."""
     prompt: Prompts = ()
-    """What to paint, in words, for models that read text; with --label, each class with each prompt."""
+    """Prompts, for models that read text; with --label, each class with each prompt."""
     negative_prompt: Text = None
-    """What guidance leads away from, in words, instead of from no text."""
+    """Prompt that guidance moves away from, instead of no text."""
     text_encoder: Encoder = None
-    """The frozen text encoder that the model was trained with, where it is not in its old place."""
+    """Path of the frozen text encoder that the model was trained with, if it has moved."""
     count: int = 1
     """Pictures of each class or prompt."""
     seed: int = 0
-    """Seed of the first picture; the next have the next seeds. A seed alone decides its picture."""
+    """Seed of the first picture; the next ones count up. A seed alone determines its picture."""
     guidance: NumberPerScale = 1.5
-    """Strength of classifier-free guidance at the last scale, growing up to there, 0 is none; or that of each scale."""
+    """Strength of classifier-free guidance at the last scale, growing linearly from 0 (0: none); or one per scale."""
     guidance_until: Until = None
     """No guidance from this scale on, counted from 0; half of the work there."""
     top_k: WholePerScale = TOP_K
-    """Choose among the k likeliest codes; 0 is all, as is a k beyond the codebook."""
+    """Sample from the k likeliest codes; 0 is all."""
     top_p: NumberPerScale = 0.96
-    """Choose among the likeliest codes that hold this much probability; 0 is all."""
+    """Sample from the likeliest codes that together have this probability; 0 is all."""
     temperature: NumberPerScale = 1.0
-    """Above 1 more varied, below 1 more typical."""
+    """Divides the logits: above 1 more varied, below 1 more typical."""
     step_guidance: NumberPerScale = 0.0
-    """Strength of guidance by the scale before, at all scales or at each: away from what it was, enlarged."""
+    """Strength of guidance away from the enlarged logits of the scale before, one value or one per scale."""
     reach: Reach = None
-    """How many scales a token attends to, its own and those before it; 1 is its own alone."""
+    """Number of scales a token attends to, its own included."""
     smooth: bool = False
-    """Mix codes (Gumbel-softmax) instead of choosing one: prettier, not for measuring."""
+    """Mix codes (Gumbel-softmax) instead of sampling one: smoother pictures, not for evaluation."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: SamplingPrecision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
+    """auto is bf16 where the hardware supports it natively, else fp32; int8 is for CPUs."""
 
     no_metadata: bool = False
-    """Write no settings into PNGs (model, class, seed and so on; nextscale sample --like reads them)."""
+    """Do not store settings in PNGs (model, class, seed and so on; `nextscale sample --like` reads them)."""
 
     def check(self) -> None:
         """What can be known to be wrong before torch is imported."""

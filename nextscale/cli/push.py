@@ -18,34 +18,34 @@ MODEL = ("config.json", "README.md")  # what --out may hold from before
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Upload a model and its page: data and recipe of its training run, figures of its evaluations, samples."""
+    """Upload a model with a card: data and recipe of its training run, metrics, samples."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
-    """The repository on the hub, made if need be. The login is `hf auth login`'s, or a token in HF_TOKEN."""
+    """Repository on the hub, created if needed. Log in with `hf auth login`, or a token in HF_TOKEN."""
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None
-    """The frozen text encoder that the model was trained with, where it is not in its old place."""
+    """Path of the frozen text encoder that the model was trained with, if it has moved."""
     figures: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = ()
-    """Files that `nextscale evaluate ... --json FILE` wrote; each becomes a table of the page."""
+    """Files written by `nextscale evaluate ... --json FILE`; each becomes a table of the card."""
     about: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Markdown for the page: where the pictures come from, whom to thank, what the model is for."""
+    """Markdown for the card: source of the pictures, acknowledgements, intended use."""
     license: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None
     """Licence of the weights, as the hub spells it: mit, apache-2.0, cc-by-4.0 ..."""
     prompt: Prompts = ()
-    """What the samples of the page show, in words, for models that read text (default: class after class)."""
+    """Prompts of the card's samples, for models that read text (default: class after class)."""
     samples: int = 16
-    """Pictures on the page, not picked; 0 is none."""
+    """Samples on the card, not selected; 0 is none."""
     private: bool = False
-    """Make a new repository for its owner alone."""
+    """Make a new repository private."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Write everything into this directory instead of uploading it, to look at the page first."""
+    """Write everything into this directory instead of uploading it, to check the card first."""
     device: str = "auto"
-    """Paint the samples on cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """Paint the samples on cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "fp32"
-    """What the weights are stored in: fp32 loses nothing, bf16 takes half the room; auto is bf16 where it is fast."""
+    """Format of the stored weights: fp32 is lossless, bf16 takes half the space; auto is bf16 where it is fast."""
 
     def run(self) -> None:
         if not self.model:

@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct:
-    """Pictures through the tokenizer: a strip of each, the original and then what is painted after each scale."""
+    """Pass pictures through the tokenizer: a strip of each, the original and then the result of each scale."""
 
     pictures: Pictures = ()
     """Files in any format Pillow reads; resized and centre-cropped to the tokenizer's size."""
     model: Model = ()
     """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several."""
     tokenizer: TokenizerRun = None
-    """Tokenizer run, or the public release's tokenizer file, instead of a model; default is the one that comes with
-    nextscale, for icons of 64 px."""
+    """Tokenizer run, or the public release's tokenizer file, instead of a model; default is the packaged one, for icons
+    of 64 px."""
     scales: TokenMaps = ()
-    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
+    """Token maps of such a file, as in 1 2 3 4x6 (default: for ten, the release's for 256 px)."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     out: Directory = Path("reconstructions")
-    """Where the strips go."""
+    """Directory for the strips."""
 
     def run(self) -> None:
         if not self.pictures:

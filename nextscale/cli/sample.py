@@ -32,23 +32,23 @@ class Sample(Painting):
     """Images of prompts, of named classes, or of up to 16 classes, and a grid."""
 
     prompts_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """More prompts, one a line; blank lines and lines that begin with # are left out."""
+    """File with more prompts, one per line; blank lines and lines that begin with # are skipped."""
     sampler: Settings = ()
-    """How a rival of VAR paints, such as steps=8 (docs/rivals.md)."""
+    """Sampler settings of a rival of VAR, such as steps=8 (docs/rivals.md)."""
     rerank: Maps = None
-    """Draw so many maps at the coarser scales and keep the best, by a function of yours."""
+    """Draw this many maps at the coarse scales and keep the one with the best --rerank-by score."""
     rerank_by: Function = None
-    """That function: of a Step with the candidates, their scores; of a module that can be imported from here."""
+    """MODULE:FUNCTION from a Step with the candidates to their scores; the module must be importable from here."""
     rerank_scales: AtScales = ()
-    """At which scales, counted from 0."""
+    """Scales to rerank, counted from 0."""
     batch: int = 8
-    """Pictures painted at a time; changes the time, not the pictures (in bf16, at most a near tie in one)."""
+    """Pictures per batch; affects the time, not the pictures (in bf16, at most a near tie)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR|FILE.png")] = Path("samples")
     """Directory for pictures and grid; or a file, .png or another picture format, for the picture or a grid alone."""
     growing: bool = False
-    """Also save each picture's strip, from the first scale to the last, enlarged where pictures are small."""
+    """Also save a strip of each picture, from the first scale to the last; small pictures are enlarged."""
     like: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE", help_behavior_hint="")] = None
-    """Paint a picture of ours again, by the settings inside of it."""
+    """Repeat a picture from the settings stored in it."""
 
     def run(self) -> None:
         self._check()

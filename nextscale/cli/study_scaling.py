@@ -78,7 +78,7 @@ class StudyScaling:
     steps: Count = None
     """Steps of each instead."""
     seed: int = 0
-    """Decides weights and the order of the data."""
+    """Seed of the weights and the order of the data."""
     seeds: int = 1
     """How often each is trained, with seeds from --seed on."""
     set: Settings = ()
@@ -88,11 +88,11 @@ class StudyScaling:
     dry_run: bool = False
     """Only list the sizes and what they will take."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
-    """Of training; auto is bf16 where the hardware is fast at it, else fp32."""
+    """Of training; auto is bf16 where the hardware supports it natively, else fp32."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the table."""
+    """Also write all metrics as JSON; - is stdout, without the table."""
 
     def run(self) -> None:
         self._check()

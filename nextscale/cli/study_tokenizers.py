@@ -26,7 +26,7 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help_behavior_h
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTokenizers:
-    """Train tokenizers of every kind of codes, and the same transformer on each.
+    """Train a tokenizer with each kind of codes, and the same transformer on each.
 
     The same command continues; docs/studies.md explains the table.
 
@@ -38,51 +38,51 @@ class StudyTokenizers:
     """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat) or of
     WebDataset shards."""
     preset: str = "emoji-64"
-    """Whose convnet, picture size and recipes."""
+    """Convnet, picture size and recipes."""
     depth: int = 4
     """Blocks of the transformer, the same for all; width = 64 * depth."""
     minutes: float = 14.0
-    """A cell, about: how many steps fit is measured once, and is the same for all."""
+    """Approximate minutes per cell; the number of steps is measured once, and is the same for all."""
     steps: Indices = ()
     """Steps of tokenizer and transformer, two numbers, instead of --minutes."""
     bits: tuple[int, ...] = (10,)
-    """Bits of a code, about: 8, 10, 12, 14, 16. Of several, all but the first are trained with as many tokens, and with
-    as many bits a picture."""
+    """Approximate bits per code: 8, 10, 12, 14, 16. With several, all but the first are trained twice: with as many
+    tokens, and with as many bits per picture."""
     dropout: tuple[float, ...] = (0.0, 0.1)
     """Shares of pictures that are painted with their first scales only: every variant with each."""
     only: Names = ()
     """Kinds, or cells as --dry-run names them."""
     seed: int = 0
-    """Decides weights and the order of the data."""
+    """Seed of the weights and the order of the data."""
     seeds: int = 1
-    """How often each is made, with seeds from --seed on."""
+    """Number of seeds per cell, from --seed on."""
     views: int = 2
-    """Of each training picture, encoded for the transformer."""
+    """Crops of each training picture, encoded for the transformer."""
     count: int = 900
-    """Generated pictures to judge, rounded up to as many of each class."""
+    """Generated pictures to evaluate, rounded up to the same number per class."""
     guidance: float = 1.5
     """Strength of classifier-free guidance at the last scale; 0 is none."""
     top_k: int = 0
-    """Choose among the k likeliest codes, or values of a digit; 0 is all."""
+    """Sample from the k likeliest codes, or values of a digit; 0 is all."""
     top_p: float = 0.0
-    """Choose among the likeliest that hold this much probability; 0 is all."""
+    """Sample from the likeliest that together have this probability; 0 is all."""
     temperature: float = 1.0
-    """Above 1 more varied, below 1 more typical."""
+    """Divides the logits: above 1 more varied, below 1 more typical."""
     features: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "efficientnet-lite0"
-    """Network through whose features pictures are compared."""
+    """Feature network to compare pictures."""
     set: Settings = ()
     """Values of the tokenizers' recipe or architecture, for all; those of the transformer's recipe as
     transformer.label_dropout=0.2."""
     out: Directory = Path("runs/study-tokenizers")
     """Directory of cells, table and plot."""
     dry_run: bool = False
-    """Only list the cells and what they will take."""
+    """Only list the cells and the time they will take."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
-    """Of training; auto is bf16 where the hardware is fast at it, else fp32."""
+    """Of training; auto is bf16 where the hardware supports it natively, else fp32."""
     json: Json = None
-    """Also write all figures as JSON; - is stdout, without the table."""
+    """Also write all metrics as JSON; - is stdout, without the table."""
 
     def run(self) -> None:
         self._check()
@@ -124,7 +124,7 @@ class StudyTokenizers:
         variants(asked)  # what is wrong with these is told before anything is read
         network, (height, width) = features.load(self.features, device=device), size_of(asked)
         data = load_data(self.data, height=height, width=width)
-        with bar("looking at the reference") as told:
+        with bar("reference features") as told:
             judges = judges_of(data, self.data, network, progress=told)
         shared = Shared(
             data=data,

@@ -57,71 +57,71 @@ Size = Annotated[str | None, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
-    """Train a multi-scale tokenizer; its directory is what `train transformer --tokenizer` wants.
+    """Train a multi-scale tokenizer, for `train transformer --tokenizer`.
 
-    docs/tokenizer.md explains the losses, the table that is printed, and what to do when.
+    docs/tokenizer.md explains the losses, the printed table and the warnings.
     """
 
     data: str = "emoji"
     """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat), a zip of one,
-    WebDataset shards, parquet files; docs/data.md tells of all formats."""
+    WebDataset shards, parquet files; docs/data.md lists all formats."""
     image_column: Column = None
-    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    """Column of metadata or parquet files with the pictures or their names (default: found by name and type)."""
     label_column: Column = None
-    """Column that holds their classes (default: likewise)."""
+    """Column of the classes (default: found by name and type)."""
     outside_files: bool = False
-    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
+    """Allow tables to name pictures outside the folder, by absolute paths or through parent folders (..)."""
     max_broken: MaxBroken = BROKEN
-    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    """Largest share of unreadable pictures to leave out; with more, the data are refused."""
     list_broken: ListBroken = None
-    """Where to write the unreadable pictures, name and reason, a line each."""
+    """File for the list of unreadable pictures, name and reason, one per line."""
     index: IndexFile = None
-    """Where to keep what listing and opening the pictures told (default: of 10,000 and more in the user's cache)."""
+    """File for the index of the pictures (default: in the user's cache, for 10,000 pictures or more)."""
     cache_dir: CacheDir = None
-    """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
+    """Cache for files at an address (default: nextscale/remote in the user's cache directory)."""
     cache_size: CacheSize = None
-    """How much it may hold, such as 500GB (default: 64GB)."""
+    """Largest size of that cache, such as 500GB (default: 64GB)."""
     window: Window = None
-    """Shards that pictures are chosen from at a time (default: 16 at an address, all of those on this machine)."""
+    """Number of shards to shuffle together (default: 16 at an address, all on this machine)."""
     preset: str = "emoji-32"
-    """Whose architecture, picture size and recipe; nextscale presets tells what each costs."""
+    """Architecture, picture size and recipe; `nextscale presets` lists what each costs."""
     size: Size = None
-    """Pixels of the pictures, such as 96x128, with scales suggested for it."""
+    """Size of the pictures in pixels, such as 96x128, with suggested scales."""
     init: Start = None
-    """Trained tokenizer to begin from, of the same architecture; picture size and scales may be others."""
+    """Trained tokenizer to start from, of the same architecture; picture size and scales may differ."""
     out: Directory = Path("runs/tokenizer")
-    """Run directory; one that holds the same run is continued."""
+    """Run directory; an existing run with the same settings is continued."""
     mirror: MirrorAddress = None
-    """Where in a bucket every checkpoint is copied to; a new --out goes on from there."""
+    """Address in a bucket to copy every checkpoint to; an empty --out continues from there."""
     steps: Count = None
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
-    """Length in minutes instead; the number of steps follows the pace."""
+    """Length in minutes instead; the number of steps follows from the speed."""
     checks: Count = None
-    """Times along the run to show how it is, and to save (default: one in ten steps, 20 at most)."""
+    """Number of validations, each followed by a checkpoint (default: one in ten steps, at most 20)."""
     checkpoint_minutes: EveryMinutes = 15.0
-    """Save besides when the last checkpoint is as old as that."""
+    """Also save when the last checkpoint is this old."""
     keep: Times = 0
-    """Models along the run to keep in --out/milestones, in even steps."""
+    """Number of intermediate models to keep in --out/milestones, evenly spaced."""
     batch: Count = None
-    """Pictures a step, over all processes (default: the recipe's)."""
+    """Pictures per step, over all processes (default: the recipe's)."""
     discriminator: Discriminator = "recipe"
     """Adversarial term: the recipe's, none, a PatchGAN, or heads on the features of --backbone."""
     perceptual: NetworkAndHeads = ()
     """Network of the perceptual term: weights of VGG16 or DINO, and LPIPS's linear heads, if any (default: the packaged
     EfficientNet-Lite0)."""
     backbone: Network = None
-    """Network of the feature discriminator, likewise."""
+    """Network of the feature discriminator, with the same choices."""
     semantic: Network = None
-    """Network that the semantic term compares features with, likewise; --set objective.semantic=0.1 turns it on."""
+    """Network of the semantic term, with the same choices; --set objective.semantic=0.1 turns the term on."""
     set: Settings = ()
     """Any value of recipe or architecture, such as objective.perceptual=0.1 architecture.code_channels=8."""
     seed: int = 0
-    """Decides weights and the order of the data."""
+    """Seed of the weights and the order of the data."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some, under torchrun a GPU for each process."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available, under torchrun one GPU per process."""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    """auto is bf16 where the hardware supports it natively, else fp32."""
 
     def run(self) -> None:
         with together(self.device) as device:

@@ -67,47 +67,47 @@ CHOSEN = ("groups", "feed_forward", "activation", "logit_cap")  # of the archite
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransformer:
-    """Train a next-scale transformer on a finished tokenizer; its directory is what `sample --model` wants.
+    """Train a next-scale transformer on a finished tokenizer, for `sample --model`.
 
-    docs/transformer.md explains the recipe, the table that is printed, and what a run costs.
+    docs/transformer.md explains the recipe, the printed table and the costs.
     """
 
     data: str = "emoji"
     """emoji (embedded), figures (drawn, extra figures), a folder of pictures (DIR/class/picture or flat), a zip of one,
-    WebDataset shards, parquet files (docs/data.md tells of all formats), or a cache that nextscale encode made."""
+    WebDataset shards, parquet files (docs/data.md lists all formats), or a cache that nextscale encode made."""
     labels: Labelling = None
     """Classes of a folder's pictures: a table with the columns file and label (CSV, JSON lines, parquet), folders, or
     none (default: metadata beside them, or else its folders)."""
     captions: Captioned = None
-    """What pictures show, in words: what comes with them (own: metadata or .txt files beside them, .txt and .json in
-    shards), the words of their file names (names), or a table with the columns file and caption (default: none)."""
+    """Captions: own (metadata or .txt files beside the pictures, .txt and .json in shards), names (the words of file
+    names), or a table with the columns file and caption (default: none)."""
     image_column: Column = None
-    """Column of metadata or parquet files that names or holds the pictures (default: found by name and type)."""
+    """Column of metadata or parquet files with the pictures or their names (default: found by name and type)."""
     label_column: Column = None
-    """Column that holds their classes (default: likewise)."""
+    """Column of the classes (default: found by name and type)."""
     caption_column: Column = None
-    """Column that holds their captions, which are then read (default: likewise, with --captions own)."""
+    """Column of the captions; implies --captions own (default: found by name and type)."""
     outside_files: bool = False
-    """Let tables name pictures outside of the folder, by absolute paths or by .. in them."""
+    """Allow tables to name pictures outside the folder, by absolute paths or through parent folders (..)."""
     max_broken: MaxBroken = BROKEN
-    """Share of unreadable pictures that are left out; of more, the data is refused."""
+    """Largest share of unreadable pictures to leave out; with more, the data are refused."""
     list_broken: ListBroken = None
-    """Where to write the unreadable pictures, name and reason, a line each."""
+    """File for the list of unreadable pictures, name and reason, one per line."""
     index: IndexFile = None
-    """Where to keep what listing and opening the pictures told (default: of 10,000 and more in the user's cache)."""
+    """File for the index of the pictures (default: in the user's cache, for 10,000 pictures or more)."""
     cache_dir: CacheDir = None
-    """Where shards at an address come to lie (default: nextscale/remote in the user's cache directory)."""
+    """Cache for files at an address (default: nextscale/remote in the user's cache directory)."""
     cache_size: CacheSize = None
-    """How much it may hold, such as 500GB (default: 64GB)."""
+    """Largest size of that cache, such as 500GB (default: 64GB)."""
     window: Window = None
-    """Shards that pictures are chosen from at a time (default: 16 at an address, all of those on this machine)."""
+    """Number of shards to shuffle together (default: 16 at an address, all on this machine)."""
     tokenizer: TokenizerSource = Path("runs/tokenizer")
-    """Run directory of the tokenizer, any model directory that holds one, or the public release's tokenizer file;
-    default is the one that comes with nextscale, for icons of 64 px."""
+    """Run directory of the tokenizer, a model directory, or the public release's tokenizer file; default is the
+    packaged one, for icons of 64 px."""
     scales: TokenMaps = ()
-    """Token maps of such a file, as in 1 2 3 4x6 (default: the release's for 256 px where there are ten)."""
+    """Token maps of such a file, as in 1 2 3 4x6 (default: for ten, the release's for 256 px)."""
     preset: Named = None
-    """Whose depth, width, heads and recipe; see nextscale presets. Scales and codes are the tokenizer's, classes the
+    """Depth, width, heads and recipe; see `nextscale presets`. Scales and codes are the tokenizer's, classes the
     data's."""
     depth: Depth = None
     """Blocks; the paper's one dial, with width = 64 * depth and depth heads."""
@@ -116,47 +116,46 @@ class TrainTransformer:
     is token by token, row by row; masked all tokens from some that are known; refined all from
     some right ones among random ones (docs/rivals.md)."""
     text: Text = None
-    """What reads the captions of the data: embedded is an encoder that learns with the transformer, none leaves them
-    unread, anything else is a frozen encoder of the transformers library (default: as the preset or --init does)."""
+    """Text encoder: embedded is trained with the transformer, none ignores captions, anything else is a frozen encoder
+    of the transformers library (default: that of the preset or --init)."""
     init: Start = None
-    """Trained model to begin from, of whose size the new one is; classes and scales may be others."""
+    """Trained model to start from, with its size; classes and scales may differ."""
     out: Directory = Path("runs/transformer")
-    """Run directory; one that holds the same run is continued."""
+    """Run directory; an existing run with the same settings is continued."""
     mirror: MirrorAddress = None
-    """Where in a bucket every checkpoint is copied to; a new --out goes on from there."""
+    """Address in a bucket to copy every checkpoint to; an empty --out continues from there."""
     steps: Count = None
     """Length in steps (default: the recipe's)."""
     minutes: Minutes = None
-    """Length in minutes instead; the number of steps follows the pace."""
+    """Length in minutes instead; the number of steps follows from the speed."""
     cooldown: Share = None
-    """Hold the rate after a warm-up in steps, and let it fall over this last share of the run; 0: not at all."""
+    """Keep the learning rate constant after the warm-up and decay it over this last share of the run; 0: no decay."""
     plateau: Start = None
-    """Run of the same command but for length and --cooldown, which has not begun to fall: go on from where it is, by
-    default to a fall that begins there."""
+    """Run with the same settings except length and --cooldown, whose rate has not begun to decay: start the cooldown
+    from its last checkpoint."""
     checks: Count = None
-    """Times along the run to show how it is, and to save (default: one in ten steps, 20 at most)."""
+    """Number of validations, each followed by a checkpoint (default: one in ten steps, at most 20)."""
     checkpoint_minutes: EveryMinutes = 15.0
-    """Save besides when the last checkpoint is as old as that."""
+    """Also save when the last checkpoint is this old."""
     keep: Times = 0
-    """Models along the run to keep in --out/milestones, in even steps."""
+    """Number of intermediate models to keep in --out/milestones, evenly spaced."""
     batch: Count = None
-    """Pictures a step, over all processes (default: the recipe's)."""
+    """Pictures per step, over all processes (default: the recipe's)."""
     set: Settings = ()
     """Any value of the recipe, such as label_smoothing=0.1 optimization.learning_rate=1e-4; some of the architecture's,
-    such as architecture.activation=swiglu, which docs/transformer.md tells."""
+    such as architecture.activation=swiglu (docs/transformer.md)."""
     shard: bool = False
-    """Of several processes each holds a share of the model (FSDP2) instead of a copy (DDP): for models that do not fit
-    one device."""
+    """Shard the model over the processes (FSDP2) instead of copying it (DDP): for models that do not fit one device."""
     recompute: bool = False
-    """Compute the inside of blocks again in the backward pass: a third more work, much less memory."""
+    """Recompute activations inside blocks in the backward pass: a third more work, much less memory."""
     compile: bool = False
     """Run the blocks through torch.compile; the first step then takes a minute or so."""
     seed: int = 0
-    """Decides weights and the order of the data."""
+    """Seed of the weights and the order of the data."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some, under torchrun a GPU for each process."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available, under torchrun one GPU per process."""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32."""
+    """auto is bf16 where the hardware supports it natively, else fp32."""
 
     def run(self) -> None:
         at_least("--depth", 1, 1 if self.depth is None else self.depth)
@@ -194,7 +193,7 @@ class TrainTransformer:
         config = self._chosen(fitted(architecture, tokenizer, classes=len(data.classes), order=self.order))
         if first:
             known = kept(first.classes, data.classes)
-            say(f"--init: {known} of {len(data.classes)} classes known by name, the others begin as no class")
+            say(f"--init: {known} of {len(data.classes)} classes known by name; the others start as no class")
         stage = STAGES[config.order](
             config,
             tokenizer,

@@ -21,24 +21,24 @@ MOST_PORT = 65535
 
 @dataclass(frozen=True, kw_only=True)
 class Web:
-    """A page in the browser where pictures grow: generate, edit, reconstruct, compare, and watch training."""
+    """Browser studio: generate, edit, reconstruct, compare, and watch training."""
 
     model: Model = ()
     """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
     depth: Depth = None
-    """Which of the release's transformers, when --model is a folder or hub name that holds them: 16, 20, 24 ..."""
+    """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None
-    """The frozen text encoder that the model was trained with, where it is not in its old place."""
+    """Path of the frozen text encoder that the model was trained with, if it has moved."""
     runs: Directory = Path("runs")
-    """Folder whose training runs may be watched."""
+    """Folder of the training runs to watch."""
     port: Count = None
     """Port to listen on (default: the first free one from 7860 on)."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in, who then may do all that the page can."""
+    """Address to listen on; 0.0.0.0 lets other machines use all of the page."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto is CUDA where there is some."""
+    """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: SamplingPrecision = "auto"
-    """auto is bf16 where the hardware is fast at it, else fp32; int8 is for CPUs."""
+    """auto is bf16 where the hardware supports it natively, else fp32; int8 is for CPUs."""
 
     def run(self) -> None:
         if self.port is not None and not 1 <= self.port <= MOST_PORT:

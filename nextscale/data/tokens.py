@@ -147,7 +147,7 @@ def _check(directory: Path, stamp: Stamp, fault: str | None) -> None:
 
 
 def _damaged(path: Path, found: str) -> InputError:
-    return InputError(f"{path}: expected a file of a token cache, {found}; the command that encoded it will mend it")
+    return InputError(f"{path}: expected a file of a token cache, {found}; re-run the command that encoded it")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -263,7 +263,7 @@ def _read_index(directory: Path) -> tuple[dict[str, Any], Meta]:
                 _stamps(index, "captions")[split][2]
         index["classes"], index["unreadable"]
     except (LookupError, TypeError):
-        raise InputError(f"{directory / INDEX}: expected what tells of a token cache, got something else") from None
+        raise InputError(f"{directory / INDEX}: expected the index of a token cache, got something else") from None
     return index, meta
 
 

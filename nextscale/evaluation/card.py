@@ -428,7 +428,7 @@ def _generation_lines(card: Card) -> Iterator[str]:
     count = "statistics" if reference.pictures is None else f"{reference.pictures:,} pictures"
     yield f"reference  {reference.name} ({reference.fingerprint}), {count} of {size(reference.height, reference.width)}"
     if card.repeats > 1:
-        yield f"figures    means over {card.repeats} sets of seeds, and their deviation from set to set"
+        yield f"figures    means over {card.repeats} sets of seeds, ± standard deviation over sets"
     else:
         yield "intervals  95 %, bootstrapped over pictures; the reference is taken as given"
 
@@ -497,7 +497,7 @@ def _few(card: Protocol) -> Iterator[str]:
 
 def _few_prompts(card: AlignmentCard) -> Iterator[str]:
     if few := [f"{count:,} {kind}" for kind, count in card.prompts.items() if count < ENOUGH_PROMPTS]:
-        yield f"{' and '.join(few)}: fewer than {ENOUGH_PROMPTS} prompts, whose figures move by several hundredths"
+        yield f"{' and '.join(few)}: fewer than {ENOUGH_PROMPTS} prompts: metrics vary by several hundredths"
 
 
 def _singular(card: Protocol) -> Iterator[str]:

@@ -96,7 +96,7 @@ def of_module(
     Inception's, whose figures alone are called FID.
     """
     if not name.strip() or not name.isprintable() or name == inception.NAME:
-        raise InputError(f"name: expected one to stand beside figures, and not {inception.NAME}, got {name!r}")
+        raise InputError(f"name: expected a name for the metrics, other than {inception.NAME}, got {name!r}")
     if side < 1:
         raise InputError(f"side: expected at least 1 pixel, got {side}")
     _check_colours("mean", mean)

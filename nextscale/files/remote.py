@@ -319,7 +319,7 @@ class _Web:
 
     def _object(self, address: str, headers: Any, size: str | None) -> Object:
         if size is None or not size.isdecimal():
-            raise InputError(f"{address}: expected a server that tells the length of a file, got none")
+            raise InputError(f"{address}: expected a server that sends the length of a file, got none")
         return Object(address, int(size), str(headers.get("ETag") or headers.get("Last-Modified") or ""))
 
 

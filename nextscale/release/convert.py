@@ -335,7 +335,9 @@ def _heads(width: int, told: int | None, given: int | None) -> int:
     if told is not None or given is not None:
         return told if told is not None else int(given or 0)
     if width % HEAD_DIM:
-        raise InputError(f"num_heads: expected a number, as no tensor of this transformer (width {width}) tells it")
+        raise InputError(
+            f"num_heads: expected a number, as no tensor of this transformer (width {width}) determines it"
+        )
     return width // HEAD_DIM
 
 
@@ -352,7 +354,7 @@ def _scales(get: _Tensors, given: Sizes | None) -> Scales:
     odd = [length for length in lengths if isqrt(length) ** 2 != length]
     if odd:
         raise InputError(
-            f"scales: expected the sides of every map, as {odd[0]} tokens are no square and none tell them"
+            f"scales: expected the sides of every map, as {odd[0]} tokens are no square and no tensor stores them"
         )
     return Scales([isqrt(length) for length in lengths])
 
@@ -376,11 +378,11 @@ def _scales_by_count(get: _Tensors, told: Scales | None) -> Scales:
         scales = presets.get(name).transformer.scales
         if name.startswith("var-") and (len(scales), scales.total) == (maps, total):
             warnings.warn(
-                f"no tensor tells the scales (lvl_1L is missing): {scales} taken, as {name} has", stacklevel=4
+                f"no tensor stores the scales (lvl_1L is missing): using {scales}, as {name} has", stacklevel=4
             )
             return scales
     raise InputError(
-        f"scales: expected the sides of {maps} maps of {total} tokens together, as lvl_1L, which tells them, is missing"
+        f"scales: expected the sides of {maps} maps of {total} tokens together; lvl_1L, with them, is missing"
     )
 
 
@@ -394,7 +396,7 @@ def _maps(vae: str | Path | State, read: files.Source, given: Sizes | None) -> S
     maps = len(hits) if hits is not None and hits.ndim == 2 else None
     if maps == len(release):
         warnings.warn(
-            f"{read.what}: no tensor tells the scales: {release} taken, the release's for 256 px; scales= (--scales) "
+            f"{read.what}: no tensor stores the scales: using {release}, the release's for 256 px; scales= (--scales) "
             "tells others",
             stacklevel=3,
         )

@@ -205,7 +205,9 @@ def _check(x_n: Tensor, losses_n: Tensor, irreducible: float | None) -> None:
 def _warnings(x_n: Tensor, losses_n: Tensor, law: Law, intervals: dict[str, Interval], deviation: float) -> list[str]:
     told = []
     if (span := float(x_n.max() / x_n.min())) < WIDE:
-        told.append(f"the largest size is {span:.1f} times the smallest: less than {WIDE:g} says little of an exponent")
+        told.append(
+            f"the largest size is {span:.1f} times the smallest: less than {WIDE:g} hardly constrains an exponent"
+        )
     fallen = law(float(x_n.min())) - law(float(x_n.max()))
     flattest = 1.01 * FLATTEST if "irreducible" in intervals else 0.0
     if intervals["alpha"].high >= flattest or fallen < 2 * deviation * float(losses_n.mean()):

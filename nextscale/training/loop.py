@@ -37,7 +37,7 @@ SKIPS = 10  # steps in a row without a finite gradient, after which more of them
 MOST_CHECKS = 20  # of a run for which no number is given
 STEPS_A_CHECK = 10  # at least, of such a run
 UNSOUND = (
-    "the held-out figures or the weights are not finite: nothing is saved, the last checkpoint stays; the training may "
+    "the held-out metrics or the weights are not finite: nothing is saved, the last checkpoint stays; the training may "
     "have diverged"
 )
 
@@ -370,7 +370,7 @@ def _forked(stage: Stage, run: RunDirectory, plateau: Path, length: Length) -> S
         raise InputError(f"{plateau}: expected a run on its plateau, got one whose rate falls since step {flat}")
     if state.step > ours.plateau(length.steps):
         raise InputError(
-            f"steps: expected a fall that begins at step {state.step} or later, where {plateau} is, got one of "
+            f"steps: expected a cooldown that begins at step {state.step} or later, where {plateau} is, got one of "
             f"{length.steps} steps that begins at {ours.plateau(length.steps)}"
         )
     state.total = length.steps
@@ -431,7 +431,9 @@ def _steps(
             if moment.stop:
                 raise Stopped(saved=found.sound)
     if not found.sound:
-        raise FloatingPointError(f"{stage.name}: what the last step, {state.step}, has made gives no finite figures")
+        raise FloatingPointError(
+            f"{stage.name}: the weights of the last step, {state.step}, give metrics that are not finite"
+        )
 
 
 def _save(stage: Stage, run: RunDirectory, state: State, record: Record | None, moment: _Moment) -> None:

@@ -32,8 +32,8 @@ def about_gradients(figures: Sequence[Figures], clip: float, *, page: str) -> It
     skipped = sum(any(not math.isfinite(step.get(name, 0.0)) for name in names) for step in figures)
     if skipped:
         yield (
-            f"{skipped} of {len(figures)} steps were skipped, their gradient not being finite; try a smaller learning "
-            f"rate, a longer warm-up, or float32 ({page})"
+            f"{skipped} of {len(figures)} steps were skipped because their gradient was not finite; try a smaller "
+            f"learning rate, a longer warm-up, or float32 ({page})"
         )
     norms = [step["gradient_norm"] for step in figures if math.isfinite(step.get("gradient_norm", math.nan))]
     clipped = sum(norm > clip for norm in norms)

@@ -344,7 +344,7 @@ def described(pipe: Pipeline, request: Request) -> str:
         f"temperature {_shown(request.temperature)}"
     )
     if request.model != pipe.fingerprint:
-        return f"{told}. Another model painted it ({request.model}): with this one it will look different."
+        return f"{told}. Another model made it ({request.model}): this one gives a different picture."
     return f"{told}."
 
 

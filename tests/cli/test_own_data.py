@@ -124,7 +124,7 @@ def test_fine_tuning_begins_with_what_is_known(train, pictures: Path, loose: Pat
     labels = table(tmp_path / "pets.csv", lambda number: ("dog", "fox", "cat")[number % 3])
     done = train("second", "--data", loose, "--labels", labels, "--init", tmp_path / "first")
     assert (done.status, done.errors) == (0, "")
-    assert "--init: 2 of 3 classes known by name, the others begin as no class" in " ".join(done.output.split())
+    assert "--init: 2 of 3 classes known by name; the others start as no class" in " ".join(done.output.split())
     first, second = (Pipeline.load(tmp_path / name, precision="fp32") for name in ("first", "second"))
     assert (first.classes, second.classes) == (("cat", "dog"), ("cat", "dog", "fox"))
     old, new = (pipe.transformer.class_embedding.weight for pipe in (first, second))

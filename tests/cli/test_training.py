@@ -401,7 +401,9 @@ def test_one_plateau_gives_models_of_several_lengths(
     assert nextscale(*command, 0, "--steps", 6, "--out", tmp_path / "held").status == 0
     assert "finished already, nothing to do" in " ".join(nextscale(*command, 0.2, *held, *fallen).output.split())
     late = nextscale(*command, 0.2, *held, "--steps", 5, "--out", tmp_path / "late")
-    is_a_mistake(late, "steps: expected a fall that begins at step 6 or later", "got one of 5 steps that begins at 4")
+    is_a_mistake(
+        late, "steps: expected a cooldown that begins at step 6 or later", "got one of 5 steps that begins at 4"
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,9 @@ def test_a_run_that_ends_diverged_is_no_finished_one(nextscale, pictures: Path, 
     run = tmp_path / "run"
     command = ["train", "tokenizer", "--data", pictures, "--steps", 9, "--batch", 4, "--checks", 9, "--out", run]
     done = nextscale(*command, "--set", "optimization.final_weight_decay=1e37")
-    is_a_mistake(done, "what the last step, 9, has made gives no finite figures: training diverged", f"{run} keeps the")
+    is_a_mistake(
+        done, "the weights of the last step, 9, give metrics that are not finite: training diverged", f"{run} keeps the"
+    )
     assert "nothing is saved" in " ".join(done.output.split())
     assert json.loads((run / "run.json").read_text())["finished"] is False
     history = json.loads((run / "history.json").read_text(), parse_constant=pytest.fail)

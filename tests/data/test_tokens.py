@@ -401,7 +401,7 @@ def test_a_spoilt_index_is_one_line(spoilt: Path, spoil: Callable[[dict], object
     index = json.loads((spoilt / "tokens.json").read_text())
     spoil(index)
     (spoilt / "tokens.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="tokens.json: expected what tells of a token cache"):
+    with pytest.raises(InputError, match="tokens.json: expected the index of a token cache"):
         tokens.load(spoilt)
 
 

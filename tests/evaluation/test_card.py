@@ -176,6 +176,6 @@ def test_repetitions_are_told_of() -> None:
     block = "\n".join(card.lines())
     assert "in each of 3 sets" in block
     assert "seeds 7 .. 300006" in block
-    assert "deviation from set to set" in block
+    assert "± standard deviation over sets" in block
     assert "bootstrapped" not in block
     assert not any("fewer than" in line for line in card.warnings())

@@ -96,7 +96,7 @@ def test_maps_of_a_module_are_refused(pictures: Tensor) -> None:
 @pytest.mark.parametrize("name", ["", " ", "two\nlines", "Inception-2015"])
 def test_names_that_cannot_stand_beside_figures_are_refused(name: str) -> None:
     """Nor that of the network whose figures are called FID."""
-    with pytest.raises(InputError, match="name: expected one to stand beside figures"):
+    with pytest.raises(InputError, match="name: expected a name for the metrics"):
         features.of_module(Means(), name=name)
 
 

@@ -521,7 +521,7 @@ def test_a_figure_that_is_no_number_keeps_a_check_from_saving(toy: DataSet, tmp_
     """Though it is not the score, which is good."""
     stage = Slope(toy)
     stage.validate = lambda: {"height": 1.0, "psnr": math.nan}  # type: ignore[method-assign]
-    with pytest.raises(FloatingPointError, match="the last step, 4, has made gives no finite figures"):
+    with pytest.raises(FloatingPointError, match="the last step, 4, give metrics that are not finite"):
         list(begin(stage, tmp_path))
     assert not (tmp_path / "state.pt").exists()
     assert not (tmp_path / "slope.safetensors").exists()
@@ -565,7 +565,7 @@ def test_a_diverged_run_leaves_the_last_good_checkpoint(
 ) -> None:
     """Whichever of checks, time and milestones would have saved; its end is a failure, and no finished run."""
     before: dict[str, bytes] = {}
-    with pytest.raises(FloatingPointError, match="what the last step, 8, has made gives no finite figures"):  # noqa: PT012
+    with pytest.raises(FloatingPointError, match="the weights of the last step, 8, give metrics that are not finite"):  # noqa: PT012
         for event in train(diverging(toy, 4, spoil), tmp_path, Length(steps=8), seed=0, rhythm=rhythm):
             if event.step == 4:
                 before = saved(tmp_path) if rhythm.checks == 4 else {"": (tmp_path / "state.pt").read_bytes()}

@@ -119,7 +119,12 @@ def empty(tmp_path: Path) -> Path:
     [
         (None, (FALLING, "label_dropout=0.5"), 8, "recipe.label_dropout is 0.1 there, 0.5 here"),
         (None, (FALLING, "optimization.learning_rate=1"), 8, "recipe.optimization.learning_rate is 0.002 there, 1.0"),
-        (None, (FALLING,), 7, "steps: expected a fall that begins at step 6 or later, .* got one of 7 .* begins at 5"),
+        (
+            None,
+            (FALLING,),
+            7,
+            "steps: expected a cooldown that begins at step 6 or later, .* got one of 7 .* begins at 5",
+        ),
         (
             None,
             (FALLING, "optimization.warmup=0.1"),

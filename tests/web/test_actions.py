@@ -198,7 +198,7 @@ def _white() -> str:
 
 def test_another_model_s_picture_is_told_apart(pipe: Pipeline) -> None:
     """Its settings can still be taken; a class that is not there cannot."""
-    assert "Another model painted it (0000000000000000)" in actions.described(pipe, _request())
+    assert "Another model made it (0000000000000000)" in actions.described(pipe, _request())
     with pytest.raises(InputError, match="expected a class of this model, 0 .. 5, got 9"):
         actions.described(pipe, Request(9, "x", 1, 1.5, 9, 0.9, 1.0, False, "float32", "0"))
 

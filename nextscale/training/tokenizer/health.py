@@ -60,7 +60,7 @@ class ScaleUsage:
         """For people, with what to try for the kind of codes."""
         return (
             f"scale {self.size} has collapsed to a handful of codes: {self.used} of {self.possible} possible are used, "
-            f"as much as {self.perplexity:.1f} equally frequent ones would say; try {COLLAPSED[quantizer]} "
+            f"with the perplexity of {self.perplexity:.1f} equally frequent ones; try {COLLAPSED[quantizer]} "
             f"(docs/tokenizer.md)"
         )
 
@@ -241,16 +241,16 @@ def _about_discriminator(figures: Sequence[Figures]) -> Iterator[str]:
     heard = [step["discriminator_accuracy"] for step in told if _is_heard(step)]
     if heard and statistics.fmean(heard) > TOLD_BY_ALL:
         yield (
-            f"the discriminator has won: it tells {statistics.fmean(heard):.1%} of patches right, more than "
-            f"{TOLD_BY_ALL:.0%}, and its gradient says little; try a smaller learning rate for it, more DiffAug or "
-            "LeCam (docs/tokenizer.md)"
+            f"the discriminator has won: it classifies {statistics.fmean(heard):.1%} of patches correctly, more than "
+            f"{TOLD_BY_ALL:.0%}, and its gradient carries little information; try a smaller learning rate for it, more "
+            "DiffAug or LeCam (docs/tokenizer.md)"
         )
     alone = [step["discriminator_accuracy"] for step in told if not _is_heard(step)]
     accuracy = statistics.fmean(alone[-ENOUGH_STEPS:]) if len(alone) >= ENOUGH_STEPS else math.nan
     if accuracy < TOLD_BY_CHANCE:
         yield (
-            f"the discriminator has learned nothing in {len(alone)} steps alone: it tells {accuracy:.1%} of patches "
-            f"right, less than {TOLD_BY_CHANCE:.0%}; try a longer warm-up or a larger learning rate for it "
+            f"the discriminator has learned nothing in {len(alone)} steps alone: it classifies {accuracy:.1%} of "
+            f"patches correctly, less than {TOLD_BY_CHANCE:.0%}; try a longer warm-up or a larger learning rate for it "
             "(docs/tokenizer.md)"
         )
 
@@ -287,6 +287,6 @@ def _about_price(validation: Figures, history: Sequence[Figures]) -> Iterator[st
     best = max((before["psnr"] for before in history if "psnr" in before), default=math.nan)
     if best - psnr > DECIBELS_PAID:
         yield (
-            f"PSNR is {psnr:.2f} dB, {best - psnr:.2f} below its best of {best:.2f}, with a discriminator heard; "
+            f"PSNR is {psnr:.2f} dB, {best - psnr:.2f} below its best of {best:.2f}, with the adversarial term; "
             f"try a smaller adversarial weight, a longer ramp, or more L2 (docs/tokenizer.md)"
         )

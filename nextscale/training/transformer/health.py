@@ -126,8 +126,8 @@ def expectation(config: TransformerConfig, parameters: int, images: int) -> str:
     compute = 6.0 * parameters * config.scales.total * max(images, 1)
     now = min(max(loss_of_compute(compute), end), math.log(config.codebook_size))
     return (
-        f"scaling law: d{config.depth} ({parameters / 1e6:.0f} M) should read about {now:.2f} nats at this point "
-        f"at best, and {end:.2f} with {right:.1%} right at the end of a full training"
+        f"scaling law: d{config.depth} ({parameters / 1e6:.0f} M) should reach about {now:.2f} nats by now at "
+        f"best, and {end:.2f} with {right:.1%} accuracy at the end of a full training"
     )
 
 
@@ -146,13 +146,13 @@ def warnings(
         clip: of the gradient's norm.
     """
     return [
-        *_about_learning_by_heart(validation, history),
+        *_about_overfitting(validation, history),
         *(_about_guesses(scales, validation, figures) if len(history) >= EARLY else ()),
         *about_gradients(figures, clip, page=PAGE),
     ]
 
 
-def _about_learning_by_heart(validation: Figures, history: Sequence[Figures]) -> Iterator[str]:
+def _about_overfitting(validation: Figures, history: Sequence[Figures]) -> Iterator[str]:
     now = validation["cross_entropy"]
     lowest, step = min(
         ((before["cross_entropy"], before["step"]) for before in history if "cross_entropy" in before),

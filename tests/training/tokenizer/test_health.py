@@ -138,11 +138,11 @@ def test_scales_are_told_about_beyond_their_thresholds(told, changes: dict[str, 
     ("figures", "words"),
     [
         (heard(discriminator_accuracy=0.95), None),
-        (heard(discriminator_accuracy=0.951), "the discriminator has won: it tells 95.1% of patches right"),
+        (heard(discriminator_accuracy=0.951), "the discriminator has won: it classifies 95.1% of patches correctly"),
         (heard(1, discriminator_accuracy=1.0) + heard(9), None),  # in one step of ten
         (heard(discriminator_accuracy=0.5), None),  # heard, it may come close to guessing
         ([{"discriminator_accuracy": 0.55}] * 10, None),
-        ([{"discriminator_accuracy": 0.549}] * 10, "has learned nothing in 10 steps alone: it tells 54.9% of patches"),
+        ([{"discriminator_accuracy": 0.549}] * 10, "has learned nothing in 10 steps alone: it classifies 54.9%"),
         ([{"discriminator_accuracy": 0.5}] * 9, None),  # too few to tell
         ([{"discriminator_accuracy": 0.5}] * 20 + [{"discriminator_accuracy": 0.6}] * 10, None),  # the last ten tell
         (heard(5, adaptive_weight=0.1) + heard(6), None),

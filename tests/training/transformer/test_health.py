@@ -64,8 +64,8 @@ def test_an_expectation_falls_to_the_size_s_own_and_no_lower() -> None:
     first, early, late, longer = (
         health.expectation(config, config.parameters, images) for images in (0, 10**6, 256 * 10**6, 10**12)
     )
-    assert "d16 (310 M) should read about 8.32 nats" in first
-    assert "d16 (310 M) should read about 6.89 nats" in early
+    assert "d16 (310 M) should reach about 8.32 nats" in first
+    assert "d16 (310 M) should reach about 6.89 nats" in early
     assert "about 6.05 nats" in late
     assert late == longer
 
