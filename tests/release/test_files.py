@@ -260,7 +260,7 @@ def test_the_release_s_scales_are_known_without_their_table() -> None:
     del var["lvl_1L"], var["attn_bias_for_masking"]
     vae["quantize.ema_vocab_hit_SV"] = torch.zeros(10, 128)
     var |= {"pos_1LC": torch.zeros(1, 680, 128), "lvl_embed.weight": torch.zeros(10, 128)}
-    with pytest.warns(UserWarning, match=r"lvl_1L is missing\): 1 2 3 4 5 6 8 10 13 16 taken, as var-d16 has"):
+    with pytest.warns(UserWarning, match=r"lvl_1L is missing\): using 1 2 3 4 5 6 8 10 13 16, as var-d16 has"):
         assert load(vae, var).transformer.config.scales == scales
 
 
@@ -297,7 +297,7 @@ def test_ten_scales_are_the_release_s() -> None:
     with pytest.raises(InputError, match=r"expected scales= \(--scales\) with the 4 token maps"):
         official.load_tokenizer(vae)
     vae["quantize.ema_vocab_hit_SV"] = torch.zeros(10, 128)
-    with pytest.warns(UserWarning, match="1 2 3 4 5 6 8 10 13 16 taken, the release's for 256 px"):
+    with pytest.warns(UserWarning, match="using 1 2 3 4 5 6 8 10 13 16, the release's for 256 px"):
         tokenizer = official.load_tokenizer(vae)
     assert (tokenizer.config.height, tokenizer.config.width) == (256, 256)
     wide = official.load_tokenizer(vae, scales=[1, 1, 1, 1, 1, 2, 2, 3, 3, (4, 6)])
