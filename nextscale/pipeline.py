@@ -1,7 +1,7 @@
 """Pipeline: a tokenizer, the transformer that goes with it, the names of the classes, and what reads prompts.
 
-What people hold in their hands: generate, stream, reconstruct, save, load, push. Images go in and come out in [0, 1];
-the models inside work in [-1, 1].
+The main entry point: generate, stream, edit, reconstruct, save, load, push. It takes and returns images in [0, 1]; the
+models inside work in [-1, 1].
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What one picture was painted from: with the same model it is enough to paint it again."""
+    """The settings of one picture: with the same model they suffice to repeat it."""
 
     label: int
     """Number of the class; the number of classes itself is "no class"."""
@@ -117,13 +117,13 @@ class Request:
     edit: Mapping[str, object] | None = None
     """How `Pipeline.edit` was called, if it was; what it was called with is another picture."""
     prompt: str | None = None
-    """What it was asked to show, where that was said in words."""
+    """The prompt, if there was one."""
     negative_prompt: str | None = None
-    """What guidance led away from, instead of from no text."""
+    """The prompt that guidance moved away from, instead of no text."""
     step_guidance: float | tuple[float, ...] | None = None
     """Of guidance by the scale before, if there was some: of all scales, or of each."""
     reach: int | None = None
-    """How many scales tokens attended to, if not to all."""
+    """Number of scales that tokens attended to, if not all."""
     rerank: Mapping[str, object] | None = None
     """How many maps were drawn at which scales, and by which function one was chosen, if one was."""
     sampler: Mapping[str, object] | None = None
@@ -168,7 +168,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """What `Pipeline.generate` gives; `len` of it is B."""
+    """The result of `Pipeline.generate`; its `len` is B."""
 
     images: Tensor
     """(B, 3, H, W) float32 in [0, 1]."""
@@ -219,7 +219,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Rerank:
-    """At coarse scales, where there is little to draw and much is decided, draw several maps and keep the best."""
+    """Draw several maps at coarse scales, which decide much at little cost, and keep the best."""
 
     score: Callable[[Step], Tensor]
     """Candidates, as `Step` tells them -> (N,) finite numbers, the larger the better. Those of a picture stand one
@@ -297,8 +297,8 @@ class Pipeline:
         reader: what reads prompts, such as `text.vocabulary.Vocabulary`; for a transformer that takes text, and for no
             other, else `InputError`.
 
-    The two models are never changed. What is computed in another format than it is held in belongs to the pipeline and
-    is made on the first picture; a model that is on `device` is shared, so that the pipeline follows its training.
+    The pipeline never changes the two models. Weights that it computes in another format are copies of its own, made
+    with the first picture; it shares a model that is on `device`, and so follows its training.
     """
 
     @checked
@@ -472,7 +472,7 @@ class Pipeline:
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.safetensors and transformer.safetensors, at the precision they are held in.
 
-        Over another model: whenever it is interrupted, `load` finds the old model or the new one, never parts of both.
+        If a save over another model is interrupted, `load` finds the old model or the new one, never parts of both.
         """
         self._write(directory, {} if self.reader is None else self.reader.to_json())
 
@@ -510,9 +510,9 @@ class Pipeline:
         in HF_TOKEN.
 
         Arguments:
-            name: of the repository, `owner/name`; it is made if need be.
-            private: whether a new repository is for its owner alone.
-            about: Markdown for the page: where the pictures come from, whom to thank, what the model is for.
+            name: of the repository, `owner/name`; created if needed.
+            private: whether a new repository is private.
+            about: Markdown for the card: source of the pictures, acknowledgements, intended use.
             license: of the weights, as the hub spells it: "mit", "cc-by-4.0" ...
             run: directory of the training run, from which the page takes data and recipe.
             figures: files that `nextscale evaluate ... --json FILE` wrote.
@@ -605,20 +605,20 @@ class Pipeline:
                 class", which is meant where there are prompts alone. One alone is for every prompt or seed.
             seeds: one integer an image; one alone counts up from there: s, s + 1 ...; 0, 1, 2 ... when None. Seed i,
                 label i and prompt i alone decide image i.
-            prompts: what is to be seen, in words; of one too long for the model the end is cut off, with a warning. One
-                alone is for every label or seed.
-            negative_prompt: what guidance leads away from, instead of from no text.
+            prompts: texts; one that is too long for the model is truncated, with a warning. A single one is for every
+                label or seed.
+            negative_prompt: text that guidance moves away from, instead of no text.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; a sequence has the weight
                 of each scale; or a schedule, see `nextscale.sampling.guidance`.
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`; a sequence has a value for each scale.
-            step_guidance: how far a scale is led away from what the one before it was, enlarged (`step_guidance`).
-            reach: how many scales a token attends to, its own and those before it; all so far when None.
+            step_guidance: strength of guidance away from the enlarged logits of the scale before (`step_guidance`).
+            reach: number of scales a token attends to, its own included; all so far when None.
             rerank: draws several maps at some scales and keeps the best, by a function of yours (`Rerank`).
             memory: bytes that the images painted at the same time may take, as `sampling.memory.image_bytes` counts
                 them; a larger request is painted in several batches. All at once when None.
             logits_processor: (scale, logits) -> the logits to draw from: (B, h_k * w_k, V) float32, after guidance and
                 before temperature and truncation.
-            callback: called with the `Step` of each scale (of each batch) before the next is begun.
+            callback: called with the `Step` of each scale (of each batch) before the next begins.
 
         Raises `InputError` for an unknown label, prompts for a model that reads none, a value out of range, another
         number of seeds than of labels or prompts, too little memory for a single image, or logits that nothing can be
@@ -661,7 +661,7 @@ class Pipeline:
 
     @checked
     def repeat(self, request: Request, *, score: Callable[[Step], Tensor] | None = None) -> Generated:
-        """Paint the picture of a request once more, the same to the bit in the same precision on the same machine.
+        """Repeat the picture of a request: the same to the bit in the same precision on the same machine.
 
         `score` is the function by which maps were chosen, if some were (`Rerank`): no picture can carry it along.
 
@@ -723,11 +723,11 @@ class Pipeline:
             labels: of classes, one for all results or one a result, as `generate` takes them; None is no class.
             seeds: one a result; one alone counts up from there; 0, 1, 2 ... when None.
             prompts, negative_prompt: one prompt for all results or one a result, as `generate` takes them.
-            leak_free: nothing of what is repainted reaches the result: the encoder sees it filled from around it.
-                Otherwise the encoder sees it, and may tell of it.
-            keep_scales: so many coarse scales are kept inside the mask too, whatever `leak_free` says: a variation.
-            feather: over how many pixels the edge of the mask is softened, on the side that is repainted.
-            composite: what is kept comes back bit for bit; otherwise as the decoder paints it.
+            leak_free: hidden content cannot influence the result: the encoder sees the region filled from around it.
+                Otherwise the encoder sees it, and it may leak.
+            keep_scales: number of coarse scales to keep, also inside the mask, whatever `leak_free` says: a variation.
+            feather: width in pixels of the mask's soft edge, on the repainted side.
+            composite: return kept pixels bit for bit; otherwise as the decoder paints them.
             copy: the release's way, for comparison: the picture's own tokens are copied, the coarsest one too, even
                 where what was painted beside them has changed what they should be. It is not leak-free.
             guidance, top_k, top_p, temperature, smooth, step_guidance, reach, logits_processor, callback: see
@@ -933,18 +933,17 @@ class Pipeline:
         batch: int = 16,
         progress: Progress | None = None,
     ) -> Likelihood:
-        """How likely the model takes pictures to be: nats of each image, scale and token, and how unsure it was.
+        """Log-likelihood of pictures under the model: nats of each image, scale and token, and their entropies.
 
-        Exact, by one pass with teacher forcing, in the precision that the transformer is held in; of the model as it
-        is: without guidance, truncation and temperature. It is about a picture's tokens, and says nothing of what the
-        tokenizer loses.
+        Exact, by one pass with teacher forcing, in the precision that the transformer is held in, without guidance,
+        truncation and temperature. It covers a picture's tokens, not what the tokenizer loses.
 
         Arguments:
             images: B of them, as `reconstruct` takes them.
             labels: of classes, one for all or one an image; None is no class.
             prompts: what is to be seen in words, one for all or one an image; None is no text.
             tokens: (B, L) int64 instead of images, such as `Generated.tokens`.
-            batch: images at a time; changes the time, not what is found.
+            batch: images per batch; affects the time, not the result.
             progress: called with (done, total) images after each batch.
 
         Raises `InputError` for images or tokens of another shape, or none, an unknown label, prompts for a model that
@@ -974,7 +973,7 @@ class Pipeline:
         batch: int = 64,
         progress: Progress | None = None,
     ) -> Classified:
-        """How likely pictures are under each of some candidates: a classifier that was never trained to be one.
+        """Classify pictures by their likelihood under each candidate class or prompt.
 
         Arguments:
             images, tokens: B pictures, as `log_likelihood` takes them.
@@ -982,7 +981,7 @@ class Pipeline:
             prompts: N candidates in words, for models that read; with labels, pairs of both. One alone is for every
                 other.
             through: only by the first so many scales, which costs less.
-            batch: pairs of a picture and a candidate at a time; changes the time, not what is found.
+            batch: pairs of a picture and a candidate per batch; affects the time, not the result.
             progress: called with (done, total) pairs after each batch.
 
         Raises `InputError` for what `log_likelihood` refuses, and for a number of scales that there is not.
