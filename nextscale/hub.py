@@ -22,6 +22,7 @@ from nextscale.files.remote import is_address
 from nextscale.tokenizer.model import WEIGHTS as TOKENIZER
 from nextscale.transformer.model import WEIGHTS as TRANSFORMER
 
+DEFAULT_MODEL = Path(__file__).with_name("default_model")  # what comes with the package: make_default_model.py
 RELEASE_TOKENIZER = "vae_ch160v4096z32.pth"
 RELEASE_TRANSFORMER = "var_d{depth}.pth"
 ENCODER = ("*.json", "*.txt", "*.model", "model*.safetensors", "pytorch_model.bin")  # files of a text encoder
@@ -51,11 +52,15 @@ def directory(name: str) -> Path:
     return config.parent
 
 
-def local(model: str | Path) -> Path:
+def local(model: str | Path | None) -> Path:
     """The local folder of a model: a path is itself, what is at an address or on the hub is fetched to a cache.
+
+    None is the model that comes with the package.
 
     Raises `InputError` where nothing is there, it is out of reach, or it lacks one of the files.
     """
+    if model is None:
+        return DEFAULT_MODEL
     if is_address(model):
         found = {name: remote.find(remote.joined(str(model), name)) for name in (CONFIG, TOKENIZER, TRANSFORMER)}
         return Cache().folder(PurePosixPath(str(model)).name, found)

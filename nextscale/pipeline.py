@@ -38,7 +38,7 @@ from nextscale.machine.precision import SamplingPrecision, exact, find_arithmeti
 from nextscale.rivals.orders import Sampler, changed, kind_of, settings_of, teacher_inputs
 from nextscale.sampling import editing, loop
 from nextscale.sampling.engine import Engine, Engines
-from nextscale.sampling.guidance import Guidance, listed_guidance
+from nextscale.sampling.guidance import Guidance, listed_guidance, usual_guidance
 from nextscale.sampling.loop import Process
 from nextscale.sampling.masks import Mask, as_mask
 from nextscale.sampling.memory import image_bytes
@@ -445,7 +445,9 @@ class Pipeline:
     ) -> Pipeline:
         """The pipeline in a directory: a finished run of `train transformer`, or what `save` wrote.
 
-        The directory may be on the hub, or at an address such as `s3://bucket/runs/mine`: it comes to a cache then.
+        Without a directory it is the default model, which comes with the package: icons of 64 px, from prompts and
+        drawing styles (docs/default-model.md). The directory may be on the hub, or at an address such as
+        `s3://bucket/runs/mine`: it comes to a cache then.
 
         The blocks are held in `precision`: in half of the memory where that is bfloat16. "int8" holds them as "auto".
 
@@ -455,10 +457,6 @@ class Pipeline:
 
         Raises `InputError` when files are missing, damaged, or do not fit each other.
         """
-        if model is None:
-            raise InputError(
-                "no model given and none is embedded yet: make one with `nextscale demo`, then --model runs/demo"
-            )
         model = hub.local(model)
         config = checkpoint.read_config(model, ("tokenizer", "transformer", "classes"))
         tokenizer = MultiScaleVQVAE.load(model, device=device)
@@ -586,7 +584,7 @@ class Pipeline:
         *,
         prompts: Texts | None = None,
         negative_prompt: str | None = None,
-        guidance: float | Sequence[float] | Guidance = 1.5,
+        guidance: float | Sequence[float] | Guidance | None = None,
         top_k: int | Sequence[int] = 900,
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
@@ -609,7 +607,8 @@ class Pipeline:
                 label or seed.
             negative_prompt: text that guidance moves away from, instead of no text.
             guidance: a number grows linearly from 0 at the first scale to itself at the last; a sequence has the weight
-                of each scale; or a schedule, see `nextscale.sampling.guidance`.
+                of each scale; or a schedule, see `nextscale.sampling.guidance`. None is 1.5, and with prompts 6 at
+                every scale.
             top_k, top_p, temperature, smooth: see `sampling.loop.Choice`; a sequence has a value for each scale.
             step_guidance: strength of guidance away from the enlarged logits of the scale before (`step_guidance`).
             reach: number of scales a token attends to, its own included; all so far when None.
@@ -624,7 +623,7 @@ class Pipeline:
         number of seeds than of labels or prompts, too little memory for a single image, or logits that nothing can be
         drawn from.
         """
-        settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
+        settings = Settings(_guided(guidance, prompts), top_k, top_p, temperature, smooth, step_guidance, reach)
         asked = Asked(labels, prompts, negative_prompt)
         requests, dealt, engine = self._requests(asked, seeds, settings, rerank)
         size = len(requests) if memory is None else self._images_within(memory, dealt, rerank)
@@ -642,7 +641,7 @@ class Pipeline:
         *,
         prompts: Texts | None = None,
         negative_prompt: str | None = None,
-        guidance: float | Sequence[float] | Guidance = 1.5,
+        guidance: float | Sequence[float] | Guidance | None = None,
         top_k: int | Sequence[int] = 900,
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
@@ -654,7 +653,7 @@ class Pipeline:
         callback: Callable[[Step], object] | None = None,
     ) -> Iterator[Step]:
         """`generate`, scale by scale: yields a `Step` after each."""
-        settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
+        settings = Settings(_guided(guidance, prompts), top_k, top_p, temperature, smooth, step_guidance, reach)
         asked = Asked(labels, prompts, negative_prompt)
         requests, dealt, engine = self._requests(asked, seeds, settings, rerank)  # mistakes raise at the call
         return self._walk(engine, requests, dealt, logits_processor, callback, rerank=rerank)
@@ -704,7 +703,7 @@ class Pipeline:
         feather: int = 0,
         composite: bool = True,
         copy: bool = False,
-        guidance: float | Sequence[float] | Guidance = 1.5,
+        guidance: float | Sequence[float] | Guidance | None = None,
         top_k: int | Sequence[int] = 900,
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
@@ -744,7 +743,7 @@ class Pipeline:
             raise InputError("copy: expected leak_free=False and no keep_scales, since the release's way leaks")
         given, signed = self._pictures(images, count)
         mask_B1HW = self._mask(mask, len(signed) // count).repeat_interleave(count, 0)
-        settings = Settings(guidance, top_k, top_p, temperature, smooth, step_guidance, reach)
+        settings = Settings(_guided(guidance, prompts), top_k, top_p, temperature, smooth, step_guidance, reach)
         names = _spread("labels", len(self.classes) if labels is None else labels, len(signed))
         words = None if prompts is None else _spread("prompts", prompts, len(signed))
         requests, dealt, engine = self._requests(Asked(names, words, negative_prompt), seeds, settings)
@@ -1179,6 +1178,13 @@ def _reader(config: Mapping[str, Any], text_encoder: str | Path | None) -> Reade
     if text_encoder is not None:
         raise InputError(f"text_encoder: expected none, as the model was trained with none, got {text_encoder}")
     return Vocabulary.from_json(config["vocabulary"]) if "vocabulary" in config else None
+
+
+def _guided(
+    guidance: float | Sequence[float] | Guidance | None, prompts: Texts | None
+) -> float | Sequence[float] | Guidance:
+    """What is asked for, or what is usual."""
+    return usual_guidance(prompted=prompts is not None) if guidance is None else guidance
 
 
 def _listed(expected: str, values: Any) -> list[Any]:

@@ -1,15 +1,15 @@
-"""Draw the figures of docs/concepts.md with the package's own geometry, mask and schedules.
+"""Draw the figures of the documentation: geometry, mask and schedules, and what the default model paints.
 
-    python scripts/draw_figures.py [--out docs/figures] [--model runs/demo --label 3]
+    python scripts/draw_figures.py [--out docs/figures] [--only NAME ...]
 
-No trained model is needed: in the pyramid the pixels themselves stand for the features, and every code is exact. With
-`--model`, growing.png shows a picture that this model paints.
+In the pyramid the pixels themselves stand for the features, and every code is exact. Pictures of the default model are
+not picked: seeds count up from 0.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,14 +23,28 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from nextscale import Pipeline, Scales, images, presets
+from nextscale.cli.sheet import Row, drawn, scale_names
 from nextscale.data import emoji
 from nextscale.sampling import guidance
 
 SUBJECT, SIDE = "parrot (fluent)", 64
 PYRAMID = Scales([1, 2, 4, 8, 16, 32])
+PROMPTS = ("cat face", "red heart", "rocket", "mushroom", "house", "soccer ball", "rainbow", "hamburger")
+UNDRAWN = (
+    "blue banana",
+    "green heart",
+    "cat in a box",
+    "purple house",
+    "pink rocket",
+    "red tree",
+    "black apple",
+    "sun face",
+)
+STYLES = ("fluent flat", "noto", "twemoji", "emojione", "icon park", "flat color")
 INK, ACCENT, COLOURS = "#333333", "#3f51b5", ("#3f51b5", "#e4572e", "#2a9d8f", "#8d6a9f")
 STYLE = {"font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "figure.facecolor": "white"}
 
@@ -151,15 +165,36 @@ def guided() -> Figure:
     return figure
 
 
-def growing(pipe: Pipeline, label: int | str) -> Figure:
-    """What the stream of a model shows, scale by scale."""
-    steps = [step.preview() for step in pipe.stream(label, seeds=0)]
-    figure, axes = plt.subplots(1, len(steps), figsize=(9, 1.9))
-    for k, (axis, step) in enumerate(zip(axes, steps, strict=True)):
-        axis.imshow(step[0].movedim(0, 2).numpy(), interpolation="nearest")
-        axis.set_title(f"{k + 1}", fontsize=9)
-    _bare(axes)
-    return figure
+# ---- what the default model paints -----------------------------------------------------------------------------------
+
+
+def growing(pipe: Pipeline) -> Image.Image:
+    """Pictures after each scale, a row each."""
+    over = scale_names(pipe.transformer.config.scales)
+    asked = {"labels": list(STYLES[:3]), "prompts": list(PROMPTS[:3]), "seeds": 0}
+    steps = torch.stack([images.from_unit(step.preview()) for step in pipe.stream(**asked)], dim=1)
+    return drawn([Row(prompt, row, over) for prompt, row in zip(PROMPTS, steps, strict=False)])
+
+
+def sheet(pipe: Pipeline, prompts: Sequence[str], styles: Sequence[str], seeds: Sequence[int]) -> Image.Image:
+    """A column a prompt; a row a style and seed."""
+    rows = []
+    for style in styles:
+        for seed in seeds:
+            painted = pipe.generate(style, [seed] * len(prompts), prompts=[*prompts]).images
+            name = style if len(seeds) == 1 else f"{style}, seed {seed}"
+            rows.append(Row(name, images.from_unit(painted), () if rows else prompts))
+    return drawn(rows)
+
+
+def paintings() -> dict[str, Callable[[Pipeline], Image.Image]]:
+    """Those of the default model by name."""
+    return {
+        "growing": growing,
+        "prompts": lambda pipe: sheet(pipe, PROMPTS, STYLES, [0]),
+        "undrawn": lambda pipe: sheet(pipe, UNDRAWN, STYLES, [0]),
+        "seeds": lambda pipe: sheet(pipe, PROMPTS, STYLES[:2], range(4)),
+    }
 
 
 def _bare(axes: Iterable[Axes]) -> None:
@@ -169,28 +204,30 @@ def _bare(axes: Iterable[Axes]) -> None:
         axis.spines[:].set_visible(False)
 
 
-def write(out: Path, model: str | None = None, label: int | str = 0) -> list[Path]:
-    """All of them; their paths."""
+PLOTS: dict[str, Callable[[], Figure]] = {"scales": scales, "pyramid": pyramid, "mask": mask, "guidance": guided}
+
+
+def write(out: Path, only: Collection[str] = ()) -> list[Path]:
+    """All of them, or some; their paths."""
     out.mkdir(parents=True, exist_ok=True)
+    names = [name for name in (*PLOTS, *paintings()) if not only or name in only]
     with plt.rc_context(STYLE):
-        figures = {"scales": scales(), "pyramid": pyramid(), "mask": mask(), "guidance": guided()}
-        if model is not None:
-            figures["growing"] = growing(Pipeline.load(model), label)
-    for name, figure in figures.items():
-        figure.tight_layout(pad=0.5, w_pad=0.6)
-        figure.savefig(out / f"{name}.png", dpi=110, metadata={"Software": None})
-        plt.close(figure)
-    return [out / f"{name}.png" for name in figures]
+        for name in filter(PLOTS.__contains__, names):
+            figure = PLOTS[name]()
+            figure.tight_layout(pad=0.5, w_pad=0.6)
+            figure.savefig(out / f"{name}.png", dpi=110, metadata={"Software": None})
+            plt.close(figure)
+    for name in filter(paintings().__contains__, names):
+        paintings()[name](Pipeline.load()).save(out / f"{name}.webp", quality=85, method=6)
+    return [out / f"{name}.{'png' if name in PLOTS else 'webp'}" for name in names]
 
 
 def run() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "figures")
-    options.add_argument("--model", help="also draw growing.png, a picture that this model paints")
-    options.add_argument("--label", default=0, help="its class, by name or number")
+    options.add_argument("--only", nargs="*", default=(), choices=[*PLOTS, *paintings()], help="some of them")
     given = options.parse_args()
-    label = int(given.label) if str(given.label).isdigit() else given.label
-    for path in write(given.out, given.model, label):
+    for path in write(given.out, given.only):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

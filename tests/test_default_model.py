@@ -1,4 +1,4 @@
-"""Laws of the tokenizer that comes with the package."""
+"""Laws of the model that comes with the package."""
 
 from __future__ import annotations
 
@@ -9,21 +9,46 @@ import safetensors
 import torch
 from tiny import TOKENIZER
 
-from nextscale import MultiScaleVQVAE, images
-from nextscale.cli.models import DEFAULT_MODEL, tokenizer_alone
+from nextscale import MultiScaleVQVAE, Pipeline, images
+from nextscale.cli import main
+from nextscale.cli.models import tokenizer_alone
 from nextscale.data import emoji
+from nextscale.hub import DEFAULT_MODEL
+from nextscale.pipeline import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 24e6  # bytes of weights, which whoever installs the package downloads
 
 
 def test_it_is_small_and_stored_in_bfloat16() -> None:
-    """And held in float32."""
-    (file,) = DEFAULT_MODEL.glob("*.safetensors")
-    assert file.stat().st_size <= MOST
-    with safetensors.safe_open(file, "pt") as stored:
-        assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"BF16"}  # noqa: SIM118 (no dict)
+    """And held in float32 where it is trained on."""
+    files = sorted(DEFAULT_MODEL.glob("*.safetensors"))
+    assert [file.stem for file in files] == ["tokenizer", "transformer"]
+    assert sum(file.stat().st_size for file in files) <= MOST
+    for file in files:
+        with safetensors.safe_open(file, "pt") as stored:
+            assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"BF16"}  # noqa: SIM118 (no dict)
     assert {weight.dtype for weight in MultiScaleVQVAE.load(DEFAULT_MODEL).parameters()} == {torch.float32}
+    assert {weight.dtype for weight in Pipeline.load(precision="fp32").transformer.parameters()} == {torch.float32}
+
+
+def test_it_paints_prompts_in_styles() -> None:
+    """Without a directory to load from; a prompt and a style both change the picture."""
+    pipe = Pipeline.load(precision="fp32")
+    assert {"noto", "fluent flat", "twemoji"} <= {*pipe.classes}
+    styles = ["noto", "noto", "icon park"]
+    first, second, third = pipe.generate(styles, [0, 0, 0], prompts=["cat face", "red heart", "cat face"]).images
+    assert first.shape == (3, 64, 64)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_commands_use_it_when_no_model_is_named(tmp_path: Path) -> None:
+    """What they write says so."""
+    assert main(["sample", "--prompt", "a rocket", "--label", "noto", "--out", str(tmp_path)]) == 0
+    (picture,) = tmp_path.glob("*-seed0.png")
+    request = Request.from_notes(images.notes(picture))
+    assert (request.prompt, request.model) == ("a rocket", Pipeline.load().fingerprint)
 
 
 @pytest.mark.slow

@@ -35,7 +35,18 @@ from nextscale.release import convert, files
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "index",
-    *("data", "tokenizer", "token-cache", "transformer", "text", "sampling", "likelihood", "editing", "evaluation"),
+    *(
+        "data",
+        "tokenizer",
+        "token-cache",
+        "transformer",
+        "text",
+        "default-model",
+        "sampling",
+        "likelihood",
+        "editing",
+        "evaluation",
+    ),
     *("studies", "release", "rivals", "training-speed", "hub"),
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ORDER)]
@@ -66,6 +77,7 @@ SHORT = {  # options that are made short, and those that are put in to make a co
     "evaluate likelihood": {"count": "9"},
     "inspect": {"compare": "9"},
     "study tokenizers": {"minutes": None, "steps": "1 1", "only": "fsq", "dropout": "0", "count": "9", "views": "1"},
+    "study scaling": {"minutes": None, "steps": "1", "depths": "1 2"},
 }
 ONLY_WHERE_GIVEN = ("per-class-count",)  # and not put in
 
@@ -166,6 +178,9 @@ def bring_along() -> None:
     Path("labels.csv").write_text("file,label\n" + "".join(f"{row},{row.split('/')[1]}\n" for row in rows))
     Path("captions.csv").write_text("file,caption\n" + "".join(f"{row},a {row.split('/')[1]}\n" for row in rows))
     data_sets()
+    for name in ("sizes", "errors"):
+        losses = "".join(f"{10**power},{0.5 + 10 ** (-0.2 * power)}\n" for power in range(5, 10))
+        Path(f"{name}.csv").write_text(f"parameters,loss\n{losses}")
     Path("prompts.txt").write_text("# for docs/text.md\nred heart\n\nthumbs up\n")
     Path("about.md").write_text("Photos of pets, taken by the reader.\n")
     Path("shards").mkdir()

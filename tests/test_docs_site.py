@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-CONCEPTS = (ROOT / "docs" / "concepts.md").read_text("utf-8")
 ASKED = {  # what somebody types, and a word of the heading that answers it
     "4 % accuracy normal": "accuracy",
     "loss does not fall": "fall below",
@@ -46,7 +45,8 @@ def test_the_figures_are_those_that_the_script_draws(tmp_path: Path) -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     drawn = {path.name: path for path in script.write(tmp_path)}
-    assert drawn.keys() == set(re.findall(r"\]\(figures/([\w.-]+)\)", CONCEPTS))
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md"))
+    assert drawn.keys() == set(re.findall(r"\]\(figures/([\w.-]+)\)", pages))
     for name, path in drawn.items():
         kept = ROOT / "docs" / "figures" / name
         assert kept.stat().st_size < 150_000

@@ -62,6 +62,16 @@ def test_stream_ends_where_generate_does(text_pipe: Pipeline) -> None:
     assert torch.equal(text_pipe.generate(**settings, memory=1_000_000).tokens, out.tokens)
 
 
+def test_prompts_are_guided_at_every_scale_by_default(text_pipe: Pipeline) -> None:
+    """By 6, since the coarse scales decide what is seen; classes alone by the release's 1.5, which begins at 0."""
+    (prompted,) = text_pipe.generate(prompts="a red heart", seeds=[0]).requests
+    assert prompted.guidance == (6.0,) * len(text_pipe.transformer.config.scales)
+    (classed,) = text_pipe.generate(labels=0, seeds=[0]).requests
+    assert classed.guidance == 1.5
+    (asked,) = text_pipe.generate(prompts="a red heart", seeds=[0], guidance=2.0).requests
+    assert asked.guidance == 2.0
+
+
 def test_every_schedule_of_guidance_takes_prompts(text_pipe: Pipeline) -> None:
     """A schedule that is 0 at first leaves the first scales as they are."""
     plain = text_pipe.generate(prompts=PROMPTS[:2], guidance=0.0).tokens

@@ -78,7 +78,8 @@ class EvaluateGeneration:
     """
 
     model: Model = ()
-    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files
+    (default: the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     reference: Annotated[str, tyro.conf.arg(metavar="emoji|DIR|FILE.npz")] = "emoji"
@@ -253,7 +254,7 @@ class EvaluateGeneration:
             each=each,
             first_seed=self.seed,
             keep=self.keep,
-            name=" ".join(self.model) or "embedded",
+            name=models.called(self.model),
             rejection=choosing.rejection if choosing is not None else None,
         )
         return Parts(pipe, network, reference, choosing, rerank, card)

@@ -44,7 +44,8 @@ class EvaluateLikelihood:
     """
 
     model: Model = ()
-    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files
+    (default: the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None
@@ -184,7 +185,7 @@ class EvaluateLikelihood:
         known = likelihood.class_numbers(pipe, found.classes) is not None
         words = pipe.reader is not None and found.validation.captions is not None
         return {
-            "model": " ".join(self.model),
+            "model": models.called(self.model),
             "fingerprint": pipe.fingerprint,
             "precision": str(pipe.transformer.compute_dtype).removeprefix("torch."),
             "device": str(pipe.device),

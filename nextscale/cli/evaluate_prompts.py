@@ -63,7 +63,7 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
     pipe = models.with_sampler(pipe, command.sampler)
     (setting,) = generation.fitted(settings, pipe.steps, until=command.guidance_until)
     if pipe.reader is None:
-        raise InputError(f"--prompts: expected a model that reads text, got {' '.join(command.model)}")
+        raise InputError(f"--prompts: expected a model that reads text, got {models.called(command.model)}")
     if command.reference == "figures":
         if command.out is not None:
             raise InputError(f"--out: expected none with --prompts and --reference figures, got {command.out}")
@@ -71,7 +71,7 @@ def ask(command: Asking, settings: Sequence[Setting], device: str) -> None:
             raise InputError(f"--clip: expected none with --reference figures, got {command.clip}")
         painting = evaluate_attributes.Painting(
             pipe=pipe,
-            name=" ".join(command.model),
+            name=models.called(command.model),
             setting=setting,
             count=command.count,
             seed=command.seed,
@@ -158,7 +158,7 @@ def _card(
         most=None,
     )
     return AlignmentCard(
-        model=generation.model_used(pipe, " ".join(command.model)),
+        model=generation.model_used(pipe, models.called(command.model)),
         setting=setting,
         first_seed=command.seed,
         prompts={kind: count for kind, count in counts.items() if count},

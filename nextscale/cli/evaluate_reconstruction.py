@@ -41,7 +41,8 @@ class EvaluateReconstruction:
     """
 
     model: Model = ()
-    """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
+    """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used (default:
+    the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several."""
     tokenizer: TokenizerRun = None
@@ -130,7 +131,7 @@ class EvaluateReconstruction:
     def _source(self, left_out: int) -> Source:
         from nextscale.evaluation.reconstruction import Source
 
-        name = str(self.tokenizer) if self.tokenizer is not None else " ".join(self.model) or "embedded"
+        name = str(self.tokenizer) if self.tokenizer is not None else models.called(self.model)
         return Source(tokenizer=name, data=printable(self.data), split=self.split, left_out=left_out)
 
     def _give(self, tokenizer: MultiScaleVQVAE, pictures: Pictures, figures: ReconstructionFigures) -> None:

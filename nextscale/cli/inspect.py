@@ -69,7 +69,8 @@ class Inspect:
     pictures: Pictures = ()
     """Files in any format Pillow reads; resized and centre-cropped to the model's size."""
     model: Model = ()
-    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files
+    (default: the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None

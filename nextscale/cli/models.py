@@ -15,8 +15,6 @@ from nextscale.cli import memory
 from nextscale.cli.options import SamplingPrecision
 from nextscale.errors import InputError
 
-DEFAULT_MODEL = Path(__file__).parents[1] / "default_model"  # scripts/make_default_model.py
-
 if TYPE_CHECKING:
     from nextscale.pipeline import Pipeline
     from nextscale.tokenizer import MultiScaleVQVAE
@@ -30,7 +28,7 @@ def load(
     precision: SamplingPrecision,
     text_encoder: str | None = None,
 ) -> Pipeline:
-    """The pipeline that `--model` and `--depth` name; the embedded one when there is neither.
+    """The pipeline that `--model` and `--depth` name; the default model when there is neither.
 
     Where its frozen text encoder has moved, `text_encoder` says whither.
     """
@@ -45,6 +43,11 @@ def load(
             return official.load(*files, device=device, precision=precision)
         place = model[0] if model else None
         return Pipeline.load(place, device=device, precision=precision, text_encoder=text_encoder)
+
+
+def called(model: Sequence[str]) -> str:
+    """What `--model` names, in one word or two."""
+    return " ".join(model) or "default"
 
 
 def load_tokenizer(
@@ -67,7 +70,7 @@ def tokenizer_alone(path: Path, scales: Sequence[str] = ()) -> MultiScaleVQVAE:
     from nextscale.files.checkpoint import CONFIG
     from nextscale.tokenizer import MultiScaleVQVAE
 
-    path = DEFAULT_MODEL if path == Path("default") and not path.exists() else path
+    path = hub.DEFAULT_MODEL if path == Path("default") and not path.exists() else path
     if path.is_file():
         with notes():
             return official.load_tokenizer(path, scales=sides(scales))

@@ -53,8 +53,8 @@ class Each(tuple[Any, ...]):
         return ",".join(map(str, self))
 
 
-def _per_scale(kind: type[int] | type[float]) -> PrimitiveConstructorSpec[Any]:
-    """One number for all scales, or one a scale with commas between."""
+def _per_scale(kind: type[int] | type[float], *, optional: bool = False) -> PrimitiveConstructorSpec[Any]:
+    """One number for all scales, or one a scale with commas between; where it is optional, None is a default."""
 
     def parsed(words: list[str]) -> Any:
         values = [kind(word) for word in words[0].split(",")]
@@ -64,13 +64,18 @@ def _per_scale(kind: type[int] | type[float]) -> PrimitiveConstructorSpec[Any]:
         nargs=1,
         metavar="N|N,N,...",
         instance_from_str=parsed,
-        is_instance=lambda value: isinstance(value, kind | int | Each),
+        is_instance=lambda value: isinstance(value, kind | int | Each) or (optional and value is None),
         str_from_instance=lambda value: [str(value)],
     )
 
 
 WholePerScale = Annotated[int | tuple[int, ...], _per_scale(int)]
 NumberPerScale = Annotated[float | tuple[float, ...], _per_scale(float)]
+Guided = Annotated[
+    float | tuple[float, ...] | None,
+    _per_scale(float, optional=True),
+    tyro.conf.arg(help_behavior_hint="(default: 1.5, with prompts 6 at every scale)"),
+]
 Reach = Annotated[int | None, tyro.conf.arg(metavar="SCALES", help_behavior_hint="(default: all)")]
 Maps = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Function = Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]

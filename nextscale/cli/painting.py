@@ -15,6 +15,7 @@ from nextscale.cli.options import (
     Depth,
     Each,
     Encoder,
+    Guided,
     Indices,
     Labels,
     Model,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nextscale.pipeline import Pipeline, Request, Rerank, Step
+    from nextscale.sampling.guidance import Guidance
 
 MOST = 100_000  # pictures of a class: all of them are kept for the sheet
 TOP_K = 900  # as in published results
@@ -43,7 +45,8 @@ class Painting:
     """The options of a command that paints pictures."""
 
     model: Model = ()
-    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files
+    (default: the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     label: Labels = ()
@@ -60,7 +63,7 @@ class Painting:
     """Pictures of each class or prompt."""
     seed: int = 0
     """Seed of the first picture; the next ones count up. A seed alone determines its picture."""
-    guidance: NumberPerScale = 1.5
+    guidance: Guided = None
     """Strength of classifier-free guidance at the last scale, growing linearly from 0 (0: none); or one per scale."""
     guidance_until: Until = None
     """No guidance from this scale on, counted from 0; half of the work there."""
@@ -102,16 +105,24 @@ class Painting:
 
     def settings(self) -> dict[str, Any]:
         """How tokens are chosen, as the methods of `Pipeline` take it."""
+        from nextscale.sampling.guidance import usual_guidance
+
         names = ("top_k", "top_p", "temperature", "smooth", "step_guidance", "reach", "negative_prompt")
-        guidance = schedule(self.guidance, self.guidance_until)
+        own = usual_guidance(prompted=self.prompted) if self.guidance is None else self.guidance
+        guidance = schedule(own, self.guidance_until)
         return {"guidance": guidance, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def prompted(self) -> bool:
+        """Whether words say what is to be seen."""
+        return bool(self.prompt)
 
     def notes(self, request: Request) -> Mapping[str, str] | None:
         """What its PNG carries along."""
         return None if self.no_metadata else request.notes
 
 
-def schedule(guidance: float | tuple[float, ...], until: int | None) -> Any:
+def schedule(guidance: float | tuple[float, ...] | Guidance, until: int | None) -> Any:
     """What --guidance and --guidance-until ask for, as `Pipeline.generate` takes it."""
     from nextscale.sampling.guidance import guidance_until
 

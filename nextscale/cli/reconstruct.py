@@ -25,7 +25,8 @@ class Reconstruct:
     pictures: Pictures = ()
     """Files in any format Pillow reads; resized and centre-cropped to the tokenizer's size."""
     model: Model = ()
-    """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used."""
+    """Directory, hub name, or the public release's tokenizer and transformer files; the tokenizer is used (default:
+    the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several."""
     tokenizer: TokenizerRun = None

@@ -77,6 +77,10 @@ class Sample(Painting):
             self._save_grid(sheet, finished)
         self._tell(len(pictures), sheet, alone=alone)
 
+    @property
+    def prompted(self) -> bool:
+        return bool(self.prompt or self.prompts_file)
+
     def _check(self) -> None:
         """What can be known to be wrong before torch is imported."""
         self.check()

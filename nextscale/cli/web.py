@@ -24,7 +24,8 @@ class Web:
     """Browser studio: generate, edit, reconstruct, compare, and watch training."""
 
     model: Model = ()
-    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files."""
+    """Directory such as `nextscale demo` leaves, hub name, or the public release's tokenizer and transformer files
+    (default: the model that comes with nextscale)."""
     depth: Depth = None
     """Depth of the release's transformer, if --model is a folder or hub name with several: 16, 20, 24 ..."""
     text_encoder: Encoder = None
@@ -58,7 +59,7 @@ class Web:
         )
         if pipe.transformer.order != "scale":
             raise InputError(
-                f"--model {self.model[0]}: expected a next-scale model, whose scales the studio shows and edits, got "
-                f"one of order {pipe.transformer.order}, which nextscale sample paints"
+                f"--model {models.called(self.model)}: expected a next-scale model, whose scales the studio shows and "
+                f"edits, got one of order {pipe.transformer.order}, which nextscale sample paints"
             )
         return pipe

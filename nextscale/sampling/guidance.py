@@ -1,7 +1,7 @@
 """Guidance schedules: how strongly each scale is pulled towards its class (classifier-free guidance).
 
 A schedule is a function (scale k, number of scales K) -> t; logits are (1 + t) * conditional - t * unconditional.
-These six, or any function of that form. Needs no torch.
+These, or any function of that form. Needs no torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from nextscale.errors import InputError
 Guidance = Callable[[int, int], float]
 """(scale k, 0-based; number of scales K) -> the weight t of that scale."""
 
+CLASS, PROMPT = 1.5, 6.0  # weights
+
 
 def linear_guidance(guidance: float) -> Guidance:
     """The release's schedule: t = guidance * k / (K - 1), 0 at the first scale. Raises `InputError` unless finite."""
@@ -27,6 +29,14 @@ def constant_guidance(guidance: float) -> Guidance:
     """t = guidance at every scale. Raises `InputError` unless finite."""
     _check(guidance)
     return lambda k, scales: guidance
+
+
+def usual_guidance(*, prompted: bool) -> float | Guidance:
+    """The default: the release's for classes, which grows linearly to `CLASS`; for prompts `PROMPT` at every scale.
+
+    The coarse scales decide what a picture shows, and without guidance there a prompt says little.
+    """
+    return constant_guidance(PROMPT) if prompted else CLASS
 
 
 def cosine_guidance(guidance: float) -> Guidance:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("small")
 
 HEADINGS = [
     "In short",
+    "What the default model paints",
     "Samples",
     "Growing, scale by scale",
     "Held-out pictures through the tokenizer",
@@ -71,6 +72,8 @@ def test_it_says_first_what_it_will_do_and_last_where_the_page_is(demo: Demo) ->
     assert told.startswith("demo: trains a tokenizer, then a transformer")
     assert "about 0.04 minutes" in told.split("data:")[0]
     assert "Ctrl-C is safe" in told.split("data:")[0]
+    assert "what the model that comes with nextscale paints is in" in told.split("data:")[0]
+    assert demo.out.with_name(f"{demo.out.name}-default.png").is_file()
     assert f"report: {demo.out / 'report.html'}" in told
 
 

@@ -249,7 +249,6 @@ def test_nothing_but_two_lines_is_printed(nextscale, model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "nextscale demo"),
         (["--model", "missing"], "missing"),
         (["--model", "MODEL", "--label", "10"], "expected 0 .. 8"),
         (["--model", "MODEL", "--label", "-1"], "-1"),
