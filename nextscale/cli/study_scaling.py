@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from nextscale.cli import models, study
-from nextscale.cli.options import Count, Directory, Json, Precision, Settings, TokenizerSource
+from nextscale.cli.options import Count, Json, Precision, Settings, TokenizerSource
 from nextscale.cli.output import at_least, at_most, check_json, console, directory, say, table, write_json
 from nextscale.cli.training import together
 from nextscale.errors import InputError
@@ -35,6 +35,10 @@ UNITS = {SIZE: BILLION, COMPUTE: PETA}
 NAMES = {SIZE: "N, billions of parameters", COMPUTE: "C, PFLOP of training"}
 SHORT = {SIZE: "N (billions)", COMPUTE: "C (PFLOP)"}
 PLOT = "scaling.png"
+Place = Annotated[
+    Path | None,
+    tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-scaling, with --points runs/scaling-law)"),
+]
 Table = Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv", help_behavior_hint="")]
 Sizes = Annotated[tuple[float, ...], tyro.conf.arg(metavar="N", help_behavior_hint="")]
 
@@ -83,7 +87,7 @@ class StudyScaling:
     """How often each is trained, with seeds from --seed on."""
     set: Settings = ()
     """Values of the recipe, for all sizes."""
-    out: Directory = Path("runs/study-scaling")
+    out: Place = None
     """Directory of cells, table and plot."""
     dry_run: bool = False
     """Only list the sizes and what they will take."""
@@ -100,14 +104,15 @@ class StudyScaling:
         if self.points is not None:
             self._fit(self.points)
             return
+        out = self.out or Path("runs/study-scaling")
         with study.apart(self.json), together(self.device) as device:
-            found = self._study(device)
+            found = self._study(device, out)
             if self.dry_run:
-                study.forecast(found, self.out)
+                study.forecast(found, out)
                 return
-            outcomes = study.conduct(found, self.out)
-            _tell_laws(found, outcomes, self.out)
-        study.give(found, outcomes, self.out, self.json)
+            outcomes = study.conduct(found, out)
+            _tell_laws(found, outcomes, out)
+        study.give(found, outcomes, out, self.json)
 
     def _check(self) -> None:
         """What can be known to be wrong before anything is read."""
@@ -124,7 +129,7 @@ class StudyScaling:
         at_least("--seeds", 1, self.seeds)
         at_most("--seeds", MOST_SEEDS, self.seeds)
 
-    def _study(self, device: str) -> Scaling:
+    def _study(self, device: str, out: Path) -> Scaling:
         from nextscale.data import tokens
         from nextscale.files.checkpoint import fingerprint
         from nextscale.studies.scaling import Asked, planned
@@ -140,7 +145,7 @@ class StudyScaling:
         tokenizer = models.tokenizer_alone(self.tokenizer)
         data = tokens.load(self.data, tokenizer=fingerprint(tokenizer.state_dict()))
         running = Training(device=device, precision=self.precision, watching=study.watching(NAME))
-        found = planned(self.out, asked, running, tokenizer, data, minutes=self.minutes, steps=self.steps)
+        found = planned(out, asked, running, tokenizer, data, minutes=self.minutes, steps=self.steps)
         say(f"{NAME}: {found.steps} steps of each of {len(found.configs)} sizes")
         return found
 
@@ -152,7 +157,7 @@ class StudyScaling:
                 fits = self._fits(points)
         except InputError as error:
             raise InputError(f"--points {table}: {error}") from None
-        place = directory("--out", self.out) / PLOT
+        place = directory("--out", self.out or Path("runs/scaling-law")) / PLOT
         _plot(points, fits, place)
         predictions = [(size, *fits[SIZE].predict(size / BILLION)) for size in self.predict]
         if self.json is not None:

@@ -200,7 +200,6 @@ def test_a_mistake_is_one_line_and_status_2(
     missing, out = tmp_path / "missing", tmp_path / "out"
     given = ["--tokenizer", tokenizer_run, "--data", pictures]
     cases: list[tuple[list[object], str]] = [
-        ([], "nextscale demo"),
         (["--tokenizer", missing], str(missing)),
         ([*given, "--model", tokenizer_run], "expected --model or --tokenizer, got both"),
         (["--tokenizer", tokenizer_run, "--data", missing], str(missing)),

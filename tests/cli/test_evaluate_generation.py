@@ -287,7 +287,6 @@ def test_a_mistake_is_one_line_and_status_2(
     missing, out = tmp_path / "missing", tmp_path / "out"
     given = ["--model", tiny, "--reference", pictures]
     cases: list[tuple[list[object], str]] = [
-        ([], "nextscale demo"),
         (["--model", missing], str(missing)),
         (["--model", tiny, "--reference", missing], str(missing)),
         (["--model", tiny, "--reference", tmp_path / "missing.npz"], "missing.npz"),

@@ -44,7 +44,7 @@ def test_each_picture_has_a_line_with_its_psnr(nextscale, model: Path, picture: 
 
 
 def test_a_mistake_is_one_line_and_status_2(nextscale, model: Path, picture: Path) -> None:
-    """No picture, no such picture, no picture at all in the file, no model, two models, no such device."""
+    """No picture, no such picture, no picture at all in the file, two models, no such device."""
     broken = picture.parent / "broken.png"
     broken.write_bytes(picture.read_bytes()[:60])
     missing = picture.parent / "missing"
@@ -53,7 +53,6 @@ def test_a_mistake_is_one_line_and_status_2(nextscale, model: Path, picture: Pat
         ["--model", model],
         [missing, "--model", model],
         [broken, "--model", model],
-        [picture],
         [picture, "--tokenizer", missing],
         [picture, "--tokenizer", model, "--model", model],
         [picture, "--tokenizer", model, "--device", "abacus"],

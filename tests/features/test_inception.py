@@ -146,7 +146,7 @@ def test_its_figures_alone_are_called_fid(network: Inception) -> None:
     ]
     others = (features.load(), features.vgg.VGG16(), features.dino.DINO(patch=16, grid=14))
     assert all("FID" not in card.figure_name("FD", other.name) for other in others)
-    with pytest.raises(InputError, match="and not Inception-2015"):
+    with pytest.raises(InputError, match="other than Inception-2015"):
         features.of_module(torch.nn.Flatten(), name=inception.NAME)
 
 

@@ -32,7 +32,7 @@ def test_a_part_of_the_minutes_is_for_steps_whatever_the_rest_takes() -> None:
 
 def test_a_trial_is_made_once_for_the_same_settings(root: Path) -> None:
     """And again for others."""
-    trials = [PACE, dataclasses.replace(PACE, start=11.0)]
+    trials = [vars(PACE), vars(dataclasses.replace(PACE, start=11.0))]
     waiting = iter(trials)
     found = [kept(root, "sizes", {"preset": name}, lambda: next(waiting)) for name in ("a", "a", "b", "a")]
     assert found == [trials[0], trials[0], trials[1], trials[0]]

@@ -95,7 +95,7 @@ def test_prompts_are_painted_told_and_taken_back(text_pipe: Pipeline, session: S
     """As by the pipeline; the file knows them, the line below the history tells them, and the fields show them."""
     words = asked(label=5, prompt="a red heart", negative_prompt="cats")
     assert 'alt="a red heart, seed 5"' in list(actions.generate(text_pipe, session, words))[-1]
-    expected = text_pipe.generate(prompts="a red heart", seeds=[5, 6], negative_prompt="cats")
+    expected = text_pipe.generate(prompts="a red heart", seeds=[5, 6], negative_prompt="cats", guidance=1.5)
     assert images.open_rgb(session.pictures[1].file).tobytes() == expected.pil()[0].tobytes()
     request = actions.request_in(session.pictures[1].file)
     assert request == expected.requests[0]

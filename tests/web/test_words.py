@@ -78,7 +78,7 @@ def test_words_that_are_typed_are_painted(page: Any, text_pipe: Pipeline) -> Non
     values = {field.label: field.value for field in work.inputs} | {"Prompt": "a red heart", "Seed": 7, "Pictures": 1}
     *_, (_, strip) = work.fn(SimpleNamespace(session_hash="one"), *values.values())
     request = Request.from_notes(images.notes(strip[0][0]))
-    expected = text_pipe.generate(prompts="a red heart", seeds=[7])
+    expected = text_pipe.generate(prompts="a red heart", seeds=[7], guidance=1.5)
     assert images.open_rgb(strip[0][0]).tobytes() == expected.pil()[0].tobytes()
     assert request == expected.requests[0]
     assert controls.refilled(text_pipe, request) == list(values.values())
@@ -97,7 +97,7 @@ def test_programs_ask_in_words(page: Any, text_pipe: Pipeline) -> None:
     """A prompt alone is of no class, and nothing at all of the first; edits take words too."""
     generate, edit = program(page, "generate"), program(page, "edit")
     (painted,) = generate(prompt="a red heart", negative_prompt="cats", seed=3)
-    expected = text_pipe.generate(prompts="a red heart", negative_prompt="cats", seeds=[3])
+    expected = text_pipe.generate(prompts="a red heart", negative_prompt="cats", seeds=[3], guidance=1.5)
     assert opened(painted) == expected.pil()[0].tobytes()
     assert (painted["name"], painted["settings"]["prompt"]) == ("a-red-heart-seed3.png", "a red heart")
     assert generate()[0]["settings"]["name"] == "ant"
