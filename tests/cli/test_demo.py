@@ -258,5 +258,6 @@ def test_ctrl_c_leaves_what_can_be_loaded_and_continued(nextscale, started, tmp_
     first = re.search(r"transformer: step (\d+)/(\d+)", done.output)
     assert first
     assert int(first[1]) > int(told[1])
-    assert first[2] == told[2]
+    decisions = json.loads((tmp_path / "demo" / "plan.json").read_text())["decisions"]
+    assert {int(told[2]), int(first[2])} <= {each["total"] for each in decisions}  # it follows the machine's pace
     assert (tmp_path / "demo" / "report.html").exists()
