@@ -34,16 +34,7 @@ from nextscale.sampling import guidance
 SUBJECT, SIDE = "parrot (fluent)", 64
 PYRAMID = Scales([1, 2, 4, 8, 16, 32])
 PROMPTS = ("cat face", "red heart", "rocket", "mushroom", "house", "soccer ball", "rainbow", "hamburger")
-UNDRAWN = (
-    "blue banana",
-    "green heart",
-    "cat in a box",
-    "purple house",
-    "pink rocket",
-    "red tree",
-    "black apple",
-    "sun face",
-)
+UNDRAWN = ("purple mushroom", "cat in a box", "purple house", "black apple", "green star face", "purple apple")
 STYLES = ("fluent flat", "noto", "twemoji", "emojione", "icon park", "flat color")
 INK, ACCENT, COLOURS = "#333333", "#3f51b5", ("#3f51b5", "#e4572e", "#2a9d8f", "#8d6a9f")
 STYLE = {"font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "figure.facecolor": "white"}

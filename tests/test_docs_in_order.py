@@ -77,9 +77,9 @@ SHORT = {  # options that are made short, and those that are put in to make a co
     "evaluate likelihood": {"count": "9"},
     "inspect": {"compare": "9"},
     "study tokenizers": {"minutes": None, "steps": "1 1", "only": "fsq", "dropout": "0", "count": "9", "views": "1"},
-    "study scaling": {"minutes": None, "steps": "1", "depths": "1 2"},
+    "study scaling": {"minutes": "0.01", "depths": "1 2"},
 }
-ONLY_WHERE_GIVEN = ("per-class-count",)  # and not put in
+ONLY_WHERE_GIVEN = ("per-class-count", "minutes", "depths")  # and not put in
 
 
 @dataclasses.dataclass(frozen=True)

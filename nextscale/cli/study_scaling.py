@@ -6,6 +6,7 @@ With --points the laws alone, fitted to the points of a table.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +30,11 @@ NAME = "scaling"
 DEPTHS = (2, 3, 4, 5, 6, 8)
 MOST_SEEDS = 1000
 
-BILLION, PETA = 1e9, 1e15
 SIZE, COMPUTE = "parameters", "compute"
-UNITS = {SIZE: BILLION, COMPUTE: PETA}
 NAMES = {SIZE: "N, billions of parameters", COMPUTE: "C, PFLOP of training"}
 SHORT = {SIZE: "N (billions)", COMPUTE: "C (PFLOP)"}
 PLOT = "scaling.png"
+OF_POINTS = ("points", "irreducible", "predict", "out", "json")  # options that --points goes with
 Place = Annotated[
     Path | None,
     tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-scaling, with --points runs/scaling-law)"),
@@ -55,7 +55,7 @@ class Points(NamedTuple):
 class StudyScaling:
     """Train transformers of several sizes alike, and fit the paper's scaling law.
 
-    L = irreducible + (beta N)^alpha; docs/studies.md explains the figures
+    L = irreducible + (beta N)^alpha; docs/studies.md explains the metrics
 
     The same command continues. With --points, only fit the law to losses you have.
     """
@@ -64,7 +64,7 @@ class StudyScaling:
     """Columns parameters, loss and, if known, compute (operations of training), in units, not billions; a row a model,
     or a row a checkpoint, of which the law of sizes takes those with the most compute."""
     irreducible: Annotated[float | None, tyro.conf.arg(metavar="L", help_behavior_hint="(default: fitted)")] = None
-    """With --points: loss that no size brings away, if it is known; 0 for error rates."""
+    """With --points: the irreducible loss, if it is known; 0 for error rates."""
     predict: Sizes = ()
     """With --points: parameters of models whose loss is to be predicted."""
     data: Path = Path("runs/tokens")
@@ -76,21 +76,21 @@ class StudyScaling:
     depths: tuple[int, ...] = DEPTHS
     """Sizes: blocks, with width = 64 * depth."""
     hold_back: bool = False
-    """Keep the largest out of the fits: what they predict for it is written down before it is trained."""
+    """Fit without the largest, and write down a prediction for it before it is trained."""
     minutes: float = 120.0
-    """All sizes together, about: how many steps fit is measured once, and is the same for all."""
+    """Budget for all sizes together, about; the number of steps is measured once and the same for all."""
     steps: Count = None
     """Steps of each instead."""
     seed: int = 0
     """Seed of the weights and the order of the data."""
     seeds: int = 1
-    """How often each is trained, with seeds from --seed on."""
+    """Runs of each size, with seeds from --seed on."""
     set: Settings = ()
     """Values of the recipe, for all sizes."""
     out: Place = None
     """Directory of cells, table and plot."""
     dry_run: bool = False
-    """Only list the sizes and what they will take."""
+    """Only list the sizes and their estimated cost."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is CUDA if available."""
     precision: Precision = "auto"
@@ -121,8 +121,10 @@ class StudyScaling:
                 raise InputError(f"--predict: expected more than 0, got {size:g}")
         if self.points is None and (self.predict or self.irreducible is not None):
             raise InputError("--predict, --irreducible: expected --points too, got none")
-        if self.points is not None and (self.dry_run or self.hold_back):
-            raise InputError("--dry-run, --hold-back: expected a family to train, got --points")
+        changed = [each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
+        others = [name for name in changed if name not in OF_POINTS]
+        if self.points is not None and others:
+            raise InputError(f"--points: expected no options of training, got --{others[0].replace('_', '-')}")
         if not 0 < self.minutes < float("inf"):
             raise InputError(f"--minutes: expected more than 0, got {self.minutes:g}")
         at_least("--steps", 1, 1 if self.steps is None else self.steps)
@@ -150,7 +152,9 @@ class StudyScaling:
         return found
 
     def _fit(self, table: Path) -> None:
-        """The law of points that are there."""
+        """The law of the points in a table."""
+        from nextscale.studies import laws
+
         points = read(table)
         try:
             with models.notes():
@@ -159,7 +163,7 @@ class StudyScaling:
             raise InputError(f"--points {table}: {error}") from None
         place = directory("--out", self.out or Path("runs/scaling-law")) / PLOT
         _plot(points, fits, place)
-        predictions = [(size, *fits[SIZE].predict(size / BILLION)) for size in self.predict]
+        predictions = [(size, *fits[SIZE].predict(size / laws.BILLION)) for size in self.predict]
         if self.json is not None:
             write_json(self.json, _plain(fits, predictions, len(points)))
         with study.apart(self.json):
@@ -171,12 +175,12 @@ class StudyScaling:
         from nextscale.studies import laws
 
         final = _final(points)
-        sizes = [point.parameters / BILLION for point in final]
+        sizes = [point.parameters / laws.BILLION for point in final]
         fits = {SIZE: laws.fit(sizes, [point.loss for point in final], irreducible=self.irreducible)}
         spent = [point.compute for point in points if point.compute is not None]
         places = laws.frontier(spent, [point.loss for point in points]) if spent else []
         if len(places) > 3:
-            across, losses = [spent[place] / PETA for place in places], [points[place].loss for place in places]
+            across, losses = [spent[place] / laws.PETA for place in places], [points[place].loss for place in places]
             fits[COMPUTE] = laws.fit(across, losses, irreducible=self.irreducible)
         elif spent:
             warnings.warn(f"compute: no law, as only {len(places)} points lie on the frontier", stacklevel=2)
@@ -277,11 +281,11 @@ def _law(fit: Fit) -> dict[str, Any]:
 
 def _plot(points: Sequence[Points], fits: Mapping[str, Fit], place: Path) -> None:
     from nextscale.files.durable import write_beside
-    from nextscale.studies import plots
+    from nextscale.studies import laws, plots
 
-    panels = []
+    panels, units = [], {SIZE: laws.BILLION, COMPUTE: laws.PETA}
     for name, fit in fits.items():
         shown = [(value, point.loss) for point in points if (value := getattr(point, name)) is not None]
-        panels.append(plots.LawPanel(NAMES[name], [(value / UNITS[name], loss) for value, loss in shown], fit))
+        panels.append(plots.LawPanel(NAMES[name], [(value / units[name], loss) for value, loss in shown], fit))
     figure = plots.laws(panels)
     write_beside(place, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))

@@ -2,8 +2,8 @@
 
     L(N) = L_inf + (beta N)^alpha        alpha < 0; Tian et al. 2024, section 4.1, equations 5 and 6
 
-L_inf, the loss that no size brings away, is given or fitted too. Knows points alone: where they come from and how they
-are shown is the caller's. Shapes: n points, B resamples, G exponents that are tried.
+L_inf is the irreducible loss, given or fitted. This module sees points only; the caller reads and shows them. Shapes:
+n points, B resamples, G trial exponents.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from nextscale.errors import InputError
 from nextscale.evaluation.intervals import Interval
 
+BILLION, PETA = 1e9, 1e15  # the paper's units of size and compute
 RESAMPLES = 1000
 STEEPEST, FLATTEST = -3.0, -0.005  # exponents that are tried
 GRID, ZOOMS = 100, 5  # of them at a time; how often the grid is laid anew around the best
@@ -45,11 +46,11 @@ class Law:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A law, how sure it is, and what speaks against it."""
+    """A fitted law with its intervals, and warnings where the points do not support it."""
 
     law: Law
     given: bool
-    """Whether the irreducible loss was."""
+    """Whether the irreducible loss was given, not fitted."""
     pearson: float
     """Correlation of log x and log(L - irreducible)."""
     deviation: float
@@ -57,14 +58,14 @@ class Fit:
     intervals: dict[str, Interval]
     """95 %, of alpha, beta and, where it was fitted, irreducible."""
     warnings: tuple[str, ...]
-    """Why the points do not support it, a sentence each; none if they do."""
+    """A sentence for each reason why the points do not support the law."""
     draws: tuple[Law, ...]
     """Laws of resampled points."""
     errors: tuple[float, ...]
-    """L / L(x) - 1 of the points, about as large as those of new ones."""
+    """L / L(x) - 1 of the points, scaled up for the degrees of freedom."""
 
     def predict(self, x: float) -> tuple[float, Interval]:
-        """The loss at another size, and where a model of that size ends in 95 of 100 cases, by its own scatter too."""
+        """The loss at another size, and the 95 % interval of a single model's loss there."""
         numbers = torch.Generator().manual_seed(0)
         losses = torch.tensor([law(x) for law in self.draws], dtype=torch.float64)
         own = torch.tensor(self.errors, dtype=torch.float64)
@@ -74,11 +75,14 @@ class Fit:
 def fit(
     x: Sequence[float], losses: Sequence[float], *, irreducible: float | None = None, resamples: int = RESAMPLES
 ) -> Fit:
-    """The law of points (x, L), by least squares of relative errors; intervals by resampling these.
+    """The law of points (x, L), with bootstrapped intervals of its relative errors.
+
+    With the irreducible loss given, a straight line through the logarithms, as in the paper; otherwise least squares of
+    relative errors.
 
     Arguments:
-        x: sizes, in any unit; a size may come several times.
-        losses: of each, more than 0.
+        x: sizes, in any unit; a size may occur several times.
+        losses: one per size, more than 0.
         irreducible: L_inf; None fits it, to 0 or more.
 
     Raises `InputError` for fewer than three sizes, four where the irreducible loss is to be found too, for values that
@@ -101,20 +105,21 @@ def fit(
     names = ("alpha", "beta") if irreducible is not None else ("alpha", "beta", "irreducible")
     columns = {name: torch.tensor([getattr(each, name) for each in draws], dtype=torch.float64) for name in names}
     intervals = {name: _middle(values_B) for name, values_B in columns.items()}
+    deviation = float(errors_n.square().mean().sqrt())
     return Fit(
         law=law,
         given=irreducible is not None,
         pearson=_pearson(x_n.log(), (losses_n - law.irreducible).clamp(min=1e-12).log()),
-        deviation=float(errors_n.square().mean().sqrt()),
+        deviation=deviation,
         intervals=intervals,
-        warnings=tuple(_warnings(x_n, losses_n, law, intervals, float(errors_n.square().mean().sqrt()))),
+        warnings=tuple(_warnings(x_n, losses_n, law, intervals, deviation)),
         draws=tuple(draws),
         errors=tuple(errors_n.tolist()),
     )
 
 
 def frontier(compute: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Places of the points that no other reaches with as little compute, from the cheapest on."""
+    """Indices of the points with a lower loss than every cheaper one, from the cheapest on."""
     best, kept = math.inf, []
     for place in sorted(range(len(compute)), key=lambda each: (compute[each], losses[each])):
         if losses[place] < best:
@@ -136,7 +141,7 @@ def _laws(x_n: Tensor, losses_Bn: Tensor, irreducible: float | None) -> list[Law
     ]
 
 
-# log R = log f + alpha log x, R = L - L_inf; each point weighs R^2 / L^2 in the errors of L, which the paper leaves out
+# log (L - L_inf) = log f + alpha log x
 def _lines(x_n: Tensor, reducible_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Straight lines through logarithms, as the paper fits: exponents (B,), factors (B,), and zeros."""
     across_n, up_Bn = x_n.log(), reducible_Bn.log()

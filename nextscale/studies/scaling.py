@@ -25,7 +25,7 @@ from nextscale.errors import InputError
 from nextscale.files.checkpoint import fingerprint, read_json, write_json
 from nextscale.studies import laws, pace, plots, tables, training
 from nextscale.studies.cells import Cell, Clock, outcomes
-from nextscale.studies.laws import Fit
+from nextscale.studies.laws import BILLION, PETA, Fit
 from nextscale.studies.tables import Column, Row
 from nextscale.studies.variants import warmed
 from nextscale.tokenizer import MultiScaleVQVAE
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 NAME = "scaling"
 PREDICTION = "prediction.json"
 CHECKS = 8  # points of each curve
-BILLION, PETA = 1e9, 1e15
 MEASURES = {  # by key: what it is, and its irreducible part, None where that is fitted
     "loss_last": ("loss of the last scale, nats", None),
     "loss_all": ("loss of all scales, nats", None),
@@ -213,7 +212,7 @@ class Scaling:
         fits = self.fits(tables.rows(outcomes(root, self.cells)))
         if fits and self.held_back:
             size = parameters(self.configs[self.held_back])[0]
-            told = {key: (fit.predict(size / BILLION)) for key, fit in fits.items()}
+            told = {key: fit.predict(size / BILLION) for key, fit in fits.items()}
             values = {key: {"value": value, "low": low, "high": high} for key, (value, (low, high)) in told.items()}
             write_json(root / PREDICTION, {"name": self.held_back, "parameters": size, "predicted": values})
 

@@ -57,7 +57,8 @@ def test_of_checkpoints_the_last_count_and_the_frontier_is_fitted(
     [
         (["--predict", "1e9"], "--predict, --irreducible: expected --points too, got none"),
         (["--data", "nowhere"], "--data: expected a token cache, which nextscale encode makes, got nowhere"),
-        (["--points", "p.csv", "--hold-back"], "--dry-run, --hold-back: expected a family to train, got --points"),
+        (["--points", "p.csv", "--hold-back"], "--points: expected no options of training, got --hold-back"),
+        (["--points", "p.csv", "--depths", "2", "3"], "--points: expected no options of training, got --depths"),
         (["--depths", "2", "2"], "depths: expected different ones of 1 and more, got 2 2"),
         (["--minutes", "0"], "--minutes: expected more than 0, got 0"),
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
